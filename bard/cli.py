@@ -1,0 +1,341 @@
+"""`bard`: the commands of everyday life, each a few lines over the flows and the store."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bard.errors import BardError
+from bard.home import home, prefect_environment, project_folder
+
+if TYPE_CHECKING:
+    from flows.outcome import Outcome
+    from storage.handles import Handle
+
+# Everything heavier than the command line itself is imported inside the command that needs it: `bard --help` and
+# `bard path` answer in a blink, and Prefect reads its settings when it is imported.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML file in corpora/.")
+app.add_typer(corpora, name="corpus")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
+
+DEFAULT_CORPUS = "tiny-shakespeare"
+FALLBACK_CORPUS = "synthetic"
+
+
+def main() -> None:
+    """Run a command; a mistake that the user can mend ends it with its message alone."""
+    try:
+        app()
+    except BardError as error:
+        print(f"bard: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def train(
+    corpus: Annotated[
+        str | None, typer.Argument(help=f"A name from `bard corpus list`. [default: {DEFAULT_CORPUS}]")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="small, classic, lecture, bpe or tiny.")] = "small",
+    set_: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Train a GPT: corpus, vocabulary, shards, GPT, evaluation, report, champion."""
+    prepare_prefect()
+    from sources.download import FetchError
+    from sources.spec import load_corpus
+    from tasks.recipes import overrides_from
+    from tasks.recipes import recipe as recipe_named
+
+    # A wrong word is refused here, before a server is started for it.
+    overrides = overrides_from(dict(assignment(text) for text in set_))
+    chosen = recipe_named(recipe, overrides)
+    load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
+    from bard.up import server
+    from flows.train_gpt import train_gpt
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    unreachable: FetchError | None = None
+    with server() as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides)
+        except FetchError as error:
+            if corpus is not None:
+                raise
+            unreachable = error
+            tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
+            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides)
+    print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
+    if unreachable is not None:
+        tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")
+
+
+@corpora.command("list")
+def list_corpora(as_json: AsJson = False) -> None:
+    """What can be trained on."""
+    from sources.spec import corpus_names, load_corpus
+
+    folder = project_folder() / "corpora"
+    specs = [load_corpus(name, folder) for name in corpus_names(folder)]
+    if as_json:
+        print_json([spec.model_dump(mode="json") for spec in specs])
+    else:
+        width = max((len(spec.name) for spec in specs), default=0)
+        for spec in specs:
+            print(f"{spec.name:<{width}}  {spec.language:<8} {spec.title} ({spec.licence})")
+
+
+@corpora.command("add")
+def add_corpus(
+    name: Annotated[str, typer.Argument(help="What to call it: a-z, 0-9 and -.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="ADDRESS-OR-PATH", help="http(s) address, file, folder, glob, or dataset:NAME."),
+    ],
+    title: Annotated[str | None, typer.Option(help="[default: the name]")] = None,
+    language: Annotated[str, typer.Option(help="A BCP 47 tag such as en or zh-Hant.")] = "und",
+    licence: Annotated[str, typer.Option(help="Under which licence the text stands.")] = "unknown",
+    clean: Annotated[list[str], typer.Option(help="A cleaning step, to be repeated.")] = [],  # noqa: B006
+    cut: Annotated[str | None, typer.Option(help="whole, file, heading or row. [default: by the source]")] = None,
+    heading: Annotated[str | None, typer.Option(help="The regular expression of --cut heading.")] = None,
+    pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a text and write corpora/NAME.toml for it."""
+    from pydantic import ValidationError
+
+    from sources.adding import look, source_at
+    from sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, write_corpus
+
+    project = project_folder()
+    found_at = source_at(source, project)
+    by_source = {"dataset": "row"}.get(next(iter(found_at.model_dump())), "whole")
+    try:
+        spec = CorpusSpec(
+            name=name,
+            title=title or name.replace("-", " ").capitalize(),
+            language=language,
+            licence=licence,
+            source=found_at,
+            cleaning=tuple(clean),
+            documents=DocumentsSpec(cut=cut or ("heading" if heading else by_source), heading=heading),  # type: ignore[arg-type]
+        )
+    except ValidationError as error:
+        raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
+    mirror = os.environ.get("CORPORA_MIRROR") or None
+    added = look(spec, project=project, downloads=home() / "downloads", mirror=mirror, pin=pin)
+    path = write_corpus(added.spec, project / "corpora")
+    if as_json:
+        print_json(
+            {
+                "corpus": added.spec.model_dump(mode="json"),
+                "fetched": added.fetched.model_dump(mode="json"),
+                "survey": added.survey.model_dump(mode="json"),
+                "file": str(path),
+            }
+        )
+        return
+    survey, files = added.survey, added.fetched.files
+    print(f"address      {added.fetched.address}")
+    if len(files) == 1:
+        print(f"sha256       {files[0].sha256}{' (pinned)' if pin else ' (not pinned: the source may change)'}")
+    print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}, UTF-8")
+    print(f"characters   {survey.characters:,}, {survey.distinct:,} distinct")
+    print(f"documents    {survey.documents:,}")
+    print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
+    print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
+    for warning in survey.warnings:
+        print(f"warning      {warning}")
+    print(f"wrote        {path}")
+    print(f"train on it  make train CORPUS={name}   or   prefect deployment run train-gpt -p corpus={name}")
+
+
+@app.command()
+def path(ref: Ref) -> None:
+    """The folder where an artifact lies."""
+    store, handle = found(ref)
+    print(store.folder(handle))
+
+
+@app.command()
+def show(ref: Ref, as_json: AsJson = False) -> None:
+    """What an artifact is: its facts and files, and the history of its name."""
+    from storage.refs import Refs
+
+    store, handle = found(ref)
+    manifest, history = store.manifest(handle), Refs(home()).history(ref) if "/" in ref else []
+    if as_json:
+        print_json(
+            {
+                "kind": type(handle).__name__,
+                "digest": handle.digest,
+                "folder": str(store.folder(handle)),
+                "facts": manifest.facts,
+                "files": {name: file.model_dump() for name, file in manifest.files.items()},
+                "history": [entry.model_dump(mode="json") for entry in history],
+            }
+        )
+        return
+    print(f"{type(handle).__name__} {handle.digest}\n{store.folder(handle)}")
+    print_table("facts", manifest.facts)
+    print_table("files", {name: f"{file.bytes:,} bytes" for name, file in manifest.files.items()})
+    if history:
+        print("history")
+        for entry in history:
+            print(f"  {entry.at[:16]}  {entry.handle}  {entry.by}: {entry.why}")
+
+
+@app.command()
+def explain(ref: Ref, as_json: AsJson = False) -> None:
+    """Where an artifact comes from, back to the address and sha256 of its source."""
+    from storage.lineage import lineage
+
+    store, handle = found(ref)
+    ancestors = lineage(store, handle)
+    if as_json:
+        print_json(
+            [
+                {
+                    "kind": type(a.handle).__name__,
+                    "digest": a.handle.digest,
+                    "files": {name: file.model_dump() for name, file in a.manifest.files.items()},
+                    "origin": a.origin.model_dump(mode="json"),
+                }
+                for a in ancestors
+            ]
+        )
+        return
+    for a in ancestors:
+        print(f"{type(a.handle).__name__:<12} {a.handle.short}  {a.origin.at[:16]}  {a.origin.task}")
+        for name, spelled in a.origin.inputs.items():
+            print(f"{'':<12} from {name} {spelled.partition('/')[2][:8]}")
+        if "address" in a.origin.measured:
+            print(f"{'':<12} from {a.origin.measured['address']}")
+            for name, file in a.manifest.files.items():
+                print(f"{'':<12} {name}: {file.bytes:,} bytes, sha256 {file.sha256}")
+
+
+@app.command()
+def sample(
+    ref: Ref,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
+    characters: Annotated[int, typer.Option(min=1)] = 500,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 1337,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model write."""
+    from model import device
+    from model.folder import load_model
+    from model.sampling import SamplingSpec
+    from model.vocabulary import TOKENIZER_FILE, load
+    from storage.handles import Model
+    from tasks.evaluation import continuation
+
+    store, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(
+            f"{ref} is a {type(handle).__name__}, but only a Model can write; give one, such as NAME/champion"
+        )
+    if not prompt:
+        raise BardError("--prompt is empty, but a text begins with something; leave it out to begin with a new line")
+    folder, place = store.folder(handle), device.choose("f32")
+    spec = SamplingSpec(temperature=temperature, top_k=top_k or None, seed=seed)
+    gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
+    text = continuation(gpt, tokenizer, prompt, characters, spec, place)
+    if as_json:
+        print_json({"model": handle.digest, "prompt": prompt, "text": text, **spec.model_dump()})
+    else:
+        print(prompt + text)
+
+
+@app.command()
+def up(port: Annotated[int, typer.Option(help="Where the server listens, on 127.0.0.1.")] = 4200) -> None:
+    """Server with UI, work pool, worker and all deployments; Ctrl-C stops all of it."""
+    from bard.up import up as bring_up
+
+    bring_up(port)
+
+
+def prepare_prefect() -> None:
+    """Set this process up before Prefect is imported: Prefect's settings, and who tells the story of a run."""
+    os.environ.update(prefect_environment())
+    # The story of a run is told by the logger `bardflow`; Prefect's own lines go to its database.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    story = logging.StreamHandler(sys.stderr)
+    story.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("bardflow")
+    logger.addHandler(story)
+    logger.propagate = False
+
+
+def found(ref: str) -> "tuple[Any, Handle]":
+    """The store, and the handle that a REF names."""
+    from storage.refs import Refs, resolve
+    from storage.store import Store
+
+    store = Store(home())
+    return store, resolve(store, Refs(home()), ref)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`name=value` read as a name and a JSON value; what is not JSON is text.
+
+    Raises:
+        BardError: there is no `=` in it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BardError(f"--set {text} has no value; write --set FIELD=VALUE, such as --set learning_rate=0.001")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def summary(outcome: "Outcome") -> str:
+    """The end of a training run in a few lines."""
+    lines = [
+        f"validation loss   {outcome.nats_per_token:.4f} nats per token",
+        f"{'':<17} {outcome.bits_per_character:.4f} bits per character",
+        *(f"{name:<17} {bits:.4f} bits per character" for name, bits in outcome.baselines.items()),
+        f"sample            {outcome.sample.strip()[:400]!r}" if "\n" not in outcome.sample.strip() else "sample",
+    ]
+    if "\n" in outcome.sample.strip():
+        lines += [f"  | {line}" for line in outcome.sample.strip()[:400].splitlines()]
+    lines += [
+        f"report            {outcome.report}",
+        f"champion          {'moved' if outcome.champion_moved else 'not moved'}: {outcome.verdict}",
+        f"trained           {'yes' if outcome.trained else 'nothing'}: {outcome.why}",
+    ]
+    return "\n".join(lines)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
+    """Names and values, a line each."""
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<24} {json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value}")
+
+
+def tell(message: str) -> None:
+    """A line for the person at the terminal."""
+    print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The main job on one screen: a corpus goes in, an evaluated and versioned GPT and a page about it come out."""
+
+from prefect import flow
+
+from bard.home import project_folder
+from flows.outcome import Outcome, outcome
+from sources.spec import load_corpus
+from storage.handles import Checkpoint, TokenShards, Vocabulary
+from tasks.answers import Asking
+from tasks.champion import champion, crown, judge, note_text
+from tasks.corpus import clean_corpus, fetch_source
+from tasks.evaluation import evaluate_model, measure_baselines
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from tasks.recipes import recipe as recipe_named
+from tasks.reporting import publish_report, show_in_prefect
+from tasks.saying import say
+from tasks.training import begin_training, best, export_model, is_hopeless, train_leg
+from tasks.turns import turn
+from tasks.vocabulary import learn_vocabulary, tokenize_corpus
+
+
+@flow(
+    name="train-gpt",
+    description="Corpus, vocabulary, shards, GPT, evaluation, report, champion.",
+    validate_parameters=True,
+)
+def train_gpt(
+    corpus: str = "tiny-shakespeare", recipe: RecipeName = "small", overrides: Overrides = AS_THE_RECIPE_HAS_IT
+) -> Outcome:
+    """Train a GPT on a corpus by a recipe; what was answered before is not computed again.
+
+    Args:
+        corpus: the name of a file in `corpora/`.
+        recipe: what to train and how.
+        overrides: fields of the recipe to change.
+    """
+    spec = load_corpus(corpus, project_folder() / "corpora")
+    chosen = recipe_named(recipe, overrides)
+    with turn(corpus):
+        ask = Asking()
+        text = ask(clean_corpus, ask(fetch_source, spec), spec)
+        say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
+        vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
+        shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
+        legs = train(ask, vocabulary, shards, chosen)
+        model = ask(export_model, best(legs), vocabulary, text)
+
+        evaluation = ask(evaluate_model, model, text, chosen.evaluation)
+        baselines = ask(measure_baselines, text)
+        seat = champion(corpus)
+        rival = ask(evaluate_model, seat.model, text, chosen.evaluation) if seat else None
+        judgement = judge(corpus, recipe, model, evaluation, seat, rival)
+
+        changed = sorted(overrides.changes())
+        report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
+        crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
+    show_in_prefect(corpus, report)
+    return outcome(corpus, chosen, model, report, ask, legs)
+
+
+def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe) -> list[Checkpoint]:
+    """Leg after leg, until the last step or until the validation loss no longer falls."""
+    checkpoint = ask(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
+    legs: list[Checkpoint] = []
+    for until in chosen.training.leg_ends():
+        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until)
+        legs.append(checkpoint)
+        if is_hopeless(legs, chosen.training.patience):
+            say(f"the validation loss no longer falls: stopping after step {until:,} of {chosen.training.steps:,}")
+            break
+    return legs

@@ -1,0 +1,98 @@
+"""Which tokens a step sees: a pure function of (seed, step), so a run's data position is one integer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bard.errors import BardError
+
+# Targets with this value are not charged (torch's cross entropy's own default).
+NOT_CHARGED = -100
+
+
+class Tokens(Protocol):
+    """A sliceable array of token ids."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> npt.NDArray[np.unsignedinteger]: ...
+
+
+class TooFewTokens(BardError):
+    """The text is shorter than one window."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's windows: inputs and targets, both int64 (B, T); a target that is not charged is NOT_CHARGED."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+
+
+class Batches:
+    """Every epoch cuts the tokens into windows at a freshly drawn offset and visits them in a freshly drawn order.
+
+    Both draws come from (seed, epoch) alone. Each token but the first is a target exactly once an epoch: the windows
+    at the two ends are shorter, which here means that the rest of their targets is not charged.
+    """
+
+    def __init__(self, tokens: Tokens, *, context: int, batch: int, seed: int) -> None:
+        if len(tokens) <= context:
+            raise TooFewTokens(
+                f"the training part has {len(tokens):,} tokens, but a window of context {context} needs "
+                f"{context + 1:,}; give a smaller context or a longer text"
+            )
+        self.tokens, self.context, self.batch, self.seed = tokens, context, batch, seed
+        self._epochs = [_Epoch(0, 0, *self._draw(0))]
+
+    def at(self, step: int) -> Batch:
+        """The windows of a step (0, 1, 2, …)."""
+        inputs = np.empty((self.batch, self.context), np.int64)
+        targets = np.full((self.batch, self.context), NOT_CHARGED, np.int64)
+        for row, (start, first, stop) in enumerate(self._windows(step)):
+            window = self.tokens[start : start + self.context + 1]
+            inputs[row] = window[:-1]
+            targets[row, first - start - 1 : stop - start - 1] = window[first - start : stop - start]
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _windows(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """For each row of a step: where the window starts, and the span [first, stop) of tokens that it charges."""
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch = self._epoch_of(position)
+            k = int(epoch.order[position - epoch.begins])
+            first = 1 if k == 0 else 1 + epoch.offset + (k - 1) * self.context
+            stop = min(1 + epoch.offset + k * self.context, len(self.tokens))
+            start = min(max(0, first - 1), len(self.tokens) - 1 - self.context)
+            yield start, first, stop
+
+    def _epoch_of(self, position: int) -> "_Epoch":
+        epochs = self._epochs
+        if position < epochs[0].begins:
+            epochs[:] = [_Epoch(0, 0, *self._draw(0))]
+        while position >= epochs[-1].begins + len(epochs[-1].order):
+            last = epochs[-1]
+            epochs.append(_Epoch(last.number + 1, last.begins + len(last.order), *self._draw(last.number + 1)))
+            del epochs[:-2]  # a batch can straddle two epochs, never more are kept
+        return epochs[-1] if position >= epochs[-1].begins else epochs[0]
+
+    def _draw(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        offset = int(generator.integers(1, self.context + 1))
+        rest = max(0, len(self.tokens) - 1 - offset)
+        return offset, generator.permutation(1 + -(-rest // self.context))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch: where in the run's sequence of windows it begins, the first window's length, a permutation."""
+
+    number: int
+    begins: int
+    offset: int
+    order: npt.NDArray[np.int64]

@@ -1,0 +1,154 @@
+"""The lecture's GPT: learned positions, LayerNorm, GELU or ReLU, dropout. Exports to `gpt2`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+class ClassicGPT(nn.Module):
+    """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        layers: int,
+        heads: int,
+        width: int,
+        context: int,
+        dropout: float,
+        activation: str,
+        biases: bool,
+        tied: bool,
+    ) -> None:
+        super().__init__()
+        self.context, self.heads, self.activation, self.dropout = context, heads, activation, dropout
+        self.tokens = nn.Embedding(vocabulary_size, width)
+        self.positions = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(_Block(width, heads, dropout, activation, biases) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, bias=biases)
+        self.head = nn.Linear(width, vocabulary_size, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # LayerNorm's ones and zeros, and zero biases, stay
+            # GPT-2 shrinks what is added to the residual stream by the number of additions: 1 / sqrt(2 * layers).
+            residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
+        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        x_BTC = self.tokens(ids_BT) + self.positions(positions_T)
+        x_BTC = F.dropout(x_BTC, self.dropout, self.training)
+        for block in self.blocks:
+            x_BTC = block(x_BTC)
+        logits_BTV: Tensor = self.head(self.norm(x_BTC))
+        return logits_BTV
+
+    def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
+
+        GPT-2 there always has biases (zeros are written where ours has none) and keeps linear weights transposed.
+        """
+        vocabulary_size, width = self.tokens.weight.shape
+        tied = self.head.weight is self.tokens.weight
+        config = {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": vocabulary_size,
+            "n_positions": self.context,
+            "n_embd": width,
+            "n_layer": len(self.blocks),
+            "n_head": self.heads,
+            "activation_function": self.activation,
+            "resid_pdrop": self.dropout,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": self.dropout,
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": tied,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "dtype": "float32",
+        }
+        weights = {"transformer.wte.weight": self.tokens.weight, "transformer.wpe.weight": self.positions.weight}
+        for i, block in enumerate(self.blocks):
+            for ours, theirs in BLOCK_NAMES.items():
+                weight, bias = block.get_parameter(f"{ours}.weight"), getattr(block.get_submodule(ours), "bias", None)
+                name = f"transformer.h.{i}.{theirs}"
+                weights[f"{name}.weight"] = weight.t() if weight.dim() == 2 else weight
+                weights[f"{name}.bias"] = torch.zeros(weight.shape[0]) if bias is None else bias
+        weights["transformer.ln_f.weight"] = self.norm.weight
+        weights["transformer.ln_f.bias"] = torch.zeros(width) if self.norm.bias is None else self.norm.bias
+        if not tied:
+            weights["lm_head.weight"] = self.head.weight
+        return config, weights
+
+    @torch.no_grad()
+    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+        """Take weights spelled as `to_transformers` spells them, into a model of the same shape."""
+        self.tokens.weight.copy_(weights["transformer.wte.weight"])
+        self.positions.weight.copy_(weights["transformer.wpe.weight"])
+        for i, block in enumerate(self.blocks):
+            for ours, theirs in BLOCK_NAMES.items():
+                module = block.get_submodule(ours)
+                weight = weights[f"transformer.h.{i}.{theirs}.weight"]
+                block.get_parameter(f"{ours}.weight").copy_(weight.t() if weight.dim() == 2 else weight)
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    bias.copy_(weights[f"transformer.h.{i}.{theirs}.bias"])
+        self.norm.weight.copy_(weights["transformer.ln_f.weight"])
+        if self.norm.bias is not None:
+            self.norm.bias.copy_(weights["transformer.ln_f.bias"])
+        if self.head.weight is not self.tokens.weight:
+            self.head.weight.copy_(weights["lm_head.weight"])
+
+
+BLOCK_NAMES = {
+    "attention_norm": "ln_1",
+    "attention_in": "attn.c_attn",
+    "attention_out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp_in": "mlp.c_fc",
+    "mlp_out": "mlp.c_proj",
+}
+
+
+class _Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, dropout: float, activation: str, biases: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
+        self.attention_norm = nn.LayerNorm(width, bias=biases)
+        self.attention_in = nn.Linear(width, 3 * width, bias=biases)
+        self.attention_out = nn.Linear(width, width, bias=biases)
+        self.mlp_norm = nn.LayerNorm(width, bias=biases)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
+        self.mlp_out = nn.Linear(4 * width, width, bias=biases)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        B, T, C = x_BTC.shape
+        qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended_BHTD = F.scaled_dot_product_attention(
+            q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=self.dropout if self.training else 0.0
+        )
+        attended_BTC = self.attention_out(attended_BHTD.transpose(1, 2).reshape(B, T, C))
+        x_BTC = x_BTC + F.dropout(attended_BTC, self.dropout, self.training)
+        mlp_BTC = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
+        return x_BTC + F.dropout(mlp_BTC, self.dropout, self.training)

@@ -1,0 +1,86 @@
+"""A finished model as a folder that `transformers` opens, a training snapshot as files, and back. No pickles."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bard.errors import BardError
+from model.gpt import GPT, GPTSpec, build
+from model.training import Snapshot
+
+# One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.
+METADATA = {"format": "pt"}
+
+
+class NotAModel(BardError):
+    """A folder does not hold a model of ours."""
+
+
+def save_model(gpt: GPT, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` as transformers' `gpt2` or `nanochat`, in f32."""
+    config, weights = gpt.to_transformers()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({n: w.detach().contiguous().clone() for n, w in weights.items()}, folder / "model.safetensors", METADATA)
+
+
+def load_model(folder: Path) -> GPT:
+    """Read what `save_model` wrote.
+
+    Raises:
+        NotAModel: there is no such folder, or its `config.json` is of another architecture.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except FileNotFoundError as missing:
+        raise NotAModel(f"{folder} is not a model folder: {missing.filename} is not there") from missing
+    match config.get("model_type"):
+        case "gpt2":
+            spec = GPTSpec(
+                architecture="classic",
+                layers=config["n_layer"],
+                heads=config["n_head"],
+                width=config["n_embd"],
+                context=config["n_positions"],
+                activation=config["activation_function"],
+                biases=True,  # GPT-2's files always have them; where the model was trained without, they are zeros
+                tied=config["tie_word_embeddings"],
+            )
+        case "nanochat":
+            spec = GPTSpec(
+                architecture="modern",
+                layers=config["num_hidden_layers"],
+                heads=config["num_attention_heads"],
+                width=config["hidden_size"],
+                context=config["max_position_embeddings"],
+                activation=config["hidden_act"],
+            )
+        case other:
+            raise NotAModel(f"{folder / 'config.json'} says model_type {other!r}, but gpt2 or nanochat is expected")
+    with torch.random.fork_rng(devices=[]):
+        gpt = build(spec, config["vocab_size"])
+    gpt.load_transformers(weights)
+    return gpt
+
+
+def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Write `weights.safetensors`, `optimizer.safetensors` and `state.json`."""
+    # A tied table appears under two names; safetensors wants each tensor to own its bytes.
+    save_file({n: w.clone() for n, w in snapshot.weights.items()}, folder / "weights.safetensors", METADATA)
+    save_file(snapshot.optimizer, folder / "optimizer.safetensors", METADATA)
+    state = {"step": snapshot.step, "vocabulary_size": snapshot.vocabulary_size, "gpt": snapshot.gpt.model_dump()}
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def load_snapshot(folder: Path) -> Snapshot:
+    """Read what `save_snapshot` wrote."""
+    state = json.loads((folder / "state.json").read_text())
+    return Snapshot(
+        step=state["step"],
+        gpt=GPTSpec.model_validate(state["gpt"]),
+        vocabulary_size=state["vocabulary_size"],
+        weights=load_file(folder / "weights.safetensors"),
+        optimizer=load_file(folder / "optimizer.safetensors"),
+    )

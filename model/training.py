@@ -1,0 +1,237 @@
+"""Training is a fold over legs: a snapshot in, steps one by one, a snapshot out."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from model.batches import NOT_CHARGED, Batches, Tokens
+from model.device import Device, Precision
+from model.gpt import GPT, GPTSpec, build
+
+
+class TrainingSpec(BaseModel):
+    """How a GPT is trained. Everything here changes the weights that come out, so all of it is part of the question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=1000, ge=1, description="optimizer steps in all")
+    batch: int = Field(default=32, ge=1, description="windows of `context` tokens in a step")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches that a step is computed in; divides batch")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="muon", description="muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
+    )
+    learning_rate: float = Field(default=3e-3, gt=0, le=10, description="AdamW's peak learning rate")
+    muon_learning_rate: float = Field(default=0.02, gt=0, le=10, description="Muon's peak learning rate (muon only)")
+    weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled decay of matrices and tables")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="linear", description="of the learning rates, from their peak down to `final_learning_rate` times it"
+    )
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear increase at the start")
+    final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="the last step's share of the peak")
+    precision: Precision = Field(
+        default="auto", description="of matrix products; auto: bf16 where it is faster, else f32"
+    )
+    leg_steps: int = Field(default=250, ge=1, description="steps between two checkpoints")
+    patience: int | None = Field(
+        default=2, ge=1, description="stop after so many legs without a better validation loss; null: never"
+    )
+    validation_tokens: int = Field(
+        default=131_072, ge=2, description="tokens of the validation part, from its start, scored after each leg"
+    )
+    seed: int = Field(
+        default=1337, ge=0, lt=2**32, description="of the first weights, the order of the text, and dropout"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch {self.batch} is not divisible by accumulation {self.accumulation}; give a divisor")
+        return self
+
+    def leg_ends(self) -> list[int]:
+        """The step after which each leg ends; the last is `steps`."""
+        return [*range(self.leg_steps, self.steps, self.leg_steps), self.steps]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run needs to go on: the steps done (its data position), weights and optimizer state by name."""
+
+    step: int
+    gpt: GPTSpec
+    vocabulary_size: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. `loss` is the mean over the step's tokens in nats, a scalar tensor still on the device."""
+
+    number: int
+    loss: Tensor
+    learning_rate: float
+    tokens: int
+
+
+def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
+    """Step 0: weights drawn from the seed, optimizer state empty."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = build(gpt, vocabulary_size).state_dict()
+    return Snapshot(0, gpt, vocabulary_size, dict(weights), {})
+
+
+class Training:
+    """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at."""
+
+    def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device) -> None:
+        self.spec, self.device, self.step = spec, device, snapshot.step
+        self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
+        self.gpt: GPT = restore(snapshot).to(device.name)
+        self.optimizers = make_optimizers(self.gpt, spec, device)
+        self._load_optimizers(snapshot.optimizer)
+
+    def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
+        """Take steps until `until` have been taken in all, handing out each as it is done.
+
+        Every draw is a function of (seed, step): stopping between two steps and going on from a snapshot gives the same
+        bits on one CPU at one number of threads. Where there is dropout, torch's global generator is seeded each step.
+        """
+        spec = self.spec
+        batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
+        parameters = list(self.gpt.parameters())
+        self.gpt.train()
+        while self.step < until:
+            if self.gpt.dropout:
+                torch.manual_seed(spec.seed * 1_000_003 + self.step)
+            factor = learning_rate_factor(self.step, spec)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * factor
+            batch = batches.at(self.step)
+            charged = int((batch.targets_BT != NOT_CHARGED).sum())
+            loss = torch.zeros((), device=self.device.name)
+            pairs = zip(
+                batch.inputs_BT.chunk(spec.accumulation), batch.targets_BT.chunk(spec.accumulation), strict=True
+            )
+            for inputs_BT, targets_BT in pairs:
+                inputs_BT = inputs_BT.to(self.device.name, non_blocking=True)
+                targets_BT = targets_BT.to(self.device.name, non_blocking=True)
+                with self.device.autocast():
+                    logits_BTV = self.gpt(inputs_BT)
+                    total = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
+                micro_loss = total / charged
+                micro_loss.backward()  # type: ignore[no-untyped-call]
+                loss += micro_loss.detach()
+            if spec.clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            yield Step(self.step, loss, spec.learning_rate * factor, charged)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state as it stands."""
+        weights = {name: copied(tensor) for name, tensor in self.gpt.state_dict().items()}
+        optimizer = {
+            f"{name}/{key}": copied(value)
+            for name, parameter, owner in self._owned()
+            for key, value in owner.state[parameter].items()
+        }
+        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, weights, optimizer)
+
+    def _load_optimizers(self, saved: dict[str, Tensor]) -> None:
+        for name, parameter, owner in self._owned():
+            prefix = f"{name}/"
+            state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+            # AdamW counts its steps on the CPU whatever the device, unless it is fused on a GPU.
+            owner.state[parameter] = {
+                key: value.clone()
+                if value.dim() == 0 and self.device.name != "cuda"
+                else value.to(self.device.name, copy=True)
+                for key, value in state.items()
+            }
+
+    def _owned(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, parameter in self.gpt.named_parameters():
+            yield name, parameter, owner[id(parameter)]
+
+
+def restore(snapshot: Snapshot) -> GPT:
+    """The snapshot's model, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        gpt = build(snapshot.gpt, snapshot.vocabulary_size)
+    gpt.load_state_dict(snapshot.weights)
+    return gpt
+
+
+def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
+
+    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`.
+    """
+    named = dict(gpt.named_parameters())
+    matrices = (
+        {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")} if spec.optimizer == "muon" else set()
+    )
+    rest = {n: p for n, p in named.items() if n not in matrices}
+    groups = [
+        {"params": [p for p in rest.values() if p.dim() >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in rest.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [{**group, "peak": spec.learning_rate} for group in groups if group["params"]],
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        fused=device.name != "mps",
+    )
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        [{"params": [named[n] for n in sorted(matrices)], "peak": spec.muon_learning_rate}],
+        lr=spec.muon_learning_rate,
+        weight_decay=spec.weight_decay,
+        momentum=0.95,
+    )
+    return [adamw, muon]
+
+
+def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
+    """The learning rate of a step (0, 1, …) as a share of its peak: linear warm-up, then the schedule."""
+    if step < spec.warmup_steps:
+        return (step + 1) / (spec.warmup_steps + 1)
+    done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    left: Callable[[float], float] = {
+        "cosine": lambda d: 0.5 * (1 + math.cos(math.pi * d)),
+        "linear": lambda d: 1 - d,
+        "constant": lambda d: 1.0,
+    }[spec.schedule]
+    return spec.final_learning_rate + (1 - spec.final_learning_rate) * left(done)
+
+
+def best_leg(losses: Iterable[float]) -> int:
+    """The index of the lowest validation loss, the first of equals."""
+    listed = list(losses)
+    return listed.index(min(listed))
+
+
+def hopeless(losses: list[float], patience: int | None) -> bool:
+    """Whether the last `patience` legs all failed to beat the best before them."""
+    return patience is not None and len(losses) - 1 - best_leg(losses) >= patience
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU that shares nothing."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

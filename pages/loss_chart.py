@@ -1,0 +1,197 @@
+"""The loss curve as an inline SVG that takes its colours from the page."""
+
+import io
+import math
+import threading
+import xml.etree.ElementTree as ET
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import mul
+from statistics import fmean
+from typing import NamedTuple, Self
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# matplotlib's settings are one global; two flows that draw at once in two threads must not see each other's.
+_DRAWING = threading.Lock()
+# matplotlib wants colours, the page has variables: each colour here is a mark that is replaced after drawing.
+_INKS = {
+    "#010101": "var(--ink-soft)",
+    "#020202": "var(--rule)",
+    "#030303": "var(--train)",
+    "#040404": "var(--validation)",
+    "#050505": "var(--paper)",
+}
+_TEXT, _GRID, _TRAIN, _VALIDATION, _PAPER = _INKS
+# More points than the widest drawing has pixels for are averaged in blocks: 5,000 steps would be 200 KB of path.
+MOST_POINTS = 400
+
+
+class Series(NamedTuple):
+    """One line of the chart: optimizer steps and losses in nats per token, both of the same length."""
+
+    steps: Sequence[float]
+    nats: Sequence[float]
+
+    @classmethod
+    def of(cls, points: Iterable[tuple[int, float | None]]) -> Self:
+        """The points that have a loss."""
+        known = [(step, nats) for step, nats in points if nats is not None]
+        return cls([step for step, _ in known], [nats for _, nats in known])
+
+
+class Times(NamedTuple):
+    """Training time in seconds at each of some optimizer steps; neither ever falls."""
+
+    steps: Sequence[float]
+    seconds: Sequence[float]
+
+
+def thinned(series: Series) -> tuple[Series, int]:
+    """The series averaged in blocks of neighbours so that at most `MOST_POINTS` remain, and how many a block has."""
+    block = max(1, math.ceil(len(series.steps) / MOST_POINTS))
+    starts = range(0, len(series.steps), block)
+    steps, nats = ([fmean(line[start : start + block]) for start in starts] for line in series)
+    return Series(steps, nats), block
+
+
+def loss_chart(
+    train: Series, validation: Series, times: Times, best_step: int, bits_per_nat: float, *, name: str, width: float
+) -> str:
+    """Draws both losses against step (below) and time (above), in nats (left) and bits per character (right).
+
+    `width` is in CSS pixels, `bits_per_nat` is the bits per character that one nat per token stands for, and `name`
+    starts every id in the drawing: two drawings on one page need two names. Text is about 12 px high at any width.
+    """
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 12, "path.simplify": False}
+    with _DRAWING, matplotlib.style.context(["default", style]):
+        figure = _drawn(train, validation, times, best_step, bits_per_nat, width)
+        file = io.BytesIO()
+        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=undated)
+    described = _description(train, validation, best_step)
+    return _inline(file.getvalue(), name, "Loss against training step and time", described)
+
+
+def _drawn(
+    train: Series, validation: Series, times: Times, best_step: int, bits_per_nat: float, width: float
+) -> Figure:
+    # The SVG backend draws 72 units an inch; one unit is one CSS pixel. Flat where it is wide, squarer on a phone.
+    figure = Figure(figsize=(width / 72, (120 + 0.3 * width) / 72), layout="constrained")
+    axes = figure.add_subplot()
+    ticks = max(3, int(width // 110))
+
+    axes.plot(*train, color=_TRAIN, linewidth=1.2)
+    few = len(validation.steps) <= 40
+    axes.plot(*validation, color=_VALIDATION, linewidth=1.8, marker="o" if few else "", markersize=3)
+    if best_step in validation.steps:
+        best = validation.nats[list(validation.steps).index(best_step)]
+        axes.axvline(best_step, color=_VALIDATION, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.scatter([best_step], [best], s=70, color=_PAPER, edgecolor=_VALIDATION, linewidth=2, zorder=5)
+
+    last = max([1.0, *train.steps, *validation.steps])
+    axes.set_xlim(0, last)
+    axes.margins(y=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("training step", labelpad=8)
+    axes.set_ylabel("nats per token", labelpad=8)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+
+    bits = axes.secondary_yaxis("right", functions=(partial(mul, bits_per_nat), partial(mul, 1 / bits_per_nat)))
+    bits.yaxis.set_major_locator(MaxNLocator(6))
+    bits.set_ylabel("bits per character", labelpad=8)
+
+    clock = axes.secondary_xaxis("top")
+    marks, labels, unit = _time_ticks(times, ticks)
+    clock.set_xticks(marks, labels)
+    clock.set_xlabel(f"training time ({unit})", labelpad=9)
+
+    for edge in (axes, bits, clock):
+        # The clock stands higher, or its last label meets the right axis's first.
+        edge.tick_params(length=0, colors=_TEXT, pad=10 if edge is clock else 5)
+        edge.xaxis.label.set_color(_TEXT)
+        edge.yaxis.label.set_color(_TEXT)
+        for spine in edge.spines.values():
+            spine.set_visible(False)
+    axes.spines["bottom"].set_visible(True)
+    axes.spines["bottom"].set_color(_GRID)
+    return figure
+
+
+def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
+    """The steps that round times fall on, those times, and their unit. Between measured points time runs evenly."""
+    total = max(times.seconds, default=0.0)
+    length, unit = (1.0, "s") if total < 180 else (60.0, "min") if total < 10_800 else (3600.0, "h")
+    places: list[float] = []
+    labels: list[str] = []
+    if total == 0:
+        return places, labels, unit
+    for time in MaxNLocator(most).tick_values(0, total / length):
+        if not 0 <= time <= total / length:
+            continue
+        place = _step_at(time * length, times)
+        # Where many seconds passed in few steps (a slow start), their labels would lie on one another.
+        if not places or place - places[-1] >= 0.5 * times.steps[-1] / most:
+            places.append(place)
+            labels.append(f"{time:g}")
+    return places, labels, unit
+
+
+def _step_at(seconds: float, times: Times) -> float:
+    """The step reached after so many seconds, by straight lines from nothing at 0 s and between the points."""
+    clock, steps = [0.0, *times.seconds], [0.0, *times.steps]
+    after = bisect_left(clock, seconds)
+    if after == 0:
+        return 0.0
+    share = (seconds - clock[after - 1]) / (clock[after] - clock[after - 1])
+    return steps[after - 1] + share * (steps[after] - steps[after - 1])
+
+
+def _description(train: Series, validation: Series, best_step: int) -> str:
+    parts = [
+        f"{label} loss from {series.nats[0]:.2f} to {series.nats[-1]:.2f} nats per token, step {series.steps[-1]:,.0f}"
+        for label, series in (("training", train), ("validation", validation))
+        if series.steps
+    ]
+    if best_step in validation.steps:
+        parts.append(f"lowest validation loss at step {best_step:,}")
+    return "; ".join(parts).capitalize() + "."
+
+
+def _inline(svg: bytes, name: str, title: str, description: str) -> str:
+    """Makes matplotlib's file part of a page: its own ids, the page's font and colours, a title for screen readers."""
+    root = ET.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): value for key, value in element.attrib.items()}
+        if element.tag == "g":
+            # Groups are named figure_1, axes_1… in every drawing, and nothing points at them.
+            element.attrib.pop("id", None)
+        if element.tag == "text":
+            # Font and colour come from the page's style sheet; only the anchor is matplotlib's.
+            drawn = element.attrib["style"].split(";")
+            element.set("style", next(part.strip() for part in drawn if "text-anchor" in part))
+        for mark, ink in _INKS.items():
+            if mark in element.get("style", ""):
+                element.set("style", element.attrib["style"].replace(mark, ink))
+    box = root.attrib["viewBox"]
+    root.attrib = {"viewBox": box, "role": "img", "aria-labelledby": f"{name}-title {name}-description"}
+    for position, (tag, text, key) in enumerate((("title", title, "title"), ("desc", description, "description"))):
+        label = ET.Element(tag, {"id": f"{name}-{key}"})
+        label.text = text
+        root.insert(position, label)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _local(name: str) -> str:
+    """An element's or attribute's name without its namespace: HTML knows `svg` and `href` by themselves."""
+    return name.rpartition("}")[2]

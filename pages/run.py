@@ -1,0 +1,382 @@
+"""The report of one training run: what it shows, as frozen values, and the HTML and Markdown pages made of them."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, Self
+
+from jinja2 import Environment, StrictUndefined, Template
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from pages import wording
+from pages.loss_chart import Series, Times, loss_chart, thinned
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Bits = Annotated[float, Field(ge=0)]
+
+
+class PageModel(BaseModel):
+    """What every part of a page shares: frozen, no unknown field, no NaN and no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CleanedStep(PageModel):
+    """What one named cleaning step took out of the source text."""
+
+    step: str
+    lines_removed: Count
+    characters_removed: Count
+    characters_changed: Count
+
+
+class CorpusFacts(PageModel):
+    """The text that was trained on: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` that of the source's bytes.
+
+    `unseen_distinct` and `unseen_occurrences` count the characters that only the validation part has.
+    """
+
+    name: str
+    title: str
+    language: str
+    licence: str
+    address: str
+    sha256: str
+    characters: Count
+    bytes_utf8: Count
+    distinct: Count
+    documents: Count
+    train_characters: Count
+    validation_characters: Count
+    unseen_distinct: Count
+    unseen_occurrences: Count
+    cleaned: tuple[CleanedStep, ...] = ()
+
+
+class VocabularyFacts(PageModel):
+    """The vocabulary: its kind (`char`, `bpe`), its number of tokens, and their mean length on the validation part."""
+
+    kind: str
+    size: Annotated[int, Field(ge=1)]
+    characters_per_token: Annotated[float, Field(gt=0)]
+
+
+class ModelFacts(PageModel):
+    """The network: counts of parameters, and its shape."""
+
+    architecture: str
+    parameters: Count
+    embedding_parameters: Count
+    layers: Count
+    heads: Count
+    width: Count
+    context: Count
+
+
+class Scores(PageModel):
+    """The loss over the whole validation part, and the tokens, characters and UTF-8 bytes it was spent on."""
+
+    nats_per_token: Bits
+    bits_per_character: Bits
+    bits_per_byte: Bits
+    tokens: Count
+    characters: Count
+    bytes_utf8: Count
+
+
+class Baseline(PageModel):
+    """Another way to predict the same text. Only `compressor` and `statistical` were measured on this run's split."""
+
+    name: str
+    kind: Literal["statistical", "compressor", "published"]
+    bits_per_character: Bits
+    note: str = ""
+
+
+class Verdict(PageModel):
+    """Whether this run became its corpus's champion, why, and the champion it met (none the first time)."""
+
+    moved: bool
+    reason: str
+    rival: str | None = None
+    rival_bits_per_character: Bits | None = None
+
+    @model_validator(mode="after")
+    def _a_rival_has_a_score(self) -> Self:
+        if (self.rival is None) != (self.rival_bits_per_character is None):
+            raise ValueError(
+                f"rival is {self.rival!r} and its score {self.rival_bits_per_character!r}: give both, or neither"
+            )
+        return self
+
+
+class CurvePoint(PageModel):
+    """Losses in nats per token after `step` optimizer steps and `seconds` of training; None where none was taken."""
+
+    step: Count
+    seconds: Seconds
+    train_nats: Bits | None = None
+    validation_nats: Bits | None = None
+    learning_rate: Annotated[float, Field(ge=0)]
+
+
+class Sample(PageModel):
+    """What the model wrote (`text`, without the prompt) after `prompt`."""
+
+    prompt: str
+    text: str
+    temperature: Annotated[float, Field(ge=0)]
+    seed: int
+
+
+class Cost(PageModel):
+    """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one."""
+
+    train_seconds: Seconds
+    tokens_per_second: Annotated[float, Field(ge=0)]
+    peak_bytes: Count
+    device: str
+    precision: str
+    threads: Count
+    software: dict[str, str]
+
+
+class LineageStep(PageModel):
+    """One link of the chain from source to model: the thing's kind and digest, the task that made it, and when."""
+
+    kind: str
+    digest: str
+    made_by: str
+    when: AwareDatetime
+    detail: str = ""
+
+
+class RunPage(PageModel):
+    """Everything one training run's report shows. Equal values give equal pages, byte for byte."""
+
+    title: str
+    created: AwareDatetime
+    corpus: CorpusFacts
+    recipe: str
+    settings: dict[str, str | int | float | bool | None]
+    overrides: tuple[str, ...] = ()
+    vocabulary: VocabularyFacts
+    model: ModelFacts
+    scores: Scores
+    baselines: tuple[Baseline, ...]
+    verdict: Verdict
+    curve: tuple[CurvePoint, ...]
+    best_step: Count
+    stopped_early: bool
+    samples: tuple[Sample, ...]
+    cost: Cost
+    lineage: tuple[LineageStep, ...]
+
+    @model_validator(mode="after")
+    def _overrides_are_settings(self) -> Self:
+        if strange := sorted(set(self.overrides) - self.settings.keys()):
+            raise ValueError(f"overrides name {strange}, which settings lack; settings has {sorted(self.settings)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_curve_runs_forward_and_holds_its_best_step(self) -> Self:
+        for before, after in pairwise(self.curve):
+            if after.step < before.step or after.seconds < before.seconds:
+                raise ValueError(
+                    f"the curve goes back, from step {before.step} at {before.seconds} s to step {after.step} at "
+                    f"{after.seconds} s; give the points in order, with seconds added up over the legs"
+                )
+        scored = {point.step for point in self.curve if point.validation_nats is not None}
+        if scored and self.best_step not in scored:
+            raise ValueError(f"best_step is {self.best_step}, but validation losses are given at {sorted(scored)} only")
+        return self
+
+
+def render(page: RunPage) -> str:
+    """One self-contained HTML document: no network, no script needed to read it."""
+    return _template().render(
+        page=page,
+        style=resources.files("pages").joinpath("report.css").read_text("utf-8"),
+        theme_script=_THEME_SCRIPT,
+        theme_script_hash=_content_hash(_THEME_SCRIPT),
+        remarks=_remarks(page),
+        rows=_score_rows(page),
+        curve=_curve_view(page),
+    )
+
+
+def markdown(page: RunPage, report: str) -> str:
+    """The scores as Markdown tables for Prefect's UI; `report` says where the HTML page lies."""
+    cell, scores, verdict = wording.markdown_cell, page.scores, page.verdict
+    measures = [
+        ("bits per character", wording.score(scores.bits_per_character)),
+        ("nats per token", wording.score(scores.nats_per_token)),
+        ("bits per byte", wording.score(scores.bits_per_byte)),
+        ("characters scored", wording.grouped(scores.characters)),
+        ("tokens scored", wording.grouped(scores.tokens)),
+        ("UTF-8 bytes scored", wording.grouped(scores.bytes_utf8)),
+        ("parameters", wording.grouped(page.model.parameters)),
+        ("training time", wording.span(page.cost.train_seconds)),
+        ("peak memory", wording.memory(page.cost.peak_bytes)),
+    ]
+    rows = [
+        (
+            f"**{cell(row.name)}**" if row.kind == "this" else cell(row.name),
+            wording.score(row.bits_per_character),
+            "" if row.kind == "this" else wording.gap(row.gap),
+            cell(row.note),
+        )
+        for row in _score_rows(page)
+    ]
+    blocks = [
+        f"# {cell(page.title)}",
+        f"**{_verdict_name(verdict)}** {cell(verdict.reason)}",
+        *(cell(remark.text) for remark in _remarks(page)),
+        f"Full report: {cell(report)}",
+        "## Score over the whole validation part",
+        _markdown_table(("measure", "value"), measures),
+        "## Beside other ways to predict the same text (bits per character, lower is better)",
+        _markdown_table(("predictor", "bits per character", "against this model", "note"), rows),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    words = (wording.gap, wording.grouped, wording.memory, wording.moment, wording.score, wording.setting)
+    environment.filters |= {function.__name__: function for function in (*words, wording.span, wording.visible)}
+    environment.globals["percent"] = wording.percent
+    environment.tests["web_address"] = _web_address
+    return environment.from_string(resources.files("pages").joinpath("run.html").read_text("utf-8"))
+
+
+# Reading needs no script; this one only lets a reader choose the other theme than the system's.
+_THEME_SCRIPT = """
+const button = document.getElementById("theme"), root = document.documentElement;
+const system = () => matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+const dark = () => (root.dataset.theme ?? system()) === "dark";
+const label = () => { button.textContent = dark() ? "Light theme" : "Dark theme"; };
+button.onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; label(); };
+button.hidden = false; label();
+"""
+
+
+class _Remark(NamedTuple):
+    """A sentence about the score, and whether it is good news."""
+
+    good: bool
+    text: str
+
+
+class _ScoreRow(NamedTuple):
+    """One bar: bits per character, the difference from this model's, and its length in per cent of the longest."""
+
+    name: str
+    kind: Literal["this", "champion", "statistical", "compressor", "published"]
+    bits_per_character: float
+    gap: float
+    share: float
+    note: str
+
+
+class _CurveView(NamedTuple):
+    """The loss curve's two drawings, and what its caption says."""
+
+    wide: str
+    narrow: str
+    best: CurvePoint
+    averaged: int
+    validated: tuple[CurvePoint, ...]
+
+
+def _remarks(page: RunPage) -> tuple[_Remark, ...]:
+    """Says in plain words which of the predictors measured on the same split the model beats. A tie is not a win."""
+    own = page.scores.bits_per_character
+    remarks = []
+    for kind, singular in (("compressor", "general-purpose compressor"), ("statistical", "count-based model")):
+        rivals = sorted((b for b in page.baselines if b.kind == kind), key=lambda b: b.bits_per_character)
+        ahead = [b for b in rivals if b.bits_per_character <= own]
+        if ahead:
+            figures = _listed([f"{b.name} needs {wording.score(b.bits_per_character)}" for b in ahead])
+            text = (
+                f"This model does not beat {_listed([b.name for b in ahead])}. It needs {wording.score(own)} bits for "
+                f"each character of the validation part; {figures}. A {singular} predicts this text at least as well."
+            )
+            remarks.append(_Remark(False, text))
+        elif rivals:
+            best = rivals[0]
+            needs, more = wording.score(best.bits_per_character), wording.score(best.bits_per_character - own)
+            text = (
+                f"This model beats every {singular} measured ({_listed([b.name for b in rivals])}): the best of them, "
+                f"{best.name}, needs {needs} bits for each character, {more} more."
+            )
+            remarks.append(_Remark(True, text))
+        else:
+            remarks.append(_Remark(False, f"No {singular} was measured on this text, so the score stands without one."))
+    return tuple(remarks)
+
+
+def _score_rows(page: RunPage) -> tuple[_ScoreRow, ...]:
+    """This model, the champion it met and the baselines, best first; on a tie this model comes last."""
+    own, verdict = page.scores.bits_per_character, page.verdict
+    entries: list[tuple[str, Literal["this", "champion", "statistical", "compressor", "published"], float, str]] = [
+        (b.name, b.kind, b.bits_per_character, b.note) for b in page.baselines
+    ]
+    if verdict.rival is not None and verdict.rival_bits_per_character is not None:
+        note = "the champion until this run" if verdict.moved else "the champion"
+        entries.append((verdict.rival, "champion", verdict.rival_bits_per_character, note))
+    entries.append(("this model", "this", own, f"{page.recipe}, {wording.grouped(page.model.parameters)} parameters"))
+    longest = max(bits for _, _, bits, _ in entries) or 1.0
+    return tuple(
+        _ScoreRow(name, kind, bits, bits - own, round(100 * bits / longest, 2), note)
+        for name, kind, bits, note in sorted(entries, key=lambda entry: entry[2])
+    )
+
+
+def _curve_view(page: RunPage) -> _CurveView | None:
+    """The curve drawn for a desk and for a phone, or None where no validation loss was recorded."""
+    validated = tuple(point for point in page.curve if point.validation_nats is not None)
+    if not validated:
+        return None
+    train = Series.of((p.step, p.train_nats) for p in page.curve)
+    validation = Series.of((p.step, p.validation_nats) for p in page.curve)
+    times = Times([p.step for p in page.curve], [p.seconds for p in page.curve])
+    bits_per_nat = 1 / (math.log(2) * page.vocabulary.characters_per_token)
+    drawn, averaged = thinned(train)
+    wide, narrow = (
+        loss_chart(drawn, validation, times, page.best_step, bits_per_nat, name=name, width=width)
+        for name, width in (("loss-wide", 840), ("loss-narrow", 350))
+    )
+    best = next(point for point in validated if point.step == page.best_step)
+    return _CurveView(wide, narrow, best, averaged, validated)
+
+
+def _verdict_name(verdict: Verdict) -> str:
+    return "New champion." if verdict.moved else "The champion stays."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def _web_address(text: str) -> bool:
+    """Whether the text may be a link: any other scheme (`javascript:`, `data:`) is shown as text only."""
+    return text.startswith(("https://", "http://"))
+
+
+def _content_hash(script: str) -> str:
+    """The script's name in a content security policy, which lets this one run and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table whose cells are Markdown already: the first column of words, numbers after it."""
+    lines = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

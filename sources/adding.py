@@ -1,0 +1,58 @@
+"""A new corpus from an address: look at what is there, then write the small file that describes it."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from sources.documents import Part, Piece, read, split
+from sources.download import Progress
+from sources.fetch import Fetched, fetch
+from sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, UrlSource
+from sources.survey import Survey, survey
+
+
+class Added(NamedTuple):
+    """What was found at a new corpus's source, and the description to write (pinned to these very bytes, if wanted)."""
+
+    spec: CorpusSpec
+    fetched: Fetched
+    survey: Survey
+
+
+def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSource:
+    """What an address names: `http(s)://…` a file there, `dataset:NAME` a Hugging Face dataset, else a path or a glob.
+
+    A path inside the project folder is kept relative to it, so that the description holds on another machine.
+    """
+    if address.startswith(("http://", "https://")):
+        return UrlSource(url=address)
+    if address.startswith("dataset:"):
+        return DatasetSource(dataset=address.removeprefix("dataset:"))
+    path = Path(address).expanduser().absolute()
+    return PathSource(path=str(path.relative_to(project) if path.is_relative_to(project) else path))
+
+
+def look(
+    spec: CorpusSpec, *, project: Path, downloads: Path, mirror: str | None, pin: bool, progress: Progress | None = None
+) -> Added:
+    """Fetch the corpus into a passing folder, survey it, and pin its sha256 if `pin` and the source is one file.
+
+    Raises:
+        CorpusError, FetchError: it cannot be fetched or is not a text; nothing is written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = fetch(spec, Path(folder), downloads=downloads, mirror=mirror, progress=progress, project=project)
+        reading = read(spec, Path(folder))
+        pieces = list(reading)
+        characters = sum(len(piece.text) for piece in pieces)
+        parts: list[tuple[Part, Piece]] = list(split(pieces, spec.split, characters, pieces[-1].document + 1))
+        found = survey(parts)
+    if pin and isinstance(spec.source, UrlSource | PathSource):
+        if len(fetched.files) > 1:
+            raise CorpusError(
+                f"{fetched.address} is {len(fetched.files)} files, and only one file can be pinned by its sha256; "
+                "leave --pin out: what came is recorded in the store all the same"
+            )
+        pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
+        spec = spec.model_copy(update={"source": pinned})
+    return Added(spec, fetched, found)

@@ -1,0 +1,262 @@
+"""From the raw files of a corpus to its text: decoded, cleaned, cut into documents and handed on in small pieces."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sources.cleaning import Cleaned, Tally, clean, counted
+from sources.encoding import decoded
+from sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
+
+PIECE_CHARACTERS = 65_536
+
+Part = Literal["train", "validation"]
+
+
+class Piece(NamedTuple):
+    """A stretch of text that lies within one document (numbered from 0)."""
+
+    document: int
+    text: str
+
+
+class Reading:
+    """The cleaned text of one corpus as pieces; every iteration reads the files anew and gives the same pieces.
+
+    `cleaned` holds what each cleaning step did, once an iteration has reached the end.
+    """
+
+    def __init__(self, spec: CorpusSpec, folder: Path) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._cleaned: tuple[Cleaned, ...] | None = None
+
+    @property
+    def cleaned(self) -> tuple[Cleaned, ...]:
+        """One count a cleaning step; raises RuntimeError before the first full iteration."""
+        if self._cleaned is None:
+            raise RuntimeError("what cleaning did is known only after all pieces have been read")
+        return self._cleaned
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Yield the pieces in order.
+
+        Raises CorpusError for bytes that are not text in UTF-8, for a text without a visible character and for a
+        heading that matches no line.
+        """
+        tallies = [Tally() for _ in self._spec.cleaning]
+        yield from _pieces(_documents(self._spec, self._folder, tallies))
+        self._cleaned = counted(self._spec.cleaning, tallies)
+
+
+def read(spec: CorpusSpec, folder: Path) -> Reading:
+    """The text of the corpus whose raw files (as `sources.fetch.fetch` leaves them) lie in `folder`.
+
+    The pieces joined are the cleaned text. A piece holds at most 65,536 characters; a cut within a document comes,
+    where one is to be had, between a line end and a visible character, where no usual tokenizer joins the two sides.
+    """
+    return Reading(spec, folder)
+
+
+def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
+    """Label each piece with its part, cutting the one piece that a split by position goes through.
+
+    `characters` and `documents` are the totals over all pieces. The training part is the first
+    int((1 - validation) * total) characters or documents, as the published splits count.
+    Raises CorpusError if a part would be empty, or if the pieces do not add up to the totals.
+    """
+    by_document = spec.by == "document"
+    total = documents if by_document else characters
+    # As decimals: in binary (1 - 0.9) * 10 is a little less than 1 and would give no training part at all.
+    border = int((1 - Decimal(str(spec.validation))) * total)
+    if not 0 < border < total:
+        unit = "document" if by_document else "character"
+        part = "training" if border <= 0 else "validation"
+        raise CorpusError(
+            f"A split by {spec.by} with validation = {spec.validation} leaves the {part} part of "
+            f"{total:,} {unit}{'' if total == 1 else 's'} empty. Use more text, another validation share"
+            + (', or by = "position".' if by_document else ".")
+        )
+    passed = 0
+    last = -1
+    for document, text in pieces:
+        last = max(last, document)
+        room = (border - document) * len(text) if by_document else border - passed
+        passed += len(text)
+        if room >= len(text):
+            yield "train", Piece(document, text)
+        elif room <= 0:
+            yield "validation", Piece(document, text)
+        else:
+            yield "train", Piece(document, text[:room])
+            yield "validation", Piece(document, text[room:])
+    if passed != characters or last + 1 != documents:
+        raise CorpusError(
+            f"The text has {passed:,} characters in {last + 1:,} documents, and the split was made for "
+            f"{characters:,} in {documents:,}: its files have changed since they were counted. Count them again."
+        )
+
+
+def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iterator[Piece]:
+    """Stretches of cleaned text of any size, each with the number of its document."""
+    heading = None if spec.documents.heading is None else re.compile(spec.documents.heading)
+    document = 0
+    begun = False  # whether the current document has a visible character
+    headings = 0
+    for unit in _units(spec, folder, tallies, by_line=heading is not None):
+        fresh = spec.documents.cut in ("file", "row") or heading is not None
+        # Blank text at the head of a file or row waits until it is known whether anything visible follows: alone it
+        # makes no document.
+        waiting: list[str] = []
+        for text in unit:
+            visible = not (text == "" or text.isspace())
+            opens = heading is not None and heading.search(text) is not None
+            headings += opens
+            if visible and begun and (fresh or opens):
+                document += 1
+            if visible:
+                begun, fresh = True, False
+            elif fresh:
+                waiting.append(text)
+                continue
+            for blank in waiting:
+                yield Piece(document, blank)
+            waiting.clear()
+            yield Piece(document, text)
+        for blank in waiting:
+            yield Piece(document, blank)
+    if not begun:
+        removed = sum(tally.characters_removed - tally.characters_added for tally in tallies)
+        raise CorpusError(
+            f"The corpus {spec.name!r} has no text: "
+            + (
+                f"cleaning ({', '.join(spec.cleaning)}) removed all {removed:,} characters"
+                if removed
+                else _emptiness(folder)
+            )
+            + ". Look at its source and its cleaning steps."
+        )
+    if heading is not None and not headings:
+        raise CorpusError(
+            f"The corpus {spec.name!r}: the heading {heading.pattern!r} matches no line of the cleaned text. "
+            'Correct documents.heading, or use cut = "whole".'
+        )
+
+
+def _units(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], *, by_line: bool) -> Iterator[Iterator[str]]:
+    """The cleaned text of each file (of each row, for a dataset), as lines where anything looks at lines."""
+    for path in _files(spec, folder):
+        name = path.relative_to(folder).as_posix()
+        texts: Iterable[Iterator[str]] = (
+            map(iter, _rows(path, name)) if isinstance(spec.source, DatasetSource) else [decoded(path, name)]
+        )
+        for text in texts:
+            yield clean(_lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
+
+
+def _files(spec: CorpusSpec, folder: Path) -> list[Path]:
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).parts
+    )
+    if not files:
+        raise CorpusError(f"The corpus {spec.name!r} has no files in {folder}; fetch it first.")
+    return files
+
+
+def _emptiness(folder: Path) -> str:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in paths)
+    return (
+        f"{paths[0].name if len(paths) == 1 else f'{len(paths):,} files'}, {size:,} bytes, nothing but blanks"
+        if size
+        else "0 bytes"
+    )
+
+
+def _rows(path: Path, name: str) -> Iterator[list[str]]:
+    """The rows as `fetch` stored them, a JSON string a line; each ends in a line end, lest they run together."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file):
+            text = json.loads(line)
+            if "\0" in text:
+                raise CorpusError(
+                    f"{name}: row {number:,} holds a NUL character at {text.index(chr(0)):,}: it is not text."
+                )
+            yield [text if text.endswith("\n") else text + "\n"]
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    r"""The lines of a text that comes in blocks; only "\n" ends a line."""
+    pending: list[str] = []
+    for text in texts:
+        *whole, rest = text.split("\n")
+        for line in whole:
+            pending.append(line)
+            yield "".join(pending) + "\n"
+            pending.clear()
+        if rest:
+            pending.append(rest)
+    if pending:
+        yield "".join(pending)
+
+
+def _pieces(documents: Iterable[Piece]) -> Iterator[Piece]:
+    """The same text in pieces of at most PIECE_CHARACTERS, cut in places that depend on the text alone."""
+    current = 0
+    held: list[str] = []
+    size = 0
+    for document, text in documents:
+        if document != current:
+            yield from (Piece(current, piece) for piece in _cut("".join(held), keep=0))
+            current, held, size = document, [], 0
+        held.append(text)
+        size += len(text)
+        if size > 2 * PIECE_CHARACTERS:
+            *whole, rest = _cut("".join(held), keep=PIECE_CHARACTERS + 1)
+            yield from (Piece(current, piece) for piece in whole)
+            held, size = [rest], len(rest)
+    yield from (Piece(current, piece) for piece in _cut("".join(held), keep=0))
+
+
+class _Border(NamedTuple):
+    """A kind of place to cut at: before or after a mark that stands between two suitable characters."""
+
+    mark: str
+    after: int
+    suits: Callable[[str, str], bool]
+
+
+# Best first. A line end between two visible characters is a token border to every usual pre-tokenizer; one in a run of
+# blanks may be joined with its neighbours; a space belongs to the word behind it.
+_BORDERS = (
+    _Border("\n", 1, lambda before, behind: not before.isspace() and not behind.isspace()),
+    _Border("\n", 1, lambda before, behind: not behind.isspace()),
+    _Border("\n", 1, lambda before, behind: True),
+    _Border(" ", 0, lambda before, behind: not before.isspace() and not behind.isspace()),
+)
+
+
+def _cut(text: str, *, keep: int) -> Iterator[str]:
+    """Cut `text` until no more than `keep` characters (or one piece's, if that is more) are left; those come last."""
+    start = 0
+    while len(text) - start > max(keep, PIECE_CHARACTERS):
+        end = _cut_after(text, start)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _cut_after(text: str, start: int) -> int:
+    """The best place to cut within one piece's length of `start`; more text than that follows `start`."""
+    for border in _BORDERS:
+        end = start + PIECE_CHARACTERS + 1
+        while (at := text.rfind(border.mark, start + 1, end)) > start:
+            cut = at + border.after
+            if cut <= start + PIECE_CHARACTERS and border.suits(text[at - 1], text[at + 1]):
+                return cut
+            end = at
+    return start + PIECE_CHARACTERS

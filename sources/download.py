@@ -1,0 +1,420 @@
+"""One file over http(s): streamed to disk, resumed where it broke off, not sent again if unchanged, and checked."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from sources.spec import CorpusError
+
+Progress = Callable[[int, int | None], None]
+
+# The statuses that say "later": request timeout, too early, too many requests, and the server's own troubles.
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class FetchError(CorpusError):
+    """The source could not be reached, or did not give the file."""
+
+
+class ChecksumError(CorpusError):
+    """The bytes that came are not those that the corpus pins."""
+
+    @classmethod
+    def of(cls, address: str, *, pinned: str, got: str, size: int) -> "ChecksumError":
+        return cls(
+            f"{address} does not hold the text that is pinned: its sha256 is {got} ({size:,} bytes), and the corpus "
+            f"pins {pinned}. If the new text is wanted, put its sha256 into the corpus's file, or take the pin out."
+        )
+
+
+class HttpSpec(BaseModel):
+    """How patient a download is: times in seconds; `attempts` is how many in a row may bring nothing new."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connect_seconds: float = Field(default=10, gt=0)
+    read_seconds: float = Field(default=30, gt=0)
+    attempts: int = Field(default=4, gt=0)
+    first_wait_seconds: float = Field(default=0.5, ge=0)
+    longest_wait_seconds: float = Field(default=60, ge=0)
+
+
+class Download(NamedTuple):
+    """A complete file, and how it came."""
+
+    address: str
+    bytes: int
+    sha256: str
+    transferred: bool
+    why: str
+
+
+class _Record(BaseModel):
+    """The entry of a complete file, written last: where it came from, what it is and how to ask for changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    bytes: int
+    sha256: str
+    etag: str | None
+    last_modified: str | None
+    fetched_at: str
+
+
+class _Validators(BaseModel):
+    """By what the server names this state of the file (RFC 9110, section 8.8)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+    @property
+    def strong(self) -> str | None:
+        """What If-Range may hold: a strong ETag, else the date; a weak ETag does not promise equal bytes."""
+        if self.etag is not None and not self.etag.startswith("W/"):
+            return self.etag
+        return self.last_modified if self.etag is None else None
+
+
+class _Later(Exception):
+    """An attempt that failed in a way that another may mend."""
+
+    def __init__(self, cause: str, *, wait_seconds: float | None, gained: bool) -> None:
+        super().__init__(cause)
+        self.wait_seconds = wait_seconds
+        self.gained = gained
+
+
+class _Cell:
+    """The folder of one address below `downloads`: the complete file under its sha256, its record, and a part."""
+
+    def __init__(self, downloads: Path, url: str) -> None:
+        self.folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:32]
+        self.part = self.folder / "part"
+        self.record_path = self.folder / "record.json"
+        self.validators_path = self.folder / "part.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Alone with the folder; the kernel lets go if the holder dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            yield
+
+    def body(self, sha256: str) -> Path:
+        return self.folder / f"body-{sha256}"
+
+    def record(self) -> _Record | None:
+        """The entry of the complete file, or None if there is none whole: the bytes are hashed again here."""
+        try:
+            record = _Record.model_validate_json(self.record_path.read_bytes())
+            return record if _sha256(self.body(record.sha256)) == record.sha256 else None
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def part_bytes(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def validators(self) -> _Validators:
+        try:
+            return _Validators.model_validate_json(self.validators_path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return _Validators()
+
+    def drop_part(self) -> None:
+        self.validators_path.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
+
+    def keep(self, url: str, sha256: str) -> _Record:
+        """Make the part the complete file: bytes safe on disk, then its name, then the record, all atomic."""
+        validators = self.validators()
+        record = _Record(
+            url=url,
+            bytes=self.part_bytes(),
+            sha256=sha256,
+            etag=validators.etag,
+            last_modified=validators.last_modified,
+            fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        with self.part.open("rb+") as file:
+            os.fsync(file.fileno())
+        self.part.replace(self.body(sha256))
+        _write(self.record_path, record.model_dump_json())
+        self.validators_path.unlink(missing_ok=True)
+        for old in self.folder.glob("body-*"):
+            if old != self.body(sha256):
+                old.unlink()
+        return record
+
+
+def kept_download(url: str, target: Path, downloads: Path, sha256: str) -> Download | None:
+    """Copy the file with this sha256 to `target` if an earlier download of `url` left it; asks no network."""
+    cell = _Cell(downloads, url)
+    if not cell.folder.is_dir():
+        return None
+    with cell.held():
+        return _kept(cell, target, sha256)
+
+
+def download(
+    url: str,
+    target: Path,
+    downloads: Path,
+    sha256: str | None,
+    max_bytes: int,
+    http: HttpSpec,
+    progress: Progress | None,
+) -> Download:
+    """Bring the file at `url` into `downloads`, copy it to `target` and say how it came.
+
+    A file that is there is asked for only if changed; a part is gone on with if the server says it is still the same.
+    Raises FetchError (unreachable, refused, gone), ChecksumError (other bytes than `sha256`, after one fresh try where
+    the download had been resumed) and CorpusError (more than `max_bytes`).
+    """
+    cell = _Cell(downloads, url)
+    with cell.held():
+        if sha256 is not None and (kept := _kept(cell, target, sha256)) is not None:
+            return kept
+        # A pinned file that is not the right one is wanted whole, whatever the server thinks has changed.
+        known = cell.record() if sha256 is None else None
+        transfer = _Transfer(url, cell, known, max_bytes, http, progress)
+        arrived = transfer.run()
+        if known is not None and not arrived:
+            return _given(cell, known, target, transferred=False, why=_not_modified(known))
+        got = _sha256(cell.part)
+        if sha256 is not None and got != sha256 and transfer.resumed:
+            # Perhaps the part was of another state of the file.
+            cell.drop_part()
+            transfer.run()
+            got = _sha256(cell.part)
+        if sha256 is not None and got != sha256:
+            size = cell.part_bytes()
+            cell.drop_part()
+            raise ChecksumError.of(url, pinned=sha256, got=got, size=size)
+        record = cell.keep(url, got)
+        again = ", the same as before" if known is not None and known.sha256 == got else ""
+        return _given(cell, record, target, transferred=True, why=f"fetched {record.bytes:,} bytes{again}")
+
+
+def _kept(cell: _Cell, target: Path, sha256: str) -> Download | None:
+    record = cell.record()
+    if record is None or record.sha256 != sha256:
+        return None
+    return _given(cell, record, target, transferred=False, why="the pinned sha256 is already here")
+
+
+def _given(cell: _Cell, record: _Record, target: Path, *, transferred: bool, why: str) -> Download:
+    # A copy and not a hard link: whoever damages one of the two must not damage the other.
+    shutil.copyfile(cell.body(record.sha256), target)
+    return Download(record.url, record.bytes, record.sha256, transferred, why)
+
+
+class _Transfer:
+    """One download with its retries: afterwards the part is the whole file, unless the server says "not modified"."""
+
+    def __init__(
+        self, url: str, cell: _Cell, known: _Record | None, max_bytes: int, http: HttpSpec, progress: Progress | None
+    ) -> None:
+        self._url = url
+        self._cell = cell
+        self._known = known
+        self._max_bytes = max_bytes
+        self._http = http
+        self._progress = progress
+        self._fruitless = 0
+        self.resumed = False
+
+    def run(self) -> bool:
+        """True if the part is the whole file now, False if the known file is unchanged."""
+        self.resumed = False
+        self._fruitless = 0
+        began = time.monotonic()
+        timeout = httpx.Timeout(self._http.read_seconds, connect=self._http.connect_seconds)
+        # Bytes as they are: a compressed transfer could be neither resumed nor measured.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "bardflow"}
+        retrying = Retrying(retry=retry_if_exception_type(_Later), stop=self._gives_up, wait=self._pause, reraise=True)
+        try:
+            with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
+                return bool(retrying(self._attempt, client))
+        except _Later as error:
+            tries = self._http.attempts
+            raise FetchError(
+                f"{self._url}: {error} ({tries} {'try' if tries == 1 else 'tries in a row'} brought nothing, "
+                f"{time.monotonic() - began:.0f} s)"
+            ) from error
+
+    def _gives_up(self, _: RetryCallState) -> bool:
+        return self._fruitless >= self._http.attempts
+
+    def _pause(self, state: RetryCallState) -> float:
+        error = state.outcome and state.outcome.exception()
+        asked = error.wait_seconds if isinstance(error, _Later) else None
+        wait = self._http.first_wait_seconds * 2 ** max(0, self._fruitless - 1) if asked is None else asked
+        return min(wait, self._http.longest_wait_seconds)
+
+    def _attempt(self, client: httpx.Client) -> bool:
+        try:
+            return self._try(client)
+        except _Later as later:
+            self._fruitless = 0 if later.gained else self._fruitless + 1
+            raise
+
+    def _try(self, client: httpx.Client) -> bool:
+        start = self._cell.part_bytes()
+        validator = self._cell.validators().strong
+        if start and validator is None:
+            self._cell.drop_part()
+            start = 0
+        headers = _resuming(start, validator) if start and validator else _conditional(self._known)
+        before = start
+        try:
+            with client.stream("GET", self._url, headers=headers) as response:
+                if response.status_code == httpx.codes.NOT_MODIFIED and self._known is not None:
+                    return False
+                start = self._accept(response, start)
+                self._receive(response, start)
+                return True
+        except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+            raise FetchError(f"{self._url}: {_cause(error)}") from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            gained = self._cell.part_bytes() > before and self._cell.validators().strong is not None
+            raise _Later(_cause(error), wait_seconds=None, gained=gained) from error
+
+    def _accept(self, response: httpx.Response, start: int) -> int:
+        """The offset at which this answer's bytes begin; everything that is not the file or a part of it is raised."""
+        status = response.status_code
+        if status == httpx.codes.OK:
+            self._cell.drop_part()
+            if not _encoded(response):
+                _write(self._cell.validators_path, _named(response).model_dump_json())
+            return 0
+        if status == httpx.codes.PARTIAL_CONTENT and start:
+            kept, named = self._cell.validators(), _named(response)
+            changed = any(
+                then is not None and now is not None and then != now
+                for then, now in ((kept.etag, named.etag), (kept.last_modified, named.last_modified))
+            )
+            if changed or _encoded(response) or _content_range(response)[0] != start:
+                self._cell.drop_part()
+                raise _Later("the server went on with another file than it began with", wait_seconds=0, gained=False)
+            self.resumed = True
+            return start
+        if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+            self._cell.drop_part()
+            raise _Later("the server refused to go on with the file", wait_seconds=0, gained=False)
+        answer = f"the server answered {status} {response.reason_phrase}".rstrip()
+        if status in _LATER:
+            raise _Later(answer, wait_seconds=_retry_after(response), gained=False)
+        raise FetchError(f"{self._url}: {answer}")
+
+    def _receive(self, response: httpx.Response, start: int) -> None:
+        """Write the answer's bytes behind the part's first `start`; raises _Later if they end too early."""
+        encoded = _encoded(response)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() and not encoded else None
+        if response.status_code == httpx.codes.PARTIAL_CONTENT:
+            total = _content_range(response)[1] or total
+        self._check_size(total or 0)
+        size = start
+        with self._cell.part.open("ab" if start else "wb") as file:
+            for chunk in response.iter_bytes() if encoded else response.iter_raw():
+                size += file.write(chunk)
+                self._check_size(size)
+                if self._progress is not None:
+                    self._progress(size, total)
+        if total is not None and size != total:
+            raise _Later(f"{size:,} of {total:,} bytes came", wait_seconds=None, gained=size > start)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            self._cell.drop_part()
+            raise CorpusError(
+                f"{self._url} has {size:,} bytes or more, and max_bytes = {self._max_bytes:,} allows fewer. "
+                "Raise source.max_bytes if that is the file you want."
+            )
+
+
+def _conditional(known: _Record | None) -> dict[str, str]:
+    headers = {}
+    if known is not None and known.etag is not None:
+        headers["If-None-Match"] = known.etag
+    if known is not None and known.last_modified is not None:
+        headers["If-Modified-Since"] = known.last_modified
+    return headers
+
+
+def _resuming(start: int, validator: str) -> dict[str, str]:
+    return {"Range": f"bytes={start}-", "If-Range": validator}
+
+
+def _named(response: httpx.Response) -> _Validators:
+    return _Validators(etag=response.headers.get("ETag"), last_modified=response.headers.get("Last-Modified"))
+
+
+def _encoded(response: httpx.Response) -> bool:
+    return response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+
+
+def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
+    """First byte and whole length from `Content-Range: bytes 5-9/10`; None for what it does not say."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if match is None:
+        return None, None
+    first, whole = match.groups()
+    return int(first), None if whole == "*" else int(whole)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks us to wait (RFC 9110, section 10.2.3: a number or a date), or None."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _not_modified(known: _Record) -> str:
+    by = "ETag" if known.etag is not None else "Last-Modified"
+    return f"not modified since {known.fetched_at} ({by})"
+
+
+def _cause(error: Exception) -> str:
+    kinds: dict[type[Exception], str] = {
+        httpx.ConnectTimeout: "no connection in time",
+        httpx.ReadTimeout: "the server fell silent",
+        httpx.RemoteProtocolError: "the connection broke off",
+    }
+    kind = kinds.get(type(error), type(error).__name__)
+    return f"{kind}: {error}" if str(error) else kind
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or as it was before."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

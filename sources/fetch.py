@@ -1,0 +1,314 @@
+"""From an address to raw files in a folder, whatever kind of source it is, with what came recorded."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict
+
+from sources.download import (
+    ChecksumError,
+    FetchError,
+    HttpSpec,
+    Progress,
+    download,
+    kept_download,
+)
+from sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, SyntheticSource, UrlSource
+from sources.synthetic import generate
+
+__all__ = ["ChecksumError", "FetchError", "Fetched", "HttpSpec", "Progress", "RawFile", "fetch", "file_name"]
+
+_COPY_BYTES = 1 << 20
+# Readers that `datasets` ships: with these, `data_files` are files on this machine and start from the project folder.
+_FILE_READERS = ("json", "csv", "parquet", "text", "arrow", "xml")
+
+
+class RawFile(BaseModel):
+    """One file as it came: its name below the folder (with "/"), its size in bytes and its sha256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Fetched(BaseModel):
+    """What a fetch brought: from where, which files, whether it went over the network, and why (or why not).
+
+    `pinned` says that the description itself fixes the bytes: by a sha256, or because they are generated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str
+    files: tuple[RawFile, ...]
+    downloaded: bool
+    pinned: bool
+    why: str
+
+
+def fetch(
+    spec: CorpusSpec,
+    into: Path,
+    *,
+    downloads: Path,
+    mirror: str | None,
+    progress: Progress | None = None,
+    project: Path = Path(),
+    http: HttpSpec = HttpSpec(),  # noqa: B008 - a frozen value
+) -> Fetched:
+    """Put the raw files of the corpus into the empty folder `into`.
+
+    Files over http(s) are kept in `downloads`, so that an unchanged one is not sent twice; `mirror` is a folder or a
+    base URL laid out `<corpus>/<file name>` that is asked first. `project` is where relative paths start.
+    `progress(bytes so far, bytes in all if known)` is called as they come.
+    Raises FetchError if the source cannot be reached, ChecksumError if the bytes are not those that `sha256` pins, and
+    CorpusError if there is nothing to fetch or too much.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    if any(into.iterdir()):
+        raise CorpusError(f"{into} is not empty; a corpus is fetched into an empty folder.")
+    match spec.source:
+        case UrlSource():
+            return _from_url(spec.name, spec.source, into, downloads, mirror, progress, http)
+        case PathSource():
+            return _from_path(spec.source, into, project)
+        case DatasetSource():
+            return _from_dataset(spec.source, into, project, progress)
+        case SyntheticSource():
+            return _from_synthetic(spec.source, into)
+
+
+def file_name(url: str) -> str:
+    """The name under which the file at `url` is kept, and looked for in a mirror."""
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    return name if name not in ("", ".", "..") and "\0" not in name else "corpus.txt"
+
+
+def _from_url(
+    corpus: str,
+    source: UrlSource,
+    into: Path,
+    downloads: Path,
+    mirror: str | None,
+    progress: Progress | None,
+    http: HttpSpec,
+) -> Fetched:
+    name = file_name(source.url)
+    place = f"{corpus}/{name}"
+    tried: list[str] = []
+    target = into / name
+    got = kept_download(source.url, target, downloads, source.sha256) if source.sha256 else None
+    if got is None and mirror is not None and not _is_url(mirror):
+        file = Path(mirror) / corpus / name
+        if file.is_file():
+            return _from_mirror_folder(source, file, name, into, progress)
+        tried.append(f"the mirror folder has no {file}")
+    if got is None and mirror is not None and _is_url(mirror):
+        address = f"{mirror.rstrip('/')}/{quote(place)}"
+        try:
+            got = download(address, target, downloads, source.sha256, source.max_bytes, http, progress)
+        except FetchError as error:
+            tried.append(str(error))
+    if got is None:
+        try:
+            got = download(source.url, target, downloads, source.sha256, source.max_bytes, http, progress)
+        except FetchError as error:
+            raise FetchError(
+                f"The corpus {corpus!r} could not be fetched. "
+                + " ".join(f"{reason}." for reason in (*tried, str(error)))
+                + " What helps: set CORPORA_MIRROR to a folder or a base URL laid out <corpus>/<file name> "
+                f"(here {place}), or use the built-in corpus 'synthetic', which needs no network."
+            ) from error
+    return Fetched(
+        address=got.address,
+        files=(RawFile(name=name, bytes=got.bytes, sha256=got.sha256),),
+        downloaded=got.transferred,
+        pinned=source.sha256 is not None,
+        why=got.why,
+    )
+
+
+def _from_mirror_folder(source: UrlSource, file: Path, name: str, into: Path, progress: Progress | None) -> Fetched:
+    size = file.stat().st_size
+    if size > source.max_bytes:
+        raise CorpusError(f"{file} has {size:,} bytes, more than max_bytes = {source.max_bytes:,} allows.")
+    raw = _copied(file, into, name)
+    if source.sha256 is not None and raw.sha256 != source.sha256:
+        (into / name).unlink()
+        raise ChecksumError.of(str(file), pinned=source.sha256, got=raw.sha256, size=size)
+    if progress is not None:
+        progress(size, size)
+    return Fetched(
+        address=str(file),
+        files=(raw,),
+        downloaded=False,
+        pinned=source.sha256 is not None,
+        why=f"copied {size:,} bytes from the mirror folder",
+    )
+
+
+def _from_path(source: PathSource, into: Path, project: Path) -> Fetched:
+    pattern = os.path.expanduser(source.path)  # noqa: PTH111 - Path drops a trailing slash, and this may be a glob
+    given = project / pattern
+    files = dict(sorted(_named_files(given)))
+    if not files:
+        raise CorpusError(
+            f"source.path = {source.path!r} names no file: {given.absolute()} "
+            + ("is an empty folder." if given.is_dir() else "matches nothing.")
+            + " Give a file, a folder or a glob; a relative path starts from the project folder."
+        )
+    if source.sha256 is not None and len(files) > 1:
+        raise CorpusError(f"source.sha256 pins a single file, and source.path = {source.path!r} names {len(files):,}.")
+    copies = tuple(_copied(file, into, name) for name, file in files.items())
+    if source.sha256 is not None and copies[0].sha256 != source.sha256:
+        (into / copies[0].name).unlink()
+        raise ChecksumError.of(str(given), pinned=source.sha256, got=copies[0].sha256, size=copies[0].bytes)
+    size = sum(copy.bytes for copy in copies)
+    return Fetched(
+        address=str(given.absolute()),
+        files=copies,
+        downloaded=False,
+        pinned=source.sha256 is not None,
+        why=f"copied {len(copies):,} file{'' if len(copies) == 1 else 's'}, {size:,} bytes",
+    )
+
+
+def _named_files(given: Path) -> Iterator[tuple[str, Path]]:
+    """The files that a path means, each with its name below the folder that is fixed; hidden ones are left out."""
+    if given.is_file():
+        yield given.name, given
+        return
+    if given.is_dir():
+        root, found = given, sorted(given.rglob("*"))
+    else:
+        parts = given.parts
+        fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+        root = Path(*parts[:fixed])
+        found = sorted(root.glob(str(Path(*parts[fixed:])))) if root.is_dir() else []
+    for file in found:
+        below = file.relative_to(root)
+        if file.is_file() and not any(part.startswith(".") for part in below.parts):
+            yield below.as_posix(), file
+
+
+def _copied(file: Path, into: Path, name: str) -> RawFile:
+    target = into / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    size = 0
+    with file.open("rb") as source, target.open("xb") as copy:
+        while block := source.read(_COPY_BYTES):
+            digest.update(block)
+            size += copy.write(block)
+    return RawFile(name=name, bytes=size, sha256=digest.hexdigest())
+
+
+def _from_synthetic(source: SyntheticSource, into: Path) -> Fetched:
+    chunks = (chunk.encode() for chunk in generate(source.synthetic, source.seed))
+    raw = _written(chunks, into / "synthetic.txt")
+    return Fetched(
+        address=f"synthetic:{source.synthetic}?seed={source.seed}",
+        files=(raw,),
+        downloaded=False,
+        pinned=True,
+        why=f"generated {source.synthetic:,} characters from seed {source.seed}",
+    )
+
+
+def _written(chunks: Iterable[bytes], target: Path) -> RawFile:
+    digest = hashlib.sha256()
+    size = 0
+    with target.open("xb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            size += file.write(chunk)
+    return RawFile(name=target.name, bytes=size, sha256=digest.hexdigest())
+
+
+def _from_dataset(source: DatasetSource, into: Path, project: Path, progress: Progress | None) -> Fetched:
+    """The rows' texts in one file, `rows.jsonl`: a JSON string a line, so that a row may hold line ends."""
+    address = f"dataset:{source.dataset}" + (f"/{source.config}" if source.config else "")
+    address += f"@{source.revision}" if source.revision else ""
+    counts = {"rows": 0, "empty": 0, "bytes": 0}
+
+    def lines() -> Iterator[bytes]:
+        for text in _rows(source, project):
+            if text is None:
+                counts["empty"] += 1
+                continue
+            line = json.dumps(text, ensure_ascii=False).encode() + b"\n"
+            counts["rows"] += 1
+            counts["bytes"] += len(line)
+            yield line
+            if progress is not None and counts["rows"] % 1_000 == 0:
+                progress(counts["bytes"], None)
+
+    raw = _written(lines(), into / "rows.jsonl")
+    if not counts["rows"]:
+        raise CorpusError(f"{address} gave no row with a text in split {source.split!r}, column {source.column!r}.")
+    return Fetched(
+        address=address,
+        files=(raw,),
+        downloaded=True,
+        pinned=False,
+        why=f"streamed {counts['rows']:,} rows"
+        + (f", left out {counts['empty']:,} without a value" if counts["empty"] else ""),
+    )
+
+
+def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
+    """The text of each row, as a stream. Raises FetchError if `datasets` cannot open or read it."""
+    import datasets  # 1.5 s: only those who read a dataset pay for it
+
+    name, files = _on_this_machine(source, project)
+    try:
+        stream = datasets.load_dataset(
+            name, source.config, split=source.split, revision=source.revision, data_files=files, streaming=True
+        )
+        columns = stream.column_names
+        for number, row in enumerate(stream if source.rows is None else stream.take(source.rows)):
+            if source.column not in row:
+                raise CorpusError(
+                    f"The dataset {source.dataset!r} has no column {source.column!r}; it has: "
+                    f"{', '.join(columns or row)}. Set source.column."
+                )
+            text = row[source.column]
+            if not (text is None or isinstance(text, str)):
+                raise CorpusError(
+                    f"The column {source.column!r} of the dataset {source.dataset!r} holds {type(text).__name__} and "
+                    f"not text (row {number:,}). Set source.column to one of: {', '.join(columns or row)}."
+                )
+            yield text
+    except CorpusError:
+        raise
+    except Exception as error:
+        # The library lets through what its readers, fsspec, pyarrow and the Hub's client raise; this is the border.
+        raise FetchError(
+            f"The dataset {source.dataset!r} (config {source.config}, split {source.split!r}) could not be read: "
+            f"{type(error).__name__}: {error}. Check its name, config, split and data_files, and the network; "
+            "the built-in corpus 'synthetic' needs none."
+        ) from error
+
+
+def _on_this_machine(source: DatasetSource, project: Path) -> tuple[str, str | list[str] | None]:
+    """The dataset's name and files, with those that lie in the project made absolute."""
+    local = source.dataset.startswith((".", "/"))
+    name = str((project / source.dataset).absolute()) if local else source.dataset
+    files = source.data_files
+    if files is None:
+        return name, None
+    listed = [files] if isinstance(files, str) else list(files)
+    if source.dataset in _FILE_READERS:
+        listed = [file if "://" in file else str((project / file).absolute()) for file in listed]
+    return name, listed
+
+
+def _is_url(mirror: str) -> bool:
+    return mirror.startswith(("http://", "https://"))

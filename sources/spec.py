@@ -1,0 +1,271 @@
+"""What a corpus is: one small TOML file read into one frozen value, with every mistake named."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from bard.errors import BardError
+from sources.cleaning import STEP_NAMES
+
+CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+# The short form of BCP 47 (RFC 5646, section 2.1): a language subtag and further subtags, or private use.
+Language = Annotated[str, StringConstraints(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*|x(-[A-Za-z0-9]{1,8})+)$")]
+
+
+class CorpusError(BardError):
+    """A corpus that cannot be used as it stands: a bad description, or a text that is not what it claims to be."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UrlSource(_Frozen):
+    """One file at an http or https address; without `sha256` the source floats, and what came is recorded."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
+    sha256: Sha256 | None = None
+    max_bytes: int = Field(default=2 * 1024**3, gt=0)
+
+
+class PathSource(_Frozen):
+    """A file, a folder or a glob on this machine; a relative one starts from the project folder."""
+
+    path: str = Field(min_length=1)
+    sha256: Sha256 | None = None
+
+
+class DatasetSource(_Frozen):
+    """One text column of a Hugging Face dataset, read as a stream of at most `rows` rows.
+
+    `dataset` is a name on the Hub, a local folder (absolute, or starting with `./` or `../`), or a reader such as
+    `json`, `csv`, `parquet` or `text` together with `data_files`.
+    """
+
+    dataset: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    column: str = "text"
+    data_files: str | tuple[str, ...] | None = None
+    rows: int | None = Field(default=None, gt=0)
+
+
+class SyntheticSource(_Frozen):
+    """A generated text of `synthetic` characters (see `sources.synthetic`), the same for ever for one seed."""
+
+    synthetic: int = Field(gt=0)
+    seed: int = Field(default=1, ge=0)
+
+
+_SOURCES: dict[str, type[_Frozen]] = {
+    "url": UrlSource,
+    "path": PathSource,
+    "dataset": DatasetSource,
+    "synthetic": SyntheticSource,
+}
+
+
+def _source_kind(table: object) -> str | None:
+    if isinstance(table, _Frozen):
+        return next((key for key, kind in _SOURCES.items() if isinstance(table, kind)), None)
+    if not isinstance(table, Mapping):
+        return None
+    named = [key for key in _SOURCES if key in table]
+    return named[0] if len(named) == 1 else None
+
+
+Source = Annotated[
+    Annotated[UrlSource, Tag("url")]
+    | Annotated[PathSource, Tag("path")]
+    | Annotated[DatasetSource, Tag("dataset")]
+    | Annotated[SyntheticSource, Tag("synthetic")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="source_kind",
+        custom_error_message="should be a table with exactly one of the keys url, path, dataset, synthetic",
+    ),
+]
+
+
+class DocumentsSpec(_Frozen):
+    """How the text is cut into documents: not at all, by file, before each line that matches `heading`, or by row."""
+
+    cut: Literal["whole", "file", "heading", "row"] = "whole"
+    heading: str | None = None
+
+    @field_validator("heading")
+    @classmethod
+    def _heading_compiles(cls, heading: str | None) -> str | None:
+        if heading is not None:
+            try:
+                re.compile(heading)
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from error
+        return heading
+
+    @model_validator(mode="after")
+    def _heading_goes_with_its_cut(self) -> Self:
+        if self.cut == "heading" and self.heading is None:
+            raise ValueError('cut = "heading" needs heading = "<regular expression>" beside it')
+        if self.cut != "heading" and self.heading is not None:
+            raise ValueError(f'heading belongs to cut = "heading", and cut is "{self.cut}"')
+        return self
+
+
+class SplitSpec(_Frozen):
+    """The last part of the text (by characters or by documents) is kept for validation."""
+
+    by: Literal["position", "document"] = "position"
+    validation: float = Field(default=0.1, gt=0, lt=1)
+
+
+class CorpusSpec(_Frozen):
+    """A corpus: where its text comes from and all that decides which characters it has, and in which part."""
+
+    name: str
+    title: str = Field(min_length=1)
+    language: Language = "und"
+    licence: str = "unknown"
+    source: Source
+    cleaning: tuple[str, ...] = ()
+    documents: DocumentsSpec = DocumentsSpec()
+    split: SplitSpec = SplitSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not CORPUS_NAME.fullmatch(name):
+            raise ValueError("a corpus is named with a-z, 0-9 and -, and begins with a letter or a digit")
+        return name
+
+    @field_validator("cleaning")
+    @classmethod
+    def _steps_are_known(cls, cleaning: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for step in cleaning:
+            if step not in STEP_NAMES:
+                raise ValueError(
+                    f"{step!r} is not a step{_closest(step, STEP_NAMES)}; the steps are {_listed(STEP_NAMES)}"
+                )
+        if len(set(cleaning)) < len(cleaning):
+            raise ValueError("names a step twice")
+        return cleaning
+
+    @model_validator(mode="after")
+    def _cut_suits_the_source(self) -> Self:
+        rows = isinstance(self.source, DatasetSource)
+        if self.documents.cut == "row" and not rows:
+            raise ValueError(
+                'documents.cut = "row" needs a source with rows (dataset); legal here: whole, file, heading'
+            )
+        if self.documents.cut == "file" and rows:
+            raise ValueError(
+                'documents.cut = "file" needs a source with files; legal for a dataset: whole, heading, row'
+            )
+        return self
+
+
+def corpus_names(folder: Path) -> list[str]:
+    """The names of the corpora that `folder` describes, sorted."""
+    return sorted(path.stem for path in folder.glob("*.toml") if CORPUS_NAME.fullmatch(path.stem))
+
+
+def load_corpus(name: str, folder: Path) -> CorpusSpec:
+    """Read `folder/<name>.toml`.
+
+    Raises CorpusError for an unknown name (with the legal ones) and for any mistake in the file (with file and field).
+    """
+    known = corpus_names(folder)
+    if name not in known:
+        raise CorpusError(
+            f"There is no corpus {name!r}{_closest(name, known)}. "
+            + (f"The corpora in {folder} are: {_listed(known)}. " if known else f"{folder} describes no corpus yet. ")
+            + f"To add one, write {folder / 'NAME.toml'} or run `bard corpus add NAME --from ADDRESS-OR-PATH`."
+        )
+    path = folder / f"{name}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise CorpusError(f"{path} is not valid TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 (byte {error.start:,}); TOML files must be.") from error
+    if "name" in table:
+        raise CorpusError(f"{path}: name is taken from the file's own name ({name!r}); remove the field.")
+    try:
+        return CorpusSpec(name=name, **table)
+    except ValidationError as error:
+        raise CorpusError(explained(path, error)) from error
+
+
+def write_corpus(spec: CorpusSpec, folder: Path) -> Path:
+    """Write `folder/<name>.toml`, which `load_corpus` reads back as an equal spec.
+
+    Raises CorpusError if the corpus is described already: nothing is overwritten.
+    """
+    path = folder / f"{spec.name}.toml"
+    table = spec.model_dump(exclude={"name"}, exclude_none=True, exclude_defaults=True, mode="json")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            tomli_w.dump(table, file)
+    except FileExistsError as error:
+        raise CorpusError(f"{path} exists already; choose another name, or edit that file.") from error
+    return path
+
+
+def explained(path: Path, error: ValidationError) -> str:
+    """One line a mistake: the field, what is wrong with it, what was given and what is legal."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        # Inside the source pydantic puts the kind into the location: source.url.sha256 is the field source.sha256.
+        location = [str(part) for part in mistake["loc"]]
+        kind = location.pop(1) if location[0:1] == ["source"] and len(location) > 2 else None
+        field = ".".join(location) or "the file"
+        message = mistake["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if mistake["type"] == "extra_forbidden":
+            legal = _fields_of(location[:-1], kind)
+            message = f"is not a field{_closest(location[-1], legal)}; the fields here are {_listed(legal)}"
+        elif mistake["type"] == "missing":
+            message = "is missing"
+        elif not isinstance(mistake["input"], Mapping):
+            message += f" (given: {mistake['input']!r})"
+        lines.append(f"{field}: {message}")
+    return f"{path} does not describe a corpus.\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _fields_of(location: list[str], kind: str | None) -> list[str]:
+    if kind is not None:
+        return list(_SOURCES[kind].model_fields)
+    tables: dict[str, type[_Frozen]] = {"documents": DocumentsSpec, "split": SplitSpec}
+    model = tables[location[0]] if location else CorpusSpec
+    return [field for field in model.model_fields if field != "name"]
+
+
+def _closest(word: str, among: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(among), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "none"

@@ -1,0 +1,57 @@
+"""A corpus at rest: rows of text, each with the number of its document, in a train and a validation split."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from storage.datasets_layout import gather, read_batches, write_dataset
+
+SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
+SCHEMA = pa.schema([("document", pa.int32()), ("text", pa.string())])
+SHARD_BYTES = 256 * 2**20
+# Rows are gathered into record batches of about this many characters.
+BATCH_CHARACTERS = 2**20
+
+
+class DocumentsFacts(BaseModel):
+    """What was written: sha256 of each split's text (UTF-8, rows joined)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_sha256: str
+    validation_sha256: str
+
+
+def write_documents(folder: Path, rows: Iterable[tuple[str, int, str]]) -> DocumentsFacts:
+    """Write rows of (split, document number, text) as they come."""
+    digests = {str(split): hashlib.sha256() for split in SPLITS}
+
+    def tagged() -> Iterator[tuple[str, tuple[int, str]]]:
+        for split, document, text in rows:
+            digests[split].update(text.encode())
+            yield split, (document, text)
+
+    def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
+        for split, held in gather(tagged(), lambda row: len(row[1]), BATCH_CHARACTERS):
+            documents, texts = zip(*held, strict=True)
+            columns = [pa.array(documents, pa.int32()), pa.array(texts, pa.string())]
+            yield split, pa.record_batch(columns, schema=SCHEMA)
+
+    write_dataset(folder, SCHEMA, SPLITS, batches(), shard_bytes=SHARD_BYTES)
+    return DocumentsFacts(**{f"{split}_sha256": digest.hexdigest() for split, digest in digests.items()})
+
+
+def read_documents(folder: Path, split: str) -> Iterator[tuple[int, str]]:
+    """Rows of (document number, text) in order; joined, the texts are the split."""
+    for batch in read_batches(folder, split):
+        yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
+
+
+def read_text(folder: Path, split: str) -> Iterator[str]:
+    """The split's text in pieces; joined, they are the split."""
+    for _, text in read_documents(folder, split):
+        yield text

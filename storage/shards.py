@@ -1,0 +1,90 @@
+"""Token shards: a corpus as flat arrays of token ids on disk, sliced with no copy."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.datasets_layout import gather, read_batches, write_dataset
+from storage.documents import SPLITS
+
+# Rows are gathered into record batches of about this many tokens: 2 MB of uint16 is all that a writer holds.
+BATCH_TOKENS = 2**20
+
+TokenIds = npt.NDArray[np.uint16 | np.uint32]
+
+
+class ShardSpec(BaseModel):
+    """How tokens are laid out on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard_tokens: int = Field(default=2**26, ge=1, description="a new shard file begins after about this many tokens")
+
+
+def write_shards(
+    folder: Path, rows: Iterable[tuple[str, int, TokenIds]], spec: ShardSpec, *, dtype: np.dtype[Any]
+) -> dict[str, int]:
+    """Write rows of (split, document number, ids) as they come and return the tokens in each split.
+
+    A row is one stretch of one document: borders between documents are where `document` changes.
+    """
+    id_type = pa.from_numpy_dtype(dtype)
+    schema = pa.schema([("input_ids", pa.list_(id_type)), ("document", pa.int32())])
+    tokens = dict.fromkeys(SPLITS, 0)
+
+    def tagged() -> Iterator[tuple[str, tuple[int, TokenIds]]]:
+        for split, document, ids in rows:
+            tokens[split] += len(ids)
+            yield split, (document, ids)
+
+    def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
+        for split, held in gather(tagged(), lambda row: len(row[1]), min(BATCH_TOKENS, spec.shard_tokens)):
+            documents, ids = zip(*held, strict=True)
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
+            flat = np.concatenate(ids).astype(dtype, copy=False)
+            lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, id_type))
+            yield split, pa.record_batch([lists, pa.array(documents, pa.int32())], schema=schema)
+
+    write_dataset(folder, schema, SPLITS, batches(), shard_bytes=spec.shard_tokens * dtype.itemsize)
+    return tokens
+
+
+class TokenArray:
+    """A split's tokens as one long array: `len(tokens)` and `tokens[start:stop]`.
+
+    The chunks are views of memory-mapped files; a slice within one chunk copies nothing, one across chunks joins them.
+    """
+
+    def __init__(self, chunks: list[TokenIds]) -> None:
+        self.chunks = chunks
+        self.starts = [0, *np.cumsum([len(c) for c in chunks]).tolist()]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, span: slice) -> TokenIds:
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a slice of tokens has no step, but {span} was given")
+        first = bisect_right(self.starts, start) - 1
+        if first < len(self.chunks) and stop <= self.starts[first + 1]:
+            return self.chunks[first][start - self.starts[first] : stop - self.starts[first]]
+        last = bisect_right(self.starts, max(start, stop - 1)) - 1
+        parts = [
+            self.chunks[i][max(0, start - self.starts[i]) : stop - self.starts[i]]
+            for i in range(first, min(last + 1, len(self.chunks)))
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+
+
+def read_shards(folder: Path, split: str) -> TokenArray:
+    """Open a split's tokens, memory-mapped."""
+    return TokenArray(
+        [batch["input_ids"].flatten().to_numpy(zero_copy_only=True) for batch in read_batches(folder, split)]
+    )

@@ -1,0 +1,109 @@
+"""Asking a task and believing its answer only when the object behind it is whole."""
+
+import importlib.metadata
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from prefect import Task
+from prefect.context import TaskRunContext
+from pydantic import BaseModel
+
+from bard.home import home, project_folder
+from storage.handles import Handle
+from storage.lineage import spell
+from storage.refs import Refs
+from storage.store import Origin, Store
+from tasks.saying import say
+
+P = ParamSpec("P")
+H = TypeVar("H", bound=Handle)
+
+PACKAGES = ("bardflow", "torch", "numpy", "tokenizers", "datasets", "pyarrow", "safetensors", "prefect")
+
+
+def store() -> Store:
+    """This machine's objects."""
+    return Store(home())
+
+
+def refs() -> Refs:
+    """This machine's names."""
+    return Refs(home())
+
+
+class Asked(NamedTuple):
+    """One step of a run: the task's name, whether it ran, and why it had to although it had been answered before."""
+
+    task: str
+    handle: Handle
+    ran: bool
+    rebuilt: str | None
+
+
+class Asking:
+    """One run's questions in order: each is answered from Prefect's cache or by running the task."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+
+    def __call__(self, task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
+        """Ask a task. A cached answer whose object is missing or damaged is made again, and the run says so."""
+        state: Any = task(*args, **kwargs, return_state=True)
+        handle: H = state.result()
+        ran, rebuilt = state.name != "Cached", None
+        if not ran and (rebuilt := store().damage(handle)):
+            say(f"{handle} is {rebuilt}: making it again")
+            state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
+            handle, ran = state.result(), True
+        self.asked.append(Asked(task.name, handle, ran, rebuilt))
+        say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
+        return handle
+
+    def ran(self, *tasks: str) -> bool:
+        """Whether any of the named tasks ran."""
+        return any(asked.ran for asked in self.asked if asked.task in tasks)
+
+
+def origin(**measured: Any) -> Origin:
+    """How the object that the current task makes came to be: the very inputs that its cache key was made of."""
+    context = TaskRunContext.get()
+    if context is None:
+        raise RuntimeError("an origin belongs to a task run; call the task in a flow")
+    handles = {name: spell(value) for name, value in context.parameters.items() if isinstance(value, Handle)}
+    others = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in context.parameters.items()
+        if name not in handles
+    }
+    return Origin(
+        task=f"{context.task.name}@{context.task.version}",
+        inputs=handles,
+        spec=others,
+        run=str(context.task_run.flow_run_id) if context.task_run.flow_run_id else None,
+        commit=commit(),
+        packages=versions(),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        measured=measured,
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what an object's bytes depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@cache
+def commit() -> str | None:
+    """The project's git commit, with `+` when files differ from it; None outside a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=project_folder(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,42 @@
+"""When an answer may be used again: the same task, the same version of it, the same inputs."""
+
+import hashlib
+import json
+from typing import Any
+
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from pydantic import BaseModel
+
+
+class SameQuestion(CachePolicy):
+    """A key from the task's name and version and from its inputs, and from nothing else.
+
+    Prefect's own `INPUTS` leaves out the name, so that two tasks with equal inputs would serve each other's answers.
+    """
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None:
+        """`<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
+        task = task_ctx.task
+        asked = json.dumps({name: spelled(value) for name, value in inputs.items()}, sort_keys=True, allow_nan=False)
+        return f"{task.name}-{task.version}-{hashlib.sha256(asked.encode()).hexdigest()}"
+
+
+def spelled(value: Any) -> Any:
+    """An input as JSON, with its class's name, so that a corpus and a vocabulary of one digest differ.
+
+    Raises:
+        TypeError: the input is neither a model nor made of plain JSON types, so it has no one spelling.
+    """
+    if isinstance(value, BaseModel):
+        return {"class": type(value).__name__, "value": value.model_dump(mode="json")}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [spelled(item) for item in value]
+    raise TypeError(f"a task's input is a handle, a spec, or a list of them, not {type(value).__name__}")
+
+
+SAME_QUESTION = SameQuestion()

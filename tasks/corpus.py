@@ -1,0 +1,70 @@
+"""From an address to cleaned, cut and split documents."""
+
+import os
+from collections.abc import Iterator
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from bard.home import home, project_folder
+from sources.documents import Part, Piece, read, split
+from sources.fetch import fetch
+from sources.spec import CorpusSpec
+from sources.survey import survey
+from storage.documents import SPLITS, read_documents, write_documents
+from storage.handles import Corpus, Source
+from tasks.answers import origin, store
+from tasks.caching import SAME_QUESTION
+from tasks.saying import DownloadBar, say
+
+RAW = "raw"  # the source's files stand in a folder of their own: one of them may be called manifest.json
+
+
+@task(version="1", cache_policy=NO_CACHE)
+def fetch_source(corpus: CorpusSpec) -> Source:
+    """Bring the raw files here. Always asked, never cached: only the source itself knows whether it changed."""
+    with store().draft() as draft:
+        (draft.folder / RAW).mkdir()
+        bar = DownloadBar(f"fetching {corpus.name}")
+        try:
+            fetched = fetch(
+                corpus,
+                draft.folder / RAW,
+                downloads=home() / "downloads",
+                mirror=os.environ.get("CORPORA_MIRROR") or None,
+                progress=bar,
+                project=project_folder(),
+            )
+        finally:
+            bar.close()
+        say(f"{corpus.name}: {fetched.why}")
+        return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
+    """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
+    with store().draft() as draft:
+        reading = read(corpus, store().folder(source) / RAW)
+        characters, documents = 0, 0
+        for piece in reading:
+            characters += len(piece.text)
+            documents = piece.document + 1
+        parts = split(reading, corpus.split, characters, documents)
+        written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in parts))
+
+        def again() -> Iterator[tuple[Part, Piece]]:
+            for part in SPLITS:
+                for document, text in read_documents(draft.folder, part):
+                    yield part, Piece(document, text)
+
+        facts = {
+            "name": corpus.name,
+            "title": corpus.title,
+            "language": corpus.language,
+            "licence": corpus.licence,
+            "cleaned": [step.model_dump() for step in reading.cleaned],
+            "survey": survey(again()).model_dump(mode="json"),
+            "text": written.model_dump(),
+        }
+        return store().keep(draft, Corpus, facts, origin())

@@ -1,0 +1,134 @@
+"""A model's score over a whole validation part, from the raw text, beside what needs no model at all."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from prefect import task
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from tokenizers import Tokenizer
+
+from model import baselines, device
+from model.folder import load_model
+from model.gpt import GPT
+from model.sampling import SamplingSpec, sample
+from model.scoring import score
+from model.vocabulary import TOKENIZER_FILE, decode, encode, load
+from pages.run import Baseline, Sample, Scores
+from storage.documents import read_text
+from storage.handles import Baselines, Corpus, Evaluation, Model
+from storage.shards import TokenArray
+from tasks.answers import origin, store
+from tasks.caching import SAME_QUESTION
+
+SCORES = "scores.json"
+SAMPLES = "samples.json"
+BASELINES = "baselines.json"
+# What a baseline may look back on. xz -9 has a dictionary of 64 MiB; the n-gram model counts in memory.
+LOOK_BACK_CHARACTERS = 2**25
+
+SAMPLE_LIST = TypeAdapter(list[Sample])
+BASELINE_LIST = TypeAdapter(list[Baseline])
+
+
+class EvaluationSpec(BaseModel):
+    """What is asked of a trained model beside its score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=2, ge=0, le=20, description="texts to draw")
+    sample_characters: int = Field(default=600, ge=1, le=20_000, description="length of each")
+    prompt: str = Field(default="\n", min_length=1, description="what each text begins with")
+    temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the likeliest token")
+    top_k: int | None = Field(default=200, ge=1, description="draw from so many of the likeliest; null: from all")
+    sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of the first text; the next takes the next")
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
+    """Charge the model for every character of the validation part, in f32, and let it write."""
+    folder, text = store().folder(model), store().folder(corpus)
+    gpt, tokenizer = load_model(folder), load(folder / TOKENIZER_FILE)
+    place = device.choose("f32")
+    gpt.to(place.name)
+    survey = store().facts(corpus)["survey"]
+
+    last_piece = deque(read_text(text, "train"), maxlen=1)
+    before = int(next(encode(tokenizer, last_piece))[-1])
+    tokens = TokenArray(list(encode(tokenizer, read_text(text, "validation"))))
+    charged = score(gpt, tokens, before=before, device=place)
+    scores = Scores(
+        nats_per_token=charged.nats_per_token,
+        bits_per_character=charged.bits_per(survey["validation_characters"]),
+        bits_per_byte=charged.bits_per(survey["validation_bytes"]),
+        tokens=charged.tokens,
+        characters=survey["validation_characters"],
+        bytes_utf8=survey["validation_bytes"],
+    )
+    samples = [drawn(gpt, tokenizer, spec, number, place) for number in range(spec.samples)]
+    with store().draft() as draft:
+        write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
+        write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
+        facts = {"bits_per_character": scores.bits_per_character, "nats_per_token": scores.nats_per_token}
+        return store().keep(draft, Evaluation, facts, origin())
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def measure_baselines(corpus: Corpus) -> Baselines:
+    """Compressors and an n-gram model on the same split."""
+    folder = store().folder(corpus)
+    train = "".join(read_text(folder, "train"))[-LOOK_BACK_CHARACTERS:]
+    measured = baselines.measure(train, "".join(read_text(folder, "validation")))
+    listed = [
+        Baseline(name=b.name, kind="compressor", bits_per_character=b.bits_per_character, note=b.note) for b in measured
+    ]
+    with store().draft() as draft:
+        write_json(draft.folder / BASELINES, BASELINE_LIST.dump_python(listed, mode="json"))
+        return store().keep(draft, Baselines, {}, origin())
+
+
+def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, number: int, place: device.Device) -> Sample:
+    """The text that continues the prompt, cut at the asked length."""
+    sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, seed=spec.sample_seed + number)
+    text = continuation(gpt, tokenizer, spec.prompt, spec.sample_characters, sampling, place)
+    return Sample(prompt=spec.prompt, text=text, temperature=spec.temperature, seed=sampling.seed)
+
+
+def continuation(
+    gpt: GPT, tokenizer: Tokenizer, prompt: str, characters: int, spec: SamplingSpec, place: device.Device
+) -> str:
+    """What the model writes after `prompt`, `characters` long.
+
+    Bytes that make no character become U+FFFD. A token can be no more than a byte, so a few more are drawn than needed.
+    """
+    ids = next(encode(tokenizer, [prompt])).tolist()
+    tokens: Iterator[int] = sample(gpt, ids, spec, place)
+    written: list[int] = []
+    text = ""
+    while len(text) <= characters:
+        written += itertools.islice(tokens, characters - len(text) + 8)
+        text = decode(tokenizer, np.array(ids + written))[len(prompt) :]
+    return text[:characters]
+
+
+def scores_of(evaluation: Evaluation) -> Scores:
+    """The figures of an evaluation."""
+    return Scores.model_validate_json((store().folder(evaluation) / SCORES).read_bytes())
+
+
+def samples_of(evaluation: Evaluation) -> list[Sample]:
+    """The texts of an evaluation."""
+    return SAMPLE_LIST.validate_json((store().folder(evaluation) / SAMPLES).read_bytes())
+
+
+def baselines_of(measured: Baselines) -> list[Baseline]:
+    """The figures of the baselines."""
+    return BASELINE_LIST.validate_json((store().folder(measured) / BASELINES).read_bytes())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value for people and programs alike."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

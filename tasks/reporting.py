@@ -1,0 +1,215 @@
+"""The page about a run, put together from what lies in the store."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from pages import run as pages
+from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
+from storage.lineage import Ancestor, lineage, spelled
+from tasks.answers import origin, store
+from tasks.caching import SAME_QUESTION
+from tasks.evaluation import EvaluationSpec, baselines_of, samples_of, scores_of, write_json
+from tasks.recipes import Recipe
+from tasks.training import LOG, LogLine, best, validation_losses
+
+PAGE = "page.json"
+HTML = "report.html"
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def publish_report(
+    model: Model,
+    evaluation: Evaluation,
+    baselines: Baselines,
+    corpus: Corpus,
+    recipe: Recipe,
+    overridden: list[str],
+    verdict: pages.Verdict,
+    legs: list[Checkpoint],
+) -> Report:
+    """Gather a run's figures and write them as one HTML file, and as JSON."""
+    page = pages.RunPage(
+        title=f"{store().facts(corpus)['title']}: {recipe.name}",
+        created=datetime.now(UTC),
+        corpus=corpus_facts(corpus),
+        recipe=recipe.name,
+        settings=recipe.settings(),
+        overrides=tuple(overridden),
+        vocabulary=vocabulary_facts(model, evaluation),
+        model=model_facts(model),
+        scores=scores_of(evaluation),
+        baselines=tuple(baselines_of(baselines)),
+        verdict=verdict,
+        curve=tuple(curve(legs)),
+        best_step=store().facts(best(legs))["step"],
+        stopped_early=store().facts(legs[-1])["step"] < recipe.training.steps,
+        samples=tuple(samples_of(evaluation)),
+        cost=cost(legs),
+        lineage=tuple(lineage_step(ancestor) for ancestor in lineage(store(), model)),
+    )
+    return keep_page(page)
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def rescore_report(
+    report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
+) -> Report:
+    """An earlier run's page with the scores of today's text."""
+    page = page_of(report)
+    return keep_page(
+        page.model_copy(
+            update={
+                "created": datetime.now(UTC),
+                "corpus": corpus_facts(corpus),
+                "vocabulary": vocabulary_facts(model, evaluation),
+                "scores": scores_of(evaluation),
+                "baselines": tuple(baselines_of(baselines)),
+                "samples": tuple(samples_of(evaluation)),
+            }
+        )
+    )
+
+
+def keep_page(page: pages.RunPage) -> Report:
+    """Keep a page as JSON and HTML."""
+    with store().draft() as draft:
+        write_json(draft.folder / PAGE, page.model_dump(mode="json"))
+        (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
+        return store().keep(draft, Report, {"title": page.title}, origin())
+
+
+def page_of(report: Report) -> pages.RunPage:
+    """The figures on a report's page."""
+    return pages.RunPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
+
+
+def evaluated_with(report: Report) -> EvaluationSpec:
+    """The evaluation spec of the run that a report is about."""
+    settings = page_of(report).settings
+    return EvaluationSpec.model_validate({field: settings[field] for field in EvaluationSpec.model_fields})
+
+
+def html_of(report: Report) -> Path:
+    """Where a report's HTML file lies."""
+    return store().folder(report) / HTML
+
+
+def show_in_prefect(corpus: str, report: Report) -> None:
+    """Put a report's tables where Prefect's UI shows them."""
+    page = page_of(report)
+    create_markdown_artifact(
+        key=f"{corpus}-{page.recipe}",
+        markdown=pages.markdown(page, str(html_of(report))),
+        description=f"{page.scores.bits_per_character:.4f} bits per character",
+    )
+
+
+def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
+    """A corpus's facts and where it came from."""
+    facts, made = store().facts(corpus), store().origin(corpus)
+    source = spelled(made.inputs["source"])
+    files = store().manifest(source).files
+    survey = facts["survey"]
+    counted = {name: survey[name] for name in pages.CorpusFacts.model_fields if name in survey}
+    return pages.CorpusFacts(
+        name=facts["name"],
+        title=facts["title"],
+        language=facts["language"],
+        licence=facts["licence"],
+        address=store().origin(source).measured["address"],
+        # A source of several files is named by the digest of all of them.
+        sha256=next(iter(files.values())).sha256 if len(files) == 1 else source.digest,
+        cleaned=tuple(
+            pages.CleanedStep(**{name: step[name] for name in pages.CleanedStep.model_fields})
+            for step in facts["cleaned"]
+        ),
+        **counted,
+    )
+
+
+def vocabulary_facts(model: Model, evaluation: Evaluation) -> pages.VocabularyFacts:
+    """The vocabulary's size, and how far a token reaches on the validation part."""
+    facts, scores = store().facts(model), scores_of(evaluation)
+    return pages.VocabularyFacts(
+        kind=facts["vocabulary_kind"],
+        size=facts["vocabulary_size"],
+        characters_per_token=scores.characters / scores.tokens,
+    )
+
+
+def model_facts(model: Model) -> pages.ModelFacts:
+    """The network's shape and size."""
+    facts = store().facts(model)
+    gpt = {name: facts["gpt"][name] for name in ("architecture", "layers", "heads", "width", "context")}
+    return pages.ModelFacts(parameters=facts["parameters"], embedding_parameters=facts["embedding_parameters"], **gpt)
+
+
+def curve(legs: list[Checkpoint]) -> list[pages.CurvePoint]:
+    """The loss curve over all legs, with seconds of training added up."""
+    points: list[pages.CurvePoint] = []
+    passed = 0.0
+    for leg, validation in zip(legs, validation_losses(legs), strict=True):
+        seconds = store().origin(leg).measured["seconds"]
+        lines = [LogLine.model_validate_json(line) for line in (store().folder(leg) / LOG).read_text().splitlines()]
+        for line, at in zip(lines, seconds, strict=True):
+            points.append(
+                pages.CurvePoint(
+                    step=line.step,
+                    seconds=passed + at,
+                    train_nats=line.train_nats,
+                    validation_nats=validation if line is lines[-1] else None,
+                    learning_rate=line.learning_rate,
+                )
+            )
+        passed += seconds[-1]
+    return points
+
+
+def cost(legs: list[Checkpoint]) -> pages.Cost:
+    """What the legs took together; device and software are the last leg's."""
+    measured: list[dict[str, Any]] = [store().origin(leg).measured for leg in legs]
+    seconds = sum(m["train_seconds"] for m in measured)
+    last = measured[-1]
+    return pages.Cost(
+        train_seconds=seconds,
+        tokens_per_second=sum(m["tokens"] for m in measured) / seconds,
+        peak_bytes=max(m["peak_bytes"] for m in measured),
+        device=last["device"],
+        precision=last["precision"],
+        threads=last["threads"],
+        software=store().origin(legs[-1]).packages,
+    )
+
+
+def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
+    """One object on the way from the source to the model."""
+    return pages.LineageStep(
+        kind=type(ancestor.handle).__name__,
+        digest=ancestor.handle.digest,
+        made_by=ancestor.origin.task,
+        when=datetime.fromisoformat(ancestor.origin.at),
+        detail=detail(ancestor),
+    )
+
+
+def detail(ancestor: Ancestor) -> str:
+    """What is worth knowing about an object in a few words."""
+    handle: Handle = ancestor.handle
+    facts, files = ancestor.manifest.facts, ancestor.manifest.files
+    match handle:
+        case Source():
+            named = ", ".join(f"sha256 {file.sha256}" for file in files.values()) if len(files) == 1 else ""
+            return f"{ancestor.origin.measured['address']} {named or f'{len(files)} files'}"
+        case Corpus():
+            survey = facts["survey"]
+            return f"{survey['characters']:,} characters, {survey['documents']:,} documents"
+        case Checkpoint():
+            return f"step {facts['step']:,}"
+        case Model():
+            return f"{facts['parameters']:,} parameters"
+        case _:
+            return ", ".join(f"{key} {value}" for key, value in facts.items() if not isinstance(value, dict | list))

@@ -1,0 +1,142 @@
+"""Training as a fold over legs: a checkpoint in, a checkpoint out, each leg an answer that is kept."""
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from model import device as devices
+from model.folder import load_snapshot, save_model, save_snapshot
+from model.gpt import GPTSpec, count_parameters
+from model.scoring import score
+from model.training import Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
+from model.vocabulary import TOKENIZER_FILE, load
+from storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
+from storage.shards import read_shards
+from tasks.answers import origin, store
+from tasks.caching import SAME_QUESTION
+from tasks.card import model_card
+from tasks.saying import say, watched
+
+LOG = "log.jsonl"
+LOGGED_POINTS = 400  # a run's curve has about so many points: enough for a screen, 30 kB
+
+
+class LogLine(BaseModel):
+    """A point of the loss curve: the mean over the steps since the point before, in nats per token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    train_nats: float
+    learning_rate: float
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoint:
+    """Draw the first weights."""
+    with store().draft() as draft:
+        snapshot = begin(gpt, store().facts(vocabulary)["size"], seed)
+        save_snapshot(snapshot, draft.folder)
+        return store().keep(draft, Checkpoint, {"step": 0}, origin())
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int) -> Checkpoint:
+    """Train from the checkpoint until so many steps have been taken in all, then score the validation part."""
+    device = devices.choose(spec.precision)
+    training = Training(load_snapshot(store().folder(checkpoint)), spec, device)
+    train = read_shards(store().folder(shards), "train")
+    validation = read_shards(store().folder(shards), "validation")[: spec.validation_tokens]
+
+    every = max(1, spec.steps // LOGGED_POINTS)
+    log: list[LogLine] = []
+    seconds: list[float] = []
+    losses: list[torch.Tensor] = []
+    tokens, begun = 0, time.monotonic()
+    steps = watched(
+        training.steps(train, until),
+        total=until - training.step,
+        doing=f"steps {training.step:,} to {until:,} of {spec.steps:,}",
+        unit="step",
+        note=lambda step: f"loss {step.loss.item():.3f}",
+    )
+    for step in steps:
+        losses.append(step.loss)
+        tokens += step.tokens
+        if step.number % every == 0 or step.number == until:
+            log.append(log_line(step, losses))
+            seconds.append(time.monotonic() - begun)
+            losses = []
+    trained = time.monotonic() - begun
+    held_out = score(training.gpt, validation, before=int(train[-1:][0]), device=devices.Device(device.name, "f32"))
+    say(
+        f"step {until:,}: train {log[-1].train_nats:.4f}, validation {held_out.nats_per_token:.4f} nats per token, "
+        f"{tokens / trained:,.0f} tokens per second"
+    )
+    with store().draft() as draft:
+        save_snapshot(training.snapshot(), draft.folder)
+        (draft.folder / LOG).write_text("".join(f"{line.model_dump_json()}\n" for line in log))
+        facts = {"step": until, "validation_nats_per_token": held_out.nats_per_token}
+        measured: dict[str, Any] = {
+            "seconds": seconds,
+            "train_seconds": trained,
+            "tokens": tokens,
+            "peak_bytes": devices.peak_bytes(device),
+            "device": device.name,
+            "precision": device.precision,
+            "threads": torch.get_num_threads(),
+        }
+        return store().keep(draft, Checkpoint, facts, origin(**measured))
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus) -> Model:
+    """Write the checkpoint's model as a folder that `transformers` opens, with its tokenizer and a card."""
+    snapshot = load_snapshot(store().folder(checkpoint))
+    gpt = restore(snapshot)
+    parameters, embedding = count_parameters(gpt)
+    tokenizer_file = store().folder(vocabulary) / TOKENIZER_FILE
+    with store().draft() as draft:
+        save_model(gpt, draft.folder)
+        load(tokenizer_file).save(str(draft.folder / TOKENIZER_FILE))
+        # What `transformers.AutoTokenizer` reads to open tokenizer.json as it is.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        (draft.folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        card = model_card(store().facts(corpus), snapshot.gpt, snapshot.step, parameters, store().facts(vocabulary))
+        (draft.folder / "README.md").write_text(card, encoding="utf-8")
+        facts = {
+            "gpt": snapshot.gpt.model_dump(),
+            "step": snapshot.step,
+            "parameters": parameters,
+            "embedding_parameters": embedding,
+            "vocabulary_size": snapshot.vocabulary_size,
+            "vocabulary_kind": store().facts(vocabulary)["kind"],
+        }
+        return store().keep(draft, Model, facts, origin())
+
+
+def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
+    """The mean of the losses since the last line, at this step."""
+    return LogLine(
+        step=step.number, train_nats=float(torch.stack(losses).double().mean()), learning_rate=step.learning_rate
+    )
+
+
+def validation_losses(legs: Iterable[Checkpoint]) -> list[float]:
+    """Each leg's validation loss in nats per token."""
+    return [store().facts(leg)["validation_nats_per_token"] for leg in legs]
+
+
+def is_hopeless(legs: list[Checkpoint], patience: int | None) -> bool:
+    """Whether training stops here because the validation loss no longer falls."""
+    return hopeless(validation_losses(legs), patience)
+
+
+def best(legs: list[Checkpoint]) -> Checkpoint:
+    """The leg with the lowest validation loss."""
+    return legs[best_leg(validation_losses(legs))]

@@ -1,0 +1,44 @@
+"""From documents to token ids: learn a vocabulary on the training part, then spell both parts with it."""
+
+from collections.abc import Iterator
+
+from prefect import task
+
+from model.vocabulary import TOKENIZER_FILE, VocabularySpec, encode, learn, load, save, token_dtype
+from storage.documents import SPLITS, read_documents, read_text
+from storage.handles import Corpus, TokenShards, Vocabulary
+from storage.shards import ShardSpec, TokenIds, write_shards
+from tasks.answers import origin, store
+from tasks.caching import SAME_QUESTION
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
+    """Learn a vocabulary from the training part alone (but see `byte_fallback` in its spec)."""
+    survey = store().facts(corpus)["survey"]
+    with store().draft() as draft:
+        tokenizer = learn(
+            lambda: read_text(store().folder(corpus), "train"),
+            spec,
+            characters=survey["train_characters"],
+            unseen=survey["unseen_distinct"] > 0,
+        )
+        save(tokenizer, draft.folder)
+        return store().keep(draft, Vocabulary, {"kind": spec.kind, "size": tokenizer.get_vocab_size()}, origin())
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
+    """Write both parts as token ids, document by document, as a stream."""
+    tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
+    folder = store().folder(corpus)
+
+    def rows() -> Iterator[tuple[str, int, TokenIds]]:
+        for part in SPLITS:
+            numbers = (document for document, _ in read_documents(folder, part))
+            for document, ids in zip(numbers, encode(tokenizer, read_text(folder, part)), strict=True):
+                yield part, document, ids
+
+    with store().draft() as draft:
+        tokens = write_shards(draft.folder, rows(), spec, dtype=token_dtype(tokenizer.get_vocab_size()))
+        return store().keep(draft, TokenShards, {"tokens": tokens}, origin())

@@ -1,0 +1,309 @@
+"""Laws of the cleaning steps: what each takes, what it leaves, and that its counts are true."""
+
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sources.cleaning import STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
+
+# Characters that the steps look at, so that chance finds their corners.
+atoms = st.sampled_from([*"ab \t\r\n\ufeff\u3000，。三國第回é", "e\u0301", "*** START OF A ***", "*** END OF A ***"])
+texts = st.lists(atoms, max_size=30).map("".join)
+
+
+def lines_of(text: str) -> list[str]:
+    *whole, last = text.split("\n")
+    return [f"{line}\n" for line in whole] + ([last] if last else [])
+
+
+def run(text: str, *steps: str) -> tuple[str, tuple[Cleaned, ...]]:
+    tallies = [Tally() for _ in steps]
+    cleaned = "".join(clean(lines_of(text), steps, tallies))
+    return cleaned, counted(steps, tallies)
+
+
+@given(text=texts)
+def test_a_corpus_that_names_no_step_is_left_byte_for_byte(text: str) -> None:
+    assert run(text) == (text, ())
+
+
+@given(text=texts, steps=st.permutations(STEP_NAMES))
+def test_characters_in_less_those_removed_plus_those_added_are_the_characters_out(text: str, steps: list[str]) -> None:
+    cleaned, counts = run(text, *steps)
+    assert [count.step for count in counts] == steps
+    assert len(cleaned) == len(text) - sum(c.characters_removed for c in counts) + sum(
+        c.characters_added for c in counts
+    )
+
+
+@pytest.mark.parametrize("step", ["strip-bom", "crlf", "nfc"])
+@given(text=texts)
+def test_cleaning_twice_is_cleaning_once(step: str, text: str) -> None:
+    once, _ = run(text, step)
+    assert run(once, step)[0] == once
+
+
+@given(text=texts)
+def test_lines_stay_lines_through_every_step(text: str) -> None:
+    for step in STEP_NAMES:
+        for line in clean(lines_of(text), [step], [Tally()]):
+            assert line
+            assert "\n" not in line[:-1]
+
+
+@pytest.mark.parametrize("step", STEP_NAMES)
+def test_a_step_reads_no_more_than_a_bounded_stretch_ahead(step: str) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "A line that is wrapped at about seventy columns, as in a printed book,\n" if read % 9 else "\n"
+
+    assert len(list(islice(clean(endless(), [step], [Tally()]), 100))) == 100
+    assert read <= 6_000
+
+
+def test_a_byte_order_mark_goes_only_where_it_stands_first() -> None:
+    assert run("\ufeffa\ufeff\n\ufeffb", "strip-bom")[0] == "a\ufeff\n\ufeffb"
+    assert run("\ufeff", "strip-bom")[0] == ""
+    assert run("\ufeff\ufeffa", "strip-bom") == (
+        "a",
+        (Cleaned(step="strip-bom", lines_removed=0, characters_removed=2, characters_added=0),),
+    )
+
+
+@given(text=texts)
+def test_after_crlf_no_carriage_return_is_left_and_no_line_lost(text: str) -> None:
+    cleaned, _ = run(text, "crlf")
+    assert "\r" not in cleaned
+    assert cleaned.replace("\n", "") == text.replace("\r", "").replace("\n", "")
+
+
+def test_line_ends_of_windows_and_of_the_old_macintosh_become_one() -> None:
+    assert run("a\r\nb\rc\r\n\r\nd\r\r\ne\r", "crlf")[0] == "a\nb\nc\n\nd\ne\n"
+
+
+@given(
+    text=st.text(
+        st.sampled_from(list("aee\u0301\u0327\u0323\n가각ᄀ\u1161\u11a8\u2126")) | st.characters(codec="utf-8")
+    )
+)
+def test_composing_line_by_line_is_composing_the_whole(text: str) -> None:
+    assert run(text, "nfc")[0] == unicodedata.normalize("NFC", text)
+
+
+def test_composing_counts_only_what_changed() -> None:
+    _, (count,) = run("cafe\u0301 and cafe\n", "nfc")
+    assert (count.characters_removed, count.characters_added) == (2, 1)
+
+
+BOOK = """The Project Gutenberg EBook of It, by Somebody
+
+This eBook is for the use of anyone anywhere.
+
+*** START OF THIS PROJECT GUTENBERG EBOOK IT ***
+
+
+CHAPTER I
+
+The text, with *** START OF nothing *** within.
+
+The last line.
+
+
+
+End of Project Gutenberg's It, by Somebody
+
+*** END OF THIS PROJECT GUTENBERG EBOOK IT ***
+
+Updated editions will replace the previous one.
+*** START: FULL LICENSE ***
+"""
+BODY = "CHAPTER I\n\nThe text, with *** START OF nothing *** within.\n\nThe last line.\n"
+
+
+def test_gutenberg_header_and_footer_go_and_nothing_else() -> None:
+    cleaned, (count,) = run(BOOK, "gutenberg")
+    assert cleaned == BODY
+    assert count.lines_removed == BOOK.count("\n") - BODY.count("\n")
+    assert count.characters_removed == len(BOOK) - len(BODY)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "*** START OF THE PROJECT GUTENBERG EBOOK IT ***",
+        "***START OF THE PROJECT GUTENBERG EBOOK IT***",
+        "*** START OF THIS PROJECT GUTENBERG EBOOK A TITLE THAT IS LONGER\nTHAN A LINE ***",
+        "*** START OF THIS PROJECT GUTENBERG EBOOK IT",
+        "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*",
+    ],
+)
+def test_every_start_mark_that_gutenberg_used_is_known(mark: str) -> None:
+    assert run(BOOK.replace("*** START OF THIS PROJECT GUTENBERG EBOOK IT ***", mark), "gutenberg")[0] == BODY
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "*** END OF THE PROJECT GUTENBERG EBOOK IT ***",
+        "End of the Project Gutenberg EBook of It, by Somebody",
+        "End of Project Gutenberg's It",
+        "End of Project Gutenberg’s It",
+        "END OF PROJECT GUTENBERG'S IT",
+    ],
+)
+def test_every_end_mark_that_gutenberg_used_is_known(mark: str) -> None:
+    text = f"Text.\n\n\n{mark}\n\nAnything.\n"
+    assert run(text, "gutenberg")[0] == "Text.\n"
+
+
+def test_a_text_without_marks_is_left_as_it_is() -> None:
+    text = "\n\nNo header.\n\nAnd no end of the project.\n\n"
+    assert run(text, "gutenberg")[0] == text
+
+
+def test_books_in_one_file_are_each_freed_of_their_marks() -> None:
+    cleaned, (count,) = run(BOOK * 500, "gutenberg")
+    assert cleaned == BODY * 500
+    assert count.lines_removed == 500 * (BOOK.count("\n") - BODY.count("\n"))
+
+
+# Wrapped at 76 columns, from the text that the step was made for (Romance of the Three Kingdoms, in the public domain).
+CHINESE = """
+第一回：宴桃園豪傑三結義，斬黃巾英雄首立功
+
+　　詞曰：
+
+　　滾滾長江東逝水，浪花淘盡英雄。是非成敗轉頭空：青山依舊在，幾度夕陽紅。白
+髮漁樵江渚上，慣看秋月春風。一壺濁酒喜相逢：古今多少事，都付笑談中。
+
+　　話說天下大勢，分久必合，合久必分：周末七國分爭，并入於秦。及秦滅之後，楚
+、漢分爭，又并入於漢。漢朝自高祖斬白蛇而起義，一統天下。後來光武中興，傳至獻
+帝，遂分為三國。推其致亂之由，殆始於桓、靈二帝。桓帝禁錮善類，崇信宦官。及桓
+帝崩，靈帝即位，大將軍竇武、太傅陳蕃，共相輔佐。後人有詩曰：
+　　馳驟龍駒氣概多，二人並轡望山河。東吳，西蜀成王霸，千古猶存駐馬坡。
+"""
+
+
+def test_chinese_lines_join_without_a_space_and_paragraphs_and_verse_stay() -> None:
+    cleaned, (count,) = run(CHINESE, "unwrap")
+    assert "白髮漁樵" in cleaned
+    assert "楚、漢分爭" in cleaned
+    assert "傳至獻帝，遂分" in cleaned
+    assert cleaned.count("\n") == CHINESE.count("\n") - 4
+    assert cleaned.replace("\n", "") == CHINESE.replace("\n", "")
+    assert "\n第一回：宴桃園豪傑三結義，斬黃巾英雄首立功\n\n　　詞曰：\n" in cleaned
+    assert "後人有詩曰：\n　　馳驟龍駒" in cleaned
+    assert (count.lines_removed, count.characters_removed, count.characters_added) == (4, 4, 0)
+
+
+def test_a_heading_ends_the_paragraph_even_right_after_a_full_line() -> None:
+    full = "　　深臨險地非容易，更展奇謀豈偶然？未知孟獲整兵再來，勝負如何，且看下文分解"
+    text = f"{full}\n。\n{full}\n第九十回：驅巨獸六破蠻兵，燒藤甲七擒孟獲\n　　{full[2:]}\n"
+    assert run(text, "unwrap")[0] == f"{full}。\n{full}\n第九十回：驅巨獸六破蠻兵，燒藤甲七擒孟獲\n　　{full[2:]}\n"
+
+
+def test_a_space_that_stands_for_a_lost_character_begins_no_paragraph() -> None:
+    full = "汝回去，重整兵馬，與吾共決勝負；如那時擒住，汝再不服，當滅九族。」叱左右去其"
+    assert run(f"{full}\n　，放起孟獲。\n{full}\n", "unwrap")[0] == f"{full}　，放起孟獲。\n{full}\n"
+
+
+ENGLISH = """CHAPTER I. The Beginning
+
+It was the best of times, it was the worst of times, it was the age of
+wisdom, it was the age of foolishness, it was the epoch of belief--it was
+the epoch of incredulity, it was the season of Light, it was the half-
+forgotten season of Darkness.
+The next paragraph follows without a blank line, because the last was short.
+
+Shall I compare thee to a summer's day?
+Thou art more lovely and more temperate:
+Rough winds do shake the darling buds of May,
+And summer's lease hath all too short a date:
+
+    An indented line stays where it is, however near the edge it comes,
+    and so does the next.
+
+We had everything before us, we had nothing before us, we were all going
+direct to Heaven, we were all going direct the other way.
+"""
+
+
+def test_english_lines_join_with_one_space_and_verse_stays() -> None:
+    cleaned, _ = run(ENGLISH, "unwrap")
+    assert cleaned == (
+        "CHAPTER I. The Beginning\n\n"
+        "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+        "it was the epoch of belief--it was the epoch of incredulity, it was the season of Light, it was the "
+        "half-forgotten season of Darkness.\n"
+        "The next paragraph follows without a blank line, because the last was short.\n\n"
+        "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
+        "Rough winds do shake the darling buds of May,\nAnd summer's lease hath all too short a date:\n\n"
+        "    An indented line stays where it is, however near the edge it comes,\n    and so does the next.\n\n"
+        "We had everything before us, we had nothing before us, we were all going direct to Heaven, "
+        "we were all going direct the other way.\n"
+    )
+
+
+def test_a_dash_joins_without_a_space() -> None:
+    full = "It was the best of times, it was the worst of times, it was the age--"
+    text = f"{full}\nof wisdom, and of much else that this line has no more room to tell of\n"
+    assert "the age--of wisdom" in run(text, "unwrap")[0]
+
+
+@pytest.mark.parametrize(
+    ("full", "then", "joined"),
+    [
+        # Hangul is wide, and written with spaces.
+        (
+            "나의 살던 고향은 꽃피는 산골 복숭아꽃 살구꽃 아기 진달래 울긋불긋 꽃대궐 차린",
+            "동네입니다",
+            "차린 동네입니다",
+        ),
+        (
+            "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗い",
+            "じめじめした",
+            "薄暗いじめじめした",
+        ),
+        ("這是一個很長的行，它的結尾是一個英文詞，因為有的文章就是這樣寫的，例如這一個 GPT", "模型", "GPT模型"),
+    ],
+)
+def test_the_joint_follows_the_script(full: str, then: str, joined: str) -> None:
+    assert joined in run(f"{full}\n{then}\n", "unwrap")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Every paragraph is one line here, and the lines have all sorts of lengths, as they come.\n"
+        + "So has this.\n" * 9,
+        "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 50,
+        "A line of code()\n    indented = True\n" * 20,
+        "x" * 500 + "\n" + "y" * 480 + "\n",
+        "\n\n\n",
+        "",
+    ],
+)
+def test_a_text_that_is_not_hard_wrapped_passes_unchanged(text: str) -> None:
+    assert wrap_width(lines_of(text)) is None
+    assert run(text, "unwrap")[0] == text
+
+
+def test_wide_characters_take_two_columns() -> None:
+    assert (columns("三國"), columns("ab"), columns("，a"), columns("é—")) == (4, 2, 3, 2)
+
+
+def test_steps_run_in_the_order_named() -> None:
+    # Before crlf the mark's line ends in \r\n; the other way round gives the same text and other counts.
+    windows = BOOK.replace("\n", "\r\n")
+    first, _ = run(windows, "crlf", "gutenberg")
+    second, counts = run(windows, "gutenberg", "crlf")
+    assert first == second == BODY
+    assert counts[1].characters_removed == BODY.count("\n")

@@ -1,0 +1,624 @@
+"""Laws of downloading, shown against a real server on the loopback that misbehaves on demand."""
+
+import gzip
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sources.fetch import ChecksumError, Fetched, FetchError, HttpSpec, fetch, file_name
+from sources.spec import CorpusError, CorpusSpec, UrlSource
+
+TEXT = b"".join(b"line %d of the text that is served\n" % n for n in range(20_000))
+OTHER = TEXT.replace(b"served", b"SERVED")
+SHA = hashlib.sha256(TEXT).hexdigest()
+QUICK = HttpSpec(connect_seconds=2, read_seconds=0.3, attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.3)
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Site:
+    """A server that gives the scripted answers in order, and the last one for ever; it notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.times: list[float] = []
+        self.closing = threading.Event()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                site.asked.append((self.path, dict(self.headers)))
+                site.times.append(time.monotonic())
+                answer = site.answers[min(len(site.asked), len(site.answers)) - 1]
+                answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keep the test's output clean."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/texts/the%20text.txt"
+
+    def close(self) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def ranges(self) -> list[str | None]:
+        return [headers.get("Range") for _, headers in self.asked]
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.close()
+
+
+def serving(data: bytes, *, etag: str | None = '"one"', modified: str | None = None) -> Answer:
+    """A well-behaved server of one file: conditional requests and ranges, as RFC 9110 has them."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers
+        if (etag and asked["If-None-Match"] == etag) or (modified and asked["If-Modified-Since"] == modified):
+            request.send_response(304)
+            request.end_headers()
+            return
+        start = 0
+        if (given := asked["Range"]) and asked["If-Range"] in (etag, modified):
+            start = int(given.removeprefix("bytes=").removesuffix("-"))
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            request.send_response(200)
+        if etag:
+            request.send_header("ETag", etag)
+        if modified:
+            request.send_header("Last-Modified", modified)
+        request.send_header("Content-Length", str(len(data) - start))
+        request.end_headers()
+        request.wfile.write(data[start:])
+
+    return answer
+
+
+def head(request: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
+    request.send_response(status)
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+
+
+def truncated(data: bytes, after: int, *, etag: str = '"one"') -> Answer:
+    """Promises all of `data`, sends `after` bytes of it and hangs up."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(data)), ETag=etag)
+        request.wfile.write(data[:after])
+        request.close_connection = True
+
+    return answer
+
+
+def refusing(status: int, **headers: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        head(request, status, Content_Length="0", **headers)
+
+    return answer
+
+
+def corpus(url: str, sha256: str | None = None, max_bytes: int = 2**31) -> CorpusSpec:
+    return CorpusSpec(name="it", title="It", source=UrlSource(url=url, sha256=sha256, max_bytes=max_bytes))
+
+
+def bring(
+    tmp_path: Path,
+    spec: CorpusSpec,
+    *,
+    mirror: str | None = None,
+    http: HttpSpec = QUICK,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[Fetched, bytes]:
+    into = tmp_path / f"into-{time.monotonic_ns()}"
+    fetched = fetch(spec, into, downloads=tmp_path / "downloads", mirror=mirror, http=http, progress=progress)
+    (file,) = into.iterdir()
+    data = file.read_bytes()
+    assert [(raw.name, raw.bytes, raw.sha256) for raw in fetched.files] == [
+        (file.name, len(data), hashlib.sha256(data).hexdigest())
+    ]
+    return fetched, data
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_file_comes_whole_and_says_from_where(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    seen: list[tuple[int, int | None]] = []
+    fetched, data = bring(tmp_path, corpus(site.url), progress=lambda done, total: seen.append((done, total)))
+    assert data == TEXT
+    assert fetched.address == site.url
+    assert fetched.files[0].name == "the text.txt"
+    assert (fetched.downloaded, fetched.pinned, fetched.why) == (True, False, f"fetched {len(TEXT):,} bytes")
+    assert seen[-1] == (len(TEXT), len(TEXT))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert site.asked[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_a_truncated_download_resumes(site: Site, tmp_path: Path) -> None:
+    site.answers = [truncated(TEXT, 100_000), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+    assert site.ranges() == [None, "bytes=100000-"]
+    assert site.asked[1][1]["If-Range"] == '"one"'
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, len(TEXT) - 1), max_size=4))
+def test_wherever_a_transfer_breaks_the_file_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    site = Site()
+    try:
+
+        def breaking_at(cut: int) -> Answer:
+            def answer(request: BaseHTTPRequestHandler) -> None:
+                start = int((request.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+                headers = {"ETag": '"one"', "Content_Length": str(len(TEXT) - start)}
+                if start:
+                    headers["Content_Range"] = f"bytes {start}-{len(TEXT) - 1}/{len(TEXT)}"
+                head(request, 206 if start else 200, **headers)
+                request.wfile.write(TEXT[start : max(start, cut)])
+                request.close_connection = True
+
+            return answer
+
+        site.answers = [*map(breaking_at, cuts), serving(TEXT)]
+        patient = QUICK.model_copy(update={"attempts": 6})
+        _, data = bring(tmp_path_factory.mktemp("broken"), corpus(site.url), http=patient)
+        assert data == TEXT
+    finally:
+        site.close()
+
+
+def test_a_download_that_was_killed_is_gone_on_with_by_the_next_one(site: Site, tmp_path: Path) -> None:
+    site.answers = [truncated(TEXT, 50_000)]
+    with pytest.raises(FetchError, match="the connection broke off"):
+        bring(tmp_path, corpus(site.url), http=QUICK.model_copy(update={"attempts": 1}))
+    site.asked.clear()
+    site.answers = [serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == ["bytes=50000-"]
+
+
+def test_as_long_as_bytes_come_a_download_does_not_give_up(site: Site, tmp_path: Path) -> None:
+    cuts = range(100_000, len(TEXT), 100_000)
+    assert len(cuts) > QUICK.attempts
+
+    def breaking(request: BaseHTTPRequestHandler) -> None:
+        start = int((request.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        headers = {"ETag": '"one"', "Content_Length": str(len(TEXT) - start)}
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(TEXT) - 1}/{len(TEXT)}"
+        head(request, 206 if start else 200, **headers)
+        request.wfile.write(TEXT[start : start + 100_000])
+        request.close_connection = True
+
+    site.answers = [breaking]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+
+
+def test_a_stalled_server_is_left_and_asked_again(site: Site, tmp_path: Path) -> None:
+    def stalling(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(TEXT)), ETag='"one"')
+        request.wfile.write(TEXT[:1000])
+        site.closing.wait(5)
+        request.close_connection = True
+
+    site.answers = [stalling, serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == [None, "bytes=1000-"]
+
+
+def test_a_server_that_always_stalls_is_named_with_the_cause(site: Site, tmp_path: Path) -> None:
+    def silent(_: BaseHTTPRequestHandler) -> None:
+        site.closing.wait(5)
+
+    site.answers = [silent]
+    with pytest.raises(FetchError) as caught:
+        bring(tmp_path, corpus(site.url), http=QUICK.model_copy(update={"attempts": 2}))
+    assert site.url in str(caught.value)
+    assert "the server fell silent" in str(caught.value)
+    assert "2 tries" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_after_the_time_it_names(site: Site, tmp_path: Path, status: int) -> None:
+    # One second is asked for, and the spec caps it at 0.3.
+    site.answers = [refusing(status, Retry_After="1"), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert 0.3 <= site.times[1] - site.times[0] < 1
+
+
+def test_a_time_to_wait_may_be_a_date(site: Site, tmp_path: Path) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
+    site.answers = [refusing(503, Retry_After=later), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.times[1] - site.times[0] >= 0.3
+
+
+def test_without_a_time_named_waits_double(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(500), refusing(502), refusing(504), serving(TEXT)]
+    waits = HttpSpec(attempts=4, first_wait_seconds=0.05, longest_wait_seconds=1)
+    bring(tmp_path, corpus(site.url), http=waits)
+    gaps = [later - earlier for earlier, later in zip(site.times, site.times[1:], strict=False)]
+    assert [gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2), strict=True)] == [True] * 3
+
+
+def test_a_busy_server_is_not_asked_for_ever(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(503, Retry_After="0")]
+    with pytest.raises(FetchError, match=r"503 Service Unavailable.*3 tries"):
+        bring(tmp_path, corpus(site.url))
+    assert len(site.asked) == 3
+
+
+def test_a_missing_file_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(404)]
+    with pytest.raises(FetchError, match="404 Not Found") as caught:
+        bring(tmp_path, corpus(site.url))
+    assert len(site.asked) == 1
+    assert "CORPORA_MIRROR" in str(caught.value)
+    assert "it/the text.txt" in str(caught.value)
+    assert "synthetic" in str(caught.value)
+
+
+def test_a_server_that_is_gone_is_named_with_cause_and_remedies(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{closed_port()}/text.txt"
+    with pytest.raises(FetchError) as caught:
+        bring(tmp_path, corpus(url))
+    for part in (url, "refused", "CORPORA_MIRROR", "it/text.txt", "synthetic"):
+        assert part in str(caught.value)
+
+
+def test_an_unchanged_file_is_not_sent_again(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    first, _ = bring(tmp_path, corpus(site.url))
+    again, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert again.files == first.files
+    assert not again.downloaded
+    assert again.why.startswith("not modified since 20")
+    assert again.why.endswith("(ETag)")
+    assert site.asked[1][1]["If-None-Match"] == '"one"'
+
+
+def test_a_date_alone_serves_as_well_to_ask_for_changes(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT, etag=None, modified="Sat, 21 Nov 2026 10:00:00 GMT")]
+    bring(tmp_path, corpus(site.url))
+    again, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert again.why.endswith("(Last-Modified)")
+
+
+def test_a_changed_file_is_fetched_anew(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT), serving(OTHER, etag='"two"'), serving(OTHER, etag='"two"')]
+    bring(tmp_path, corpus(site.url))
+    changed, data = bring(tmp_path, corpus(site.url))
+    assert data == OTHER
+    assert changed.downloaded
+    unchanged, data = bring(tmp_path, corpus(site.url))
+    assert data == OTHER
+    assert not unchanged.downloaded
+    # The state before is not kept for ever.
+    assert len(list((tmp_path / "downloads").glob("*/body-*"))) == 1
+
+
+def test_a_server_that_cannot_say_unchanged_sends_again_and_the_reason_says_the_same(
+    site: Site, tmp_path: Path
+) -> None:
+    site.answers = [serving(TEXT, etag=None)]
+    bring(tmp_path, corpus(site.url))
+    again, _ = bring(tmp_path, corpus(site.url))
+    assert again.downloaded
+    assert again.why.endswith("the same as before")
+
+
+def test_a_file_that_changes_between_tries_is_never_mixed(site: Site, tmp_path: Path) -> None:
+    site.answers = [truncated(TEXT, 100_000), serving(OTHER, etag='"two"')]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == OTHER
+
+
+def test_a_server_that_goes_on_with_another_file_is_found_out_by_its_etag(site: Site, tmp_path: Path) -> None:
+    def mixing(request: BaseHTTPRequestHandler) -> None:
+        """Ignores If-Range: sends the rest of the other file."""
+        start = 100_000
+        head(
+            request,
+            206,
+            Content_Length=str(len(OTHER) - start),
+            Content_Range=f"bytes {start}-{len(OTHER) - 1}/{len(OTHER)}",
+            ETag='"two"',
+        )
+        request.wfile.write(OTHER[start:])
+
+    site.answers = [truncated(TEXT, 100_000), mixing, serving(OTHER, etag='"two"')]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == OTHER
+
+
+def test_a_resumed_download_with_a_wrong_sha256_is_tried_once_from_scratch(site: Site, tmp_path: Path) -> None:
+    # The etag stays the same although the file changed: only the digest can tell.
+    site.answers = [truncated(OTHER, 100_000), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+    assert site.ranges() == [None, "bytes=100000-", None]
+
+
+def test_a_wrong_sha256_names_both_digests_and_leaves_nothing_behind(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(OTHER)]
+    with pytest.raises(ChecksumError) as caught:
+        bring(tmp_path, corpus(site.url, SHA))
+    assert SHA in str(caught.value)
+    assert hashlib.sha256(OTHER).hexdigest() in str(caught.value)
+    assert site.url in str(caught.value)
+    assert len(site.asked) == 1
+    assert not list(tmp_path.glob("into-*/*"))
+    site.answers = [serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(site: Site, tmp_path: Path) -> None:
+    def whole(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(TEXT)), ETag='"one"')
+        request.wfile.write(TEXT)
+
+    site.answers = [truncated(TEXT, 100_000), whole]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+
+
+def test_a_range_that_cannot_be_had_starts_from_scratch(site: Site, tmp_path: Path) -> None:
+    site.answers = [truncated(TEXT, 100_000), refusing(416), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == [None, "bytes=100000-", None]
+
+
+def test_a_weak_etag_is_not_resumed_on(site: Site, tmp_path: Path) -> None:
+    site.answers = [truncated(TEXT, 100_000, etag='W/"one"'), serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == [None, None]
+
+
+def test_a_length_promised_too_great_is_a_broken_connection(site: Site, tmp_path: Path) -> None:
+    def boasting(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(TEXT) + 5))
+        request.wfile.write(TEXT)
+        request.close_connection = True
+
+    site.answers = [boasting]
+    with pytest.raises(FetchError, match="the connection broke off"):
+        bring(tmp_path, corpus(site.url))
+
+
+def test_a_length_promised_too_small_is_found_out_by_the_sha256(site: Site, tmp_path: Path) -> None:
+    def belittling(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(TEXT) - 5))
+        request.wfile.write(TEXT)
+        request.close_connection = True
+
+    site.answers = [belittling]
+    with pytest.raises(ChecksumError):
+        bring(tmp_path, corpus(site.url, SHA))
+
+
+def test_a_part_whose_whole_length_is_another_is_not_taken_for_complete(site: Site, tmp_path: Path) -> None:
+    def short(request: BaseHTTPRequestHandler) -> None:
+        """Says that all is there, in a range that ends early."""
+        head(
+            request,
+            206,
+            Content_Length="1000",
+            Content_Range=f"bytes 100000-100999/{len(TEXT)}",
+            ETag='"one"',
+        )
+        request.wfile.write(TEXT[100_000:101_000])
+
+    site.answers = [truncated(TEXT, 100_000), short, serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == [None, "bytes=100000-", "bytes=101000-"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_file_over_the_size_cap_is_refused(site: Site, tmp_path: Path, declared: bool) -> None:
+    def big(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, **({"Content_Length": str(len(TEXT))} if declared else {"Connection": "close"}))
+        try:
+            request.wfile.write(TEXT)
+        except (BrokenPipeError, ConnectionResetError):
+            request.close_connection = True
+
+    site.answers = [big]
+    with pytest.raises(CorpusError, match="max_bytes = 100,000") as caught:
+        bring(tmp_path, corpus(site.url, max_bytes=100_000))
+    assert not isinstance(caught.value, FetchError)
+    assert not list((tmp_path / "downloads").glob("*/part*"))
+
+
+def test_a_redirect_is_followed_and_the_name_is_that_of_the_address_given(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(302, Location="/elsewhere/other-name.bin"), serving(TEXT)]
+    fetched, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert fetched.files[0].name == "the text.txt"
+    assert site.asked[1][0] == "/elsewhere/other-name.bin"
+
+
+def test_a_redirect_without_end_is_an_error(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(302, Location="/again")]
+    with pytest.raises(FetchError, match="TooManyRedirects"):
+        bring(tmp_path, corpus(site.url))
+
+
+def test_a_server_that_compresses_unasked_is_understood(site: Site, tmp_path: Path) -> None:
+    packed = gzip.compress(TEXT)
+
+    def compressed(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(packed)), Content_Encoding="gzip", ETag='"packed"')
+        request.wfile.write(packed)
+
+    site.answers = [compressed]
+    _, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+
+
+def test_a_pinned_file_that_is_here_asks_no_network(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    bring(tmp_path, corpus(site.url, SHA))
+    fetched, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+    assert len(site.asked) == 1
+    assert (fetched.downloaded, fetched.pinned) == (False, True)
+    assert fetched.why == "the pinned sha256 is already here"
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_kept_file_that_was_damaged_is_fetched_anew(site: Site, tmp_path: Path, pinned: bool) -> None:
+    site.answers = [serving(TEXT)]
+    spec = corpus(site.url, SHA if pinned else None)
+    bring(tmp_path, spec)
+    (body,) = (tmp_path / "downloads").glob("*/body-*")
+    body.write_bytes(TEXT[:-1] + b"?")
+    fetched, data = bring(tmp_path, spec)
+    assert data == TEXT
+    assert fetched.downloaded
+
+
+def test_damaging_the_copy_leaves_the_kept_file_whole(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    bring(tmp_path, corpus(site.url, SHA))
+    (copy,) = tmp_path.glob("into-*/the text.txt")
+    with copy.open("r+b") as file:
+        file.write(b"damaged")
+    _, data = bring(tmp_path, corpus(site.url, SHA))
+    assert data == TEXT
+    assert len(site.asked) == 1
+
+
+def test_two_who_fetch_at_once_get_the_same_whole_file_from_one_transfer(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: bring(tmp_path, corpus(site.url, SHA)), range(4)))
+    assert [data == TEXT for _, data in results] == [True] * 4
+    assert sum(fetched.downloaded for fetched, _ in results) == 1
+    assert len(site.asked) == 1
+
+
+def test_the_mirror_folder_is_asked_first(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mirror/it").mkdir(parents=True)
+    (tmp_path / "mirror/it/the text.txt").write_bytes(TEXT)
+    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
+    assert data == TEXT
+    assert fetched.address == str(tmp_path / "mirror/it/the text.txt")
+    assert not fetched.downloaded
+    assert not site.asked
+
+
+def test_a_mirror_that_lacks_the_file_gives_way_to_the_source(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
+    assert data == TEXT
+    assert fetched.address == site.url
+
+
+def test_a_mirror_folder_with_another_text_is_refused(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "mirror/it").mkdir(parents=True)
+    (tmp_path / "mirror/it/the text.txt").write_bytes(OTHER)
+    with pytest.raises(ChecksumError, match=r"mirror/it/the text\.txt"):
+        bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
+    assert not list(tmp_path.glob("into-*/*"))
+
+
+def test_the_mirror_may_be_a_base_url(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    base = site.url.removesuffix("/texts/the%20text.txt") + "/mirror/"
+    fetched, data = bring(tmp_path, corpus("https://example.invalid/the%20text.txt", SHA), mirror=base)
+    assert data == TEXT
+    assert site.asked[0][0] == "/mirror/it/the%20text.txt"
+    assert fetched.address == base + "it/the%20text.txt"
+
+
+def test_a_mirror_url_that_lacks_the_file_gives_way_to_the_source(site: Site, tmp_path: Path) -> None:
+    site.answers = [refusing(404), serving(TEXT)]
+    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=site.url.removesuffix("/texts/the%20text.txt"))
+    assert data == TEXT
+    assert [path for path, _ in site.asked] == ["/it/the%20text.txt", "/texts/the%20text.txt"]
+    assert fetched.address == site.url
+
+
+def test_when_mirror_and_source_fail_the_error_names_both(tmp_path: Path) -> None:
+    mirror, url = (f"http://127.0.0.1:{closed_port()}" for _ in range(2))
+    with pytest.raises(FetchError) as caught:
+        bring(tmp_path, corpus(f"{url}/text.txt"), mirror=mirror, http=QUICK.model_copy(update={"attempts": 1}))
+    assert f"{mirror}/it/text.txt" in str(caught.value)
+    assert f"{url}/text.txt" in str(caught.value)
+
+
+def test_a_folder_that_is_not_empty_is_not_fetched_into(tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    (tmp_path / "into/old.txt").write_text("old")
+    with pytest.raises(CorpusError, match="is not empty"):
+        fetch(corpus("http://127.0.0.1:9/x"), tmp_path / "into", downloads=tmp_path / "downloads", mirror=None)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://example.org/a/b.txt?raw=1#top", "b.txt"),
+        ("https://example.org/%E4%B8%89%E5%9B%BD.txt", "三国.txt"),
+        ("https://example.org/", "corpus.txt"),
+        ("https://example.org", "corpus.txt"),
+        ("https://example.org/a%2F..%2F..%2Fetc", "etc"),
+        ("https://example.org/a/..", "corpus.txt"),
+    ],
+)
+def test_a_files_name_is_the_last_part_of_its_address_and_never_leads_out_of_the_folder(url: str, name: str) -> None:
+    assert file_name(url) == name
+
+
+def test_what_a_fetch_returns_is_plain_data(site: Site, tmp_path: Path) -> None:
+    site.answers = [serving(TEXT)]
+    fetched, _ = bring(tmp_path, corpus(site.url))
+    assert Fetched.model_validate(json.loads(fetched.model_dump_json())) == fetched

@@ -1,0 +1,478 @@
+"""What a run's page promises: it stands alone, it is honest, it is the same twice, and no text can break it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pages import wording
+from pages.loss_chart import MOST_POINTS, Series, Times, loss_chart, thinned
+from pages.run import (
+    Baseline,
+    CleanedStep,
+    CorpusFacts,
+    Cost,
+    CurvePoint,
+    LineageStep,
+    ModelFacts,
+    RunPage,
+    Sample,
+    Scores,
+    Verdict,
+    VocabularyFacts,
+    markdown,
+    render,
+)
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+ADDRESS = "https://example.org/three-kingdoms/23950-0.txt"
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'|`&amp;{{ 7*7 }}"
+VOID = {"meta", "br", "img", "link", "input", "hr", "source"}
+
+
+def a_page(**changes: Any) -> RunPage:
+    """A small page about a Chinese corpus: this model at 5.6234 bits per character, xz at 5.7118, bz2 at 5.698."""
+    page = RunPage(
+        title="三國演義, bpe",
+        created=NOON,
+        corpus=CorpusFacts(
+            name="three-kingdoms",
+            title="三國志演義",
+            language="zh-Hant",
+            licence="Public domain",
+            address=ADDRESS,
+            sha256="23742ec2" * 8,
+            characters=605_711,
+            bytes_utf8=1_790_111,
+            distinct=4_177,
+            documents=120,
+            train_characters=543_878,
+            validation_characters=61_833,
+            unseen_distinct=108,
+            unseen_occurrences=320,
+            cleaned=(
+                CleanedStep(step="unwrap_lines", lines_removed=15_822, characters_removed=16_278, characters_changed=0),
+            ),
+        ),
+        recipe="bpe",
+        settings={"learning_rate": 0.002, "early_stop_after": None, "compile": False, "steps": 20},
+        overrides=("learning_rate",),
+        vocabulary=VocabularyFacts(kind="bpe", size=8_192, characters_per_token=1.36),
+        model=ModelFacts(
+            architecture="modern",
+            parameters=1_234_567,
+            embedding_parameters=345_678,
+            layers=4,
+            heads=4,
+            width=128,
+            context=256,
+        ),
+        scores=Scores(
+            nats_per_token=5.3011,
+            bits_per_character=5.6234,
+            bits_per_byte=1.9193,
+            tokens=45_465,
+            characters=61_833,
+            bytes_utf8=181_170,
+        ),
+        baselines=(
+            Baseline(name="uniform", kind="statistical", bits_per_character=12.0283, note="4,177 characters"),
+            Baseline(name="character 3-gram", kind="statistical", bits_per_character=5.91, note="Kneser-Ney"),
+            Baseline(name="bz2", kind="compressor", bits_per_character=5.698),
+            Baseline(name="xz -9", kind="compressor", bits_per_character=5.7118),
+            Baseline(name="a paper", kind="published", bits_per_character=5.0123),
+        ),
+        verdict=Verdict(
+            moved=False,
+            reason="It lost by 0.1134 on the same text.",
+            rival="three-kingdoms/champion 9b1c2d3e",
+            rival_bits_per_character=5.51,
+        ),
+        curve=tuple(
+            CurvePoint(
+                step=step,
+                seconds=step / 2,
+                train_nats=None if step == 0 else 8 - step / 10,
+                validation_nats=8.2 - step / 12 if step % 5 == 0 else None,
+                learning_rate=0.001,
+            )
+            for step in range(21)
+        ),
+        best_step=20,
+        stopped_early=True,
+        samples=(Sample(prompt="卻說", text="曹操大笑。\n\n眾皆拜服。", temperature=0.8, seed=7),),
+        cost=Cost(
+            train_seconds=161.2,
+            tokens_per_second=38_120,
+            peak_bytes=612 * 2**20,
+            device="cpu",
+            precision="float32",
+            threads=2,
+            software={"torch": "2.13.0"},
+        ),
+        lineage=tuple(
+            LineageStep(kind=kind, digest=letter * 64, made_by=made_by, when=NOON + timedelta(minutes=1), detail=detail)
+            for kind, letter, made_by, detail in (
+                ("Source", "a", "fetch@1", ADDRESS),
+                ("Vocabulary", "b", "learn_vocabulary@1", "bpe, 8,192 tokens"),
+                ("Model", "c", "export@1", ""),
+            )
+        ),
+    )
+    return RunPage.model_validate(page.model_copy(update=changes).model_dump())
+
+
+class Outline(HTMLParser):
+    """A document's elements in order, and its text, refusing an end tag that does not close the element last opened."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(document)
+        self.close()
+        assert self._open == [], f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open[-1] == tag, f"</{tag}> closes {self._open[-3:]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for tag in dict.fromkeys(self._open if self._open[-1:] != ["script"] else ["script"]):
+            self.texts.setdefault(tag, []).append(data)
+
+    def text(self, tag: str = "body", between: str = "") -> str:
+        return between.join(self.texts.get(tag, []))
+
+    def shape(self) -> list[tuple[str, list[str]]]:
+        return [(tag, sorted(attributes)) for tag, attributes in self.elements]
+
+
+def words(document: str) -> str:
+    """What a reader reads, with runs of white space as one space."""
+    return " ".join(Outline(document).text(between=" ").split())
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """The Markdown tables of a text, as rows of cells; an escaped bar does not end a cell."""
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            yield [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+
+
+def test_every_element_is_closed_and_every_name_is_used_once() -> None:
+    outline = Outline(render(a_page()))
+    names = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for _, attributes in outline.elements:
+        for name in (attributes.get("aria-labelledby") or "").split():
+            assert name in names
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"].removeprefix("#") in names  # type: ignore[union-attr]
+
+
+def test_the_page_needs_no_network() -> None:
+    document = render(a_page())
+    outline = Outline(document)
+    assert not {tag for tag, _ in outline.elements} & {"link", "img", "iframe", "object", "embed", "base", "image"}
+    assert not [a for _, a in outline.elements if {"src", "srcset", "action", "data", "poster"} & a.keys()]
+    links = [(tag, a["href"]) for tag, a in outline.elements if "href" in a and not (a["href"] or "").startswith("#")]
+    assert links == [("a", ADDRESS), ("a", ADDRESS)]
+    assert not re.search(r"@import|url\((?!#)", document)
+    assert document.count("<script>") == 1
+    policy = next(a["content"] for tag, a in outline.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+
+def test_equal_values_give_equal_bytes_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "page.json").write_text(a_page().model_dump_json(), "utf-8")
+    code = (
+        "import pathlib, sys; from pages.run import RunPage, render\n"
+        "page = RunPage.model_validate_json(pathlib.Path(sys.argv[1]).read_text('utf-8'))\n"
+        "sys.stdout.buffer.write(render(page).encode())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Taipei", "LC_ALL": "C"}
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "page.json")]
+    other = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert other.stdout.decode() == render(a_page())
+
+
+def test_a_readers_own_matplotlib_settings_do_not_change_the_page() -> None:
+    plain = render(a_page())
+    with matplotlib.rc_context({"svg.fonttype": "path", "lines.linestyle": ":", "font.size": 30, "text.color": "red"}):
+        assert render(a_page()) == plain
+
+
+def test_pages_drawn_at_the_same_time_do_not_disturb_one_another() -> None:
+    plain = render(a_page())
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(render, [a_page()] * 6)) == {plain}
+
+
+def test_every_score_is_on_both_pages() -> None:
+    page = a_page()
+    shown = words(render(page))
+    for value in (page.scores.bits_per_character, page.scores.nats_per_token, page.scores.bits_per_byte, 5.51):
+        assert f"{value:.4f}" in shown and f"{value:.4f}" in markdown(page, "report.html")
+    for baseline in page.baselines:
+        assert f"{baseline.name} {baseline.bits_per_character:.4f}" in shown
+        assert f"| {baseline.name} | {baseline.bits_per_character:.4f} |" in markdown(page, "report.html")
+
+
+def test_the_page_shows_what_it_was_given() -> None:
+    shown = words(render(a_page()))
+    for text in (
+        *("605,711", "1,790,111", "4,177", "543,878", "in 320 places, 0.52 %", "unwrap_lines 15,822 16,278 0"),
+        *("1,234,567", "345,678 in embeddings", "2 min 41 s", "612 MiB", "38,120", "torch 2.13.0"),
+        *("early_stop_after none", "compile false", "learning_rate changed 0.002", "1 changed for this run"),
+        *("temperature 0.8, seed 7", "Training stopped early", "6.5333 nats per token at step 20, after 10.0 s"),
+        *("aaaaaaaa", "learn_vocabulary@1, 2026-11-22 12:01 UTC", "lower is better", "not measured in this run"),
+    ):
+        assert text in shown
+    full = [a["title"] for _, a in Outline(render(a_page())).elements if a.get("class") == "digest"]
+    assert full == ["a" * 64, "b" * 64, "c" * 64]
+
+
+@pytest.mark.parametrize("own", [5.75, 5.7118])
+def test_a_model_that_does_not_beat_xz_is_told_so_in_plain_words(own: float) -> None:
+    page = a_page(scores=a_page().scores.model_copy(update={"bits_per_character": own}))
+    sentence = f"This model does not beat bz2 and xz -9. It needs {own:.4f} bits for each character"
+    assert sentence in words(render(page))
+    assert sentence in markdown(page, "report.html")
+    assert "beats every general-purpose compressor" not in words(render(page))
+
+
+def test_a_model_between_two_compressors_is_told_which_one_wins() -> None:
+    page = a_page(scores=a_page().scores.model_copy(update={"bits_per_character": 5.7}))
+    assert "This model does not beat bz2. It needs 5.7000" in words(render(page))
+
+
+def test_a_model_that_beats_the_compressors_is_told_by_how_much() -> None:
+    shown = words(render(a_page()))
+    assert "does not beat" not in shown
+    assert "beats every general-purpose compressor measured (bz2 and xz -9): the best of them, bz2" in shown
+    assert "needs 5.6980 bits for each character, 0.0746 more" in shown
+
+
+def test_a_page_without_compressors_says_that_none_was_measured() -> None:
+    assert "No general-purpose compressor was measured" in words(render(a_page(baselines=())))
+
+
+def test_published_figures_are_never_counted_as_measured_rivals() -> None:
+    published = (Baseline(name="gzip of a blog", kind="published", bits_per_character=1.0),)
+    assert "does not beat" not in words(render(a_page(baselines=published)))
+
+
+def test_the_bars_are_in_order_and_to_scale() -> None:
+    rows = [a for _, a in Outline(render(a_page())).elements if (a.get("style") or "").startswith("width: ")]
+    widths = [float((a["style"] or "").removeprefix("width: ").removesuffix("%")) for a in rows]
+    assert widths == [round(100 * bits / 12.0283, 2) for bits in (5.0123, 5.51, 5.6234, 5.698, 5.7118, 5.91, 12.0283)]
+
+
+def test_the_verdict_is_on_the_page_and_a_first_champion_has_no_rival() -> None:
+    assert "The champion stays. It lost by 0.1134" in words(render(a_page()))
+    first = words(render(a_page(verdict=Verdict(moved=True, reason="It is the first."))))
+    assert "New champion. It is the first." in first
+    assert "9b1c2d3e" not in first
+
+
+def hostile_page(text: str) -> RunPage:
+    page = a_page()
+    return a_page(
+        title=text,
+        recipe=text,
+        corpus=page.corpus.model_copy(
+            update={
+                **dict.fromkeys(("name", "title", "language", "licence", "sha256"), text),
+                "cleaned": (page.corpus.cleaned[0].model_copy(update={"step": text}),),
+            }
+        ),
+        settings={text: text},
+        overrides=(text,),
+        vocabulary=page.vocabulary.model_copy(update={"kind": text}),
+        model=page.model.model_copy(update={"architecture": text}),
+        baselines=tuple(b.model_copy(update={"name": text, "note": text}) for b in page.baselines),
+        verdict=Verdict(moved=False, reason=text, rival=text, rival_bits_per_character=5.51),
+        curve=(),
+        samples=(Sample(prompt=text, text=text, temperature=1, seed=0),),
+        cost=page.cost.model_copy(update={"device": text, "precision": text, "software": {text: text}}),
+        lineage=tuple(
+            s.model_copy(update=dict.fromkeys(("kind", "digest", "made_by", "detail"), text)) for s in page.lineage
+        ),
+    )
+
+
+@cache
+def shape_of_a_plain_page() -> list[tuple[str, list[str]]]:
+    return Outline(render(hostile_page("plain"))).shape()
+
+
+foreign = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda text: not text.startswith(("http://", "https://"))
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    foreign | st.sampled_from([HOSTILE, "<!--", "]]>", "</pre>", "</style><b>", "\x00\r\n\x1b[0m", "{% raw %}", "\\|"])
+)
+def test_no_text_changes_the_shape_of_the_page(text: str) -> None:
+    hostile = Outline(render(hostile_page(text)))
+    assert hostile.shape() == shape_of_a_plain_page()
+    assert wording.visible(text) in hostile.text("pre")
+
+
+@settings(deadline=None, max_examples=40)
+@given(foreign | st.sampled_from([HOSTILE, "a|b", "a\\|b", "\n| x | y |\n", "[a](javascript:b)"]))
+def test_no_text_changes_the_shape_of_a_markdown_table(text: str) -> None:
+    for table in tables(markdown(hostile_page(text), text)):
+        assert len({len(row) for row in table}) == 1
+    assert not re.search(r"<(?!\\)", markdown(hostile_page(text), text))
+
+
+def test_markdown_has_two_tables_and_the_reports_path() -> None:
+    text = markdown(a_page(), "/store/objects/report/4f2a90c1/report.html")
+    measures, predictors = tables(text)
+    assert [len(measures[0]), len(predictors[0])] == [2, 4]
+    assert set(measures[1]) <= {" --- ", " ---: "}
+    # One row each for the header, the rule, five baselines, the champion and this model.
+    assert len(predictors) == 9
+    assert "/store/objects/report/4f2a90c1/report.html" in text
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "/srv/corpora/a.txt", " https://x"])
+def test_only_web_addresses_become_links(address: str) -> None:
+    page = a_page(corpus=a_page().corpus.model_copy(update={"address": address}), lineage=(), curve=())
+    outline = Outline(render(page))
+    assert "a" not in {tag for tag, _ in outline.elements}
+    assert address in outline.text()
+
+
+def test_a_sample_keeps_its_line_breaks_and_shows_its_control_characters() -> None:
+    sample = Sample(prompt="", text="\n\tA\x00B\n\nC ", temperature=1, seed=0)
+    assert Outline(render(a_page(samples=(sample,)))).text("pre") == "\n\tA␀B\n\nC "
+
+
+def test_the_charts_take_every_colour_from_the_page_and_name_themselves() -> None:
+    document = render(a_page())
+    charts = re.findall(r"<svg.*?</svg>", document, re.DOTALL)
+    assert len(charts) == 2
+    for chart in charts:
+        assert not re.search(r"#[0-9a-fA-F]{6}|rgb\(|font-family", chart)
+        assert "var(--train)" in chart and "var(--validation)" in chart
+        assert 'role="img"' in chart and "<title" in chart and "lowest validation loss at step 20" in chart
+        for label in ("training step", "training time (s)", "nats per token", "bits per character"):
+            assert f">{label}</text>" in chart
+
+
+def test_a_long_training_stays_a_small_page_and_says_that_points_are_means() -> None:
+    curve = tuple(
+        CurvePoint(
+            step=step,
+            seconds=step * 3.0,
+            train_nats=5 + (step * 7919 % 97) / 97,
+            validation_nats=5.5 if step % 500 == 0 else None,
+            learning_rate=0.001,
+        )
+        for step in range(20_000)
+    )
+    document = render(a_page(curve=curve, best_step=0))
+    assert len(document.encode()) < 200_000
+    assert "Each training point is the mean of 50 measured ones." in words(document)
+    assert "training time (h)" in document
+
+
+def test_thinning_keeps_the_mean_and_never_more_points_than_it_says() -> None:
+    series = Series(list(range(1000)), [float(step % 2) for step in range(1000)])
+    thin, block = thinned(series)
+    assert block == 3 and len(thin.steps) == len(thin.nats) <= MOST_POINTS
+    assert thin.steps[0] == 1 and thin.nats[0] == pytest.approx(1 / 3)
+    assert thinned(Series([1, 2], [3.0, 4.0])) == (Series([1, 2], [3.0, 4.0]), 1)
+
+
+def test_a_slow_start_does_not_pile_the_time_labels_up() -> None:
+    # 50 of 60 seconds pass before the first step, as when a model is compiled.
+    times = Times([0, 100], [50.0, 60.0])
+    chart = loss_chart(Series([], []), Series([0, 100], [4.0, 3.0]), times, 100, 1.44, name="slow", width=400)
+    places = [float(x) for x in re.findall(r'x="([\d.]+)" y="[\d.]+" transform="[^"]+">\d+</text>', chart)]
+    assert len(places) > 4
+    rows: dict[str, list[float]] = {}
+    for x, y in re.findall(r'text-anchor: middle" x="([\d.]+)" y="([\d.]+)" transform="[^"]+">[\d,]+</text>', chart):
+        rows.setdefault(y, []).append(float(x))
+    assert len(rows) == 2
+    for row in rows.values():
+        assert all(right - left > 25 for left, right in pairwise(row))
+
+
+def test_a_run_of_one_point_or_none_still_has_a_page() -> None:
+    one = (CurvePoint(step=0, seconds=0, validation_nats=8.3, learning_rate=0),)
+    assert "8.3000 nats per token at step 0" in words(render(a_page(curve=one, best_step=0)))
+    bare = words(render(a_page(curve=(), samples=(), lineage=(), baselines=())))
+    assert "No validation loss was recorded" in bare and "No samples were drawn" in bare
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best_step": 3}, r"best_step is 3, but validation losses are given at \[0, 5, 10, 15, 20\]"),
+        ({"curve": a_page().curve[::-1]}, "the curve goes back, from step 20"),
+        ({"overrides": ("lerning_rate",)}, "overrides name .'lerning_rate'., which settings lack"),
+        ({"scores": a_page().scores.model_copy(update={"nats_per_token": float("nan")})}, "finite number"),
+        ({"created": datetime(2026, 11, 22)}, "timezone"),
+    ],
+)
+def test_a_page_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        a_page(**changes)
+
+
+def test_a_rival_without_a_score_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give both, or neither"):
+        Verdict(moved=False, reason="lost", rival="a champion")
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (wording.span(59.94), "59.9 s"),
+        (wording.span(59.97), "60.0 s"),
+        (wording.span(161.2), "2 min 41 s"),
+        (wording.span(5_400), "1 h 30 min"),
+        (wording.memory(1023), "1023 B"),
+        (wording.memory(612 * 2**20), "612 MiB"),
+        (wording.memory(3 * 2**29), "1.5 GiB"),
+        (wording.gap(-0.25), "−0.2500"),
+        (wording.gap(0.25), "+0.2500"),
+        (wording.percent(320, 62_209), "0.51 %"),
+        (wording.percent(0, 0), "0 %"),
+        (wording.setting(True), "true"),
+        (wording.setting(None), "none"),
+        (wording.setting(3e-4), "0.0003"),
+    ],
+)
+def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
+    assert shown == expected

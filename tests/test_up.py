@@ -1,0 +1,324 @@
+"""`bard up` serves a project, and whatever stops it, no run is lost. A small project of its own, a real server."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from bard.home import HomeError, prefect_environment, project_folder, server_url
+from bard.up import SUPERVISOR, UpError, api, deploy, environment_of, lives, me, require_free, server, up
+
+FLOWS = """
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, task
+
+HOME = Path(os.environ["BARDFLOW_HOME"])
+
+
+@task
+def note(text: str) -> str:
+    with (HOME / "notes.txt").open("a") as notes:
+        notes.write(text + "\\n")
+    return text
+
+
+@flow
+def tick() -> str:
+    return note("tick")
+
+
+@flow
+def wait(recipe: Literal["small", "tiny"] = "small") -> str:
+    note("begin")
+    (HOME / "waiting").touch()
+    while not (HOME / "gate").exists():
+        time.sleep(0.1)
+    return note("end")
+"""
+
+DEPLOYMENTS = """
+deployments:
+  - name: often
+    entrypoint: scratch_flows:tick
+    work_pool: {name: bardflow}
+    schedules:
+      - {slug: often, interval: 5, timezone: UTC, active: true}
+  - name: default
+    entrypoint: scratch_flows:wait
+    work_pool: {name: bardflow}
+    concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+class Project:
+    """A project folder in which `bard up` is started and stopped, as a user does in a terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "data"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.said = folder / "said.txt"
+        (folder / "scratch_flows.py").write_text(FLOWS)
+        (folder / "prefect.yaml").write_text(DEPLOYMENTS)
+        (folder / "pyproject.toml").write_text(
+            f'[tool.prefect]\napi = {{ url = "{self.url}" }}\n[tool.prefect.plugins]\nenabled = true\n'
+        )
+
+    def environment(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "BARDFLOW"))}
+        return {**clean, "BARDFLOW_PROJECT": str(self.folder), "BARDFLOW_HOME": str(self.home)}
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """`bard up` on this project's port, when it has said that it is up."""
+        if self.process is None or self.process.poll() is not None:
+            with self.said.open("wb") as said:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", f"from bard.up import up; up({self.port})"],
+                    env=self.environment(),
+                    cwd=self.folder.parent,
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                )
+            wait_for(lambda: "is up:" in self.text() or self.ended(), 90, "bard up")
+            assert not self.ended(), self.text()
+        return self.process
+
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command as a user types it in the project's folder."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("prefect"), *arguments],
+            cwd=self.folder,
+            env={**self.environment(), "HOME": str(self.folder)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def ask(self, path: str, question: dict[str, Any]) -> Any:
+        with api(self.url) as client:
+            return client.post(path, json=question).raise_for_status().json()
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        (run,) = self.ask("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return dict(run)
+
+    def tick_runs(self, state: str) -> list[dict[str, Any]]:
+        question = {"flows": {"name": {"any_": ["tick"]}}, "flow_runs": {"state": {"type": {"any_": [state]}}}}
+        return list(self.ask("/flow_runs/filter", question))
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that a `bard up` of this project has started, directly or not, and that still lives."""
+        return [p for p in psutil.process_iter() if environment_of(p).get(SUPERVISOR, "").endswith(str(self.home))]
+
+    def kill(self) -> None:
+        """The machine loses power: nothing gets a chance to clean up."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        for process in self.processes():
+            if process.is_running():
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("project"))
+    yield project
+    if project.process is not None:
+        project.kill()
+
+
+@pytest.fixture
+def served(project: Project) -> Project:
+    project.start()
+    return project
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """This process is one of the project's own commands."""
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(project.folder))
+    monkeypatch.setenv("BARDFLOW_HOME", str(project.home))
+    return project
+
+
+def test_a_taken_port_is_an_error_that_names_the_process_and_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UpError, match=rf"Port {port} .*process {os.getpid()}.*--port 4201"):
+            require_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1", 0, "No such port: 0"),
+        ("127.0.0.1", 70000, "No such port: 70000"),
+        ("192.0.2.1", 4200, "Cannot listen"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_refused(host: str, port: int, message: str) -> None:
+    with pytest.raises(UpError, match=message):
+        require_free(host, port)
+
+
+def test_a_folder_without_prefect_yaml_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(tmp_path))
+    with pytest.raises(HomeError, match="No prefect.yaml"):
+        project_folder()
+
+
+def test_where_nothing_is_up_there_is_no_address(inside: Project) -> None:
+    if inside.process is None:
+        assert server_url() is None
+
+
+def test_a_mark_tells_a_live_supervisor_from_a_dead_one_and_from_a_later_process_of_its_number() -> None:
+    assert lives(me())
+    pid, created, home = me().split(" ", 2)
+    assert not lives(f"{pid} {float(created) - 60} {home}")
+    ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = f"{ended.pid} {psutil.Process(ended.pid).create_time()} {home}"
+    assert lives(mark)
+    ended.kill()
+    wait_for(lambda: not lives(mark), 5, "a killed process that nobody has waited for yet counts as dead")
+    ended.communicate()
+
+
+def test_deployments_and_their_next_starts_are_said(served: Project) -> None:
+    lines = {line.split()[0]: line for line in served.text().splitlines() if "/" in line and line.startswith("  ")}
+    assert "next" in lines["tick/often"]
+    assert "no schedule" in lines["wait/default"]
+    assert f"http://127.0.0.1:{served.port}" in served.text()
+    assert "wait/default" in served.prefect("deployment", "ls").stdout
+
+
+def test_the_ui_calls_the_port_it_is_served_from(served: Project) -> None:
+    settings = httpx.get(f"http://127.0.0.1:{served.port}/ui-settings", trust_env=False).json()
+    assert settings["api_url"] == served.url
+
+
+def test_a_scheduled_run_appears_and_completes(served: Project) -> None:
+    runs = wait_for(lambda: served.tick_runs("COMPLETED"), 45, "a scheduled run completes")
+    assert runs[0]["auto_scheduled"]
+    # Deploying again follows the file: from here on nothing is scheduled, which saves the machine a run every 5 s.
+    (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("active: true", "active: false"))
+    assert served.prefect("--no-prompt", "deploy", "--all").returncode == 0
+    assert not served.tick_runs("SCHEDULED")
+
+
+def test_a_second_up_is_refused_and_names_the_address_of_the_first(served: Project, inside: Project) -> None:
+    with pytest.raises(UpError, match=rf"already runs .*http://127.0.0.1:{served.port}"):
+        up(free_port())
+
+
+def test_other_commands_use_the_server_that_is_up(served: Project, inside: Project) -> None:
+    with server() as url:
+        assert url == served.url
+
+
+def test_what_prefect_skips_in_silence_is_an_error(served: Project, inside: Project, tmp_path: Path) -> None:
+    (tmp_path / "scratch_flows.py").write_text(FLOWS)
+    (tmp_path / "prefect.yaml").write_text(
+        "deployments:\n  - {name: other, entrypoint: 'scratch_flows:tick', work_pool: {name: bardflow}, "
+        "schedules: [{cron: '0 3 * * *', time_zone: UTC}]}\n"
+    )
+    with api(served.url) as client, pytest.raises(UpError, match="prefect.yaml"):
+        deploy(client, tmp_path)
+
+
+def test_a_wrong_parameter_is_refused_with_the_legal_values(served: Project) -> None:
+    refused = served.prefect("deployment", "run", "-p", "recipe=huge", "wait")
+    assert refused.returncode == 1
+    assert "'huge' is not one of ['small', 'tiny']" in refused.stdout
+
+
+def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) -> None:
+    # A bare flow name, literally as documented.
+    created = served.prefect("deployment", "run", "wait", "--param", "recipe=tiny")
+    assert created.returncode == 0, created.stdout
+    run_id = created.stdout.split("UUID: ")[1].split()[0]
+    waiting = served.home / "waiting"
+    wait_for(waiting.exists, 30, "the run is under way")
+    waiting.unlink()
+
+    process = served.start()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 0, served.text()
+    assert not served.processes()
+    with sqlite3.connect(f"file:{served.home}/prefect/prefect.db?mode=ro", uri=True) as database:
+        question = "select state_type, state_name from flow_run where id = ?"
+        states = database.execute(question, (run_id,)).fetchall()
+    assert states == [("SCHEDULED", "Resuming")]
+    database.close()
+
+    served.start()
+    wait_for(waiting.exists, 30, "the run is under way again")
+    waiting.unlink()
+    served.kill()
+
+    served.start()
+    run = served.run(run_id)
+    assert f"Cut off by a kill and started again: {run['name']}" in served.text()
+    (served.home / "gate").touch()
+    wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", 30, "the run completes")
+    assert served.run(run_id)["run_count"] == 3
+    # The task that had finished before the stop was answered from the cache both times.
+    notes = (served.home / "notes.txt").read_text().split()
+    assert [line for line in notes if line != "tick"] == ["begin", "end"]
+
+
+def test_a_part_that_dies_stops_all_and_its_log_is_shown(served: Project) -> None:
+    process = served.start()
+    record = json.loads((served.home / "up.json").read_text())
+    psutil.Process(record["pid"]).kill()
+    assert process.wait(40) == 1
+    assert "The server ended by itself" in served.text()
+    assert not served.processes()
+
+
+def test_without_up_a_command_has_a_temporary_server_on_the_same_data(inside: Project) -> None:
+    if inside.process is not None and not inside.ended():
+        inside.process.send_signal(signal.SIGINT)
+        inside.process.wait(40)
+    with server() as url:
+        assert url != inside.url
+        assert httpx.get(f"{url}/health", trust_env=False).text == "true"
+    assert not inside.processes()
+    assert prefect_environment()["PREFECT_HOME"] == str(inside.home / "prefect")
