@@ -59,9 +59,12 @@ def train(
     overrides = overrides_from(dict(assignment(text) for text in set_))
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from bard.up import server
     from flows.train_gpt import train_gpt
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     unreachable: FetchError | None = None
     with server() as url, temporary_settings({PREFECT_API_URL: url}):
@@ -73,6 +76,10 @@ def train(
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
             outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides)
+        finally:
+            # The last log lines and states are still on their way: let them arrive before the server goes.
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=5)
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
     if unreachable is not None:
         tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")
@@ -304,18 +311,15 @@ def assignment(text: str) -> tuple[str, Any]:
 
 def summary(outcome: "Outcome") -> str:
     """The end of a training run in a few lines."""
+    sample = outcome.sample.strip()[:400].splitlines()
     lines = [
         f"validation loss   {outcome.nats_per_token:.4f} nats per token",
         f"{'':<17} {outcome.bits_per_character:.4f} bits per character",
         *(f"{name:<17} {bits:.4f} bits per character" for name, bits in outcome.baselines.items()),
-        f"sample            {outcome.sample.strip()[:400]!r}" if "\n" not in outcome.sample.strip() else "sample",
-    ]
-    if "\n" in outcome.sample.strip():
-        lines += [f"  | {line}" for line in outcome.sample.strip()[:400].splitlines()]
-    lines += [
+        *(f"{'sample' if i == 0 else '':<17} {line}" for i, line in enumerate(sample)),
         f"report            {outcome.report}",
         f"champion          {'moved' if outcome.champion_moved else 'not moved'}: {outcome.verdict}",
-        f"trained           {'yes' if outcome.trained else 'nothing'}: {outcome.why}",
+        f"{'trained' if outcome.trained else 'nothing trained':<17} {outcome.why}",
     ]
     return "\n".join(lines)
 

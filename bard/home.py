@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bard.errors import BardError
 
@@ -17,19 +15,6 @@ LOOPBACK = "127.0.0.1,localhost,::1"
 
 class HomeError(BardError):
     """The project's folder, or the server that serves it, is not as it should be."""
-
-
-class ServerRecord(BaseModel):
-    """What `bard up` writes down about its server: `<home>/up.json`.
-
-    `created` is the process's start in seconds since 1970, which tells it from a later process of the same number.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str
-    pid: int
-    created: float
 
 
 def project_folder() -> Path:
@@ -83,22 +68,17 @@ def prefect_environment() -> dict[str, str]:
 
 
 def up_lock() -> Path:
-    """The file that a running `bard up` holds with flock."""
+    """The file that a running `bard up` holds with flock, and that says its server's API address."""
     return home() / "up.lock"
 
 
-def up_record() -> Path:
-    """The file where `bard up` records its server."""
-    return home() / "up.json"
-
-
-def is_up() -> bool:
-    """Whether some process holds the lock of this project's `bard up`."""
-    if not up_lock().exists():
+def held(lock: Path) -> bool:
+    """Whether a process holds the lock; the kernel frees it however that process ends."""
+    if not lock.exists():
         return False
-    with up_lock().open("rb") as lock:
+    with lock.open("rb") as probe:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
@@ -108,7 +88,7 @@ def healthy(url: str) -> bool:
     """Whether a Prefect server answers at `url`, the address that ends in `/api`."""
     try:
         return httpx.get(f"{url}/health", timeout=2, trust_env=False).text == "true"
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 
@@ -122,26 +102,14 @@ def server_url() -> str | None:
         HomeError: `bard up` runs, but its server does not answer.
     """
     deadline = time.monotonic() + STARTING_SECONDS
-    while True:
-        record = recorded_server()
-        if record is not None and healthy(record.url):
-            return record.url
-        if record is None and not is_up():
-            return None
+    while held(up_lock()):
+        url = up_lock().read_text(encoding="utf-8")
+        if url and healthy(url):
+            return url
         if time.monotonic() > deadline:
             raise HomeError(
                 f"`bard up` runs in this project, but its server has not answered for {STARTING_SECONDS} s. "
                 f"Its log is {home() / 'logs' / 'server.log'}; stop `bard up` with Ctrl-C and start it again."
             )
         time.sleep(0.25)
-
-
-def recorded_server() -> ServerRecord | None:
-    """The server that `bard up` recorded, if that very process is alive (it may outlive a killed `bard up`)."""
-    try:
-        record = ServerRecord.model_validate_json(up_record().read_text(encoding="utf-8"))
-        process = psutil.Process(record.pid)
-        alive = process.create_time() == record.created and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, ValidationError, psutil.NoSuchProcess):
-        return None
-    return record if alive else None
+    return None

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import httpx
 import psutil
@@ -22,24 +22,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from bard.errors import BardError
-from bard.home import (
-    ServerRecord,
-    healthy,
-    home,
-    prefect_environment,
-    project_folder,
-    recorded_server,
-    server_url,
-    up_lock,
-    up_record,
-)
+from bard.home import healthy, held, home, prefect_environment, project_folder, server_url, up_lock
 
 POOL = "bardflow"
 WORKER = "bardflow"
 # The port that `[tool.prefect] api.url` in pyproject.toml names, so that a typed `prefect …` reaches the server.
 PROJECT_PORT = 4200
 UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
-# Set in every process started here and inherited by the flows' processes: "<pid> <start> <home>" of who supervises it.
+# Set in every process started here and inherited by the flows' processes: the lock that its supervisor holds.
 SUPERVISOR = "BARDFLOW_SUPERVISOR"
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow run
 START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
@@ -96,10 +86,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     """
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
-    with only_one(), stopped_by_signals():
-        stopped = stop_leftovers()
-        if stopped:
-            print(f"Stopped processes left by an earlier command that was killed: {len(stopped)}", flush=True)
+    with only_one(url), supervising(), stopped_by_signals():
         require_free(host, port)
         children: list[Child] = []
         try:
@@ -129,16 +116,17 @@ def server() -> Iterator[str]:
     if running is not None:
         yield running
         return
-    stop_leftovers()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    child = start_server(project_folder(), "127.0.0.1", port, "temporary-server", ["--no-scheduler", "--no-late-runs"])
-    try:
-        wait_until(lambda: healthy(url), [child], START_SECONDS, "The temporary server")
-        yield url
-    finally:
-        stop(child)
+    options = ["--no-scheduler", "--no-late-runs"]
+    with supervising():
+        child = start_server(project_folder(), "127.0.0.1", port, "temporary-server", options)
+        try:
+            wait_until(lambda: healthy(url), [child], START_SECONDS, "The temporary server")
+            yield url
+        finally:
+            stop(child)
 
 
 def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
@@ -146,9 +134,6 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = start_server(project, host, port, "server", [])
     children.append(server)
-    created = psutil.Process(server.process.pid).create_time()
-    record = ServerRecord(url=url, pid=server.process.pid, created=created)
-    replace_text(up_record(), record.model_dump_json())
     wait_until(lambda: healthy(url), children, START_SECONDS, "The server")
 
     with api(url) as client:
@@ -171,24 +156,25 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
 def shut_down(url: str, children: list[Child]) -> None:
     """Stop the worker, put runs under way back to Scheduled, stop the server, and leave no process behind."""
     ignore_signals()
-    server = next((child for child in children if child.name == "server"), None)
-    answering = server is not None and server.process.poll() is None and healthy(url)
-    with api(url) as client:
-        before = runs_under_way(client) if answering else []
-        for child in children:
-            if child is not server:
-                stop(child)
-        # A flow's process has a session of its own and may outlive its worker.
-        kill(process for process in supervised_by(me()) if FLOW_RUN in environment_of(process))
+    servers = [child for child in children if child.name == "server"]
+    answering = healthy(url) and any(child.process.poll() is None for child in servers)
+    try:
         if answering:
-            cut_off = {run.id: run for run in [*before, *runs_under_way(client)]}
-            again = reschedule(client, [read_run(client, run_id) for run_id in cut_off])
-            if again:
-                print(f"Under way, to go on at the next `bard up`: {names(again)}", flush=True)
-    if server is not None:
-        stop(server)
-        up_record().unlink(missing_ok=True)
-    kill(supervised_by(me()))
+            with api(url) as client:
+                before = runs_under_way(client)
+                for child in children:
+                    if child not in servers:
+                        stop(child)
+                # A flow's process has a session of its own and may outlive its worker.
+                kill(process for process in supervised_by(me()) if FLOW_RUN in environment_of(process))
+                cut_off = {run.id for run in [*before, *runs_under_way(client)]}
+                again = reschedule(client, read_runs(client, cut_off))
+                if again:
+                    print(f"Under way, to go on at the next `bard up`: {names(again)}", flush=True)
+    finally:
+        for child in servers:
+            stop(child)
+        kill(supervised_by(me()))
     print("Stopped.", flush=True)
 
 
@@ -220,7 +206,14 @@ def start(project: Path, name: str, arguments: list[str], settings: dict[str, st
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
             cwd=project,
-            env={**os.environ, **prefect_environment(), **settings, SUPERVISOR: me()},
+            # The home may have been named relative to another folder than the project's, where the process runs.
+            env={
+                **os.environ,
+                **prefect_environment(),
+                "BARDFLOW_HOME": str(home()),
+                **settings,
+                SUPERVISOR: str(me()),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -264,9 +257,9 @@ def wait_until(condition: Callable[[], bool], children: list[Child], seconds: fl
         time.sleep(0.2)
 
 
-def me() -> str:
-    """The mark that this process leaves in the environment of what it starts."""
-    return f"{os.getpid()} {psutil.Process().create_time()} {home()}"
+def me() -> Path:
+    """The lock that this process holds while it supervises others; its path is the mark on all that it starts."""
+    return home() / "supervisors" / f"{os.uname().nodename}-{os.getpid()}.lock"
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:
@@ -277,27 +270,16 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def supervised_by(mark: str) -> Iterator[psutil.Process]:
-    """Every process started, directly or not, by the process with that mark."""
-    return (process for process in psutil.process_iter() if environment_of(process).get(SUPERVISOR) == mark)
+def supervised_by(lock: Path) -> Iterator[psutil.Process]:
+    """Every process started, directly or not, by the supervisor that holds or held the lock."""
+    return (process for process in psutil.process_iter() if environment_of(process).get(SUPERVISOR) == str(lock))
 
 
 def stop_leftovers() -> list[psutil.Process]:
     """Kill the processes of this home whose supervisor was killed, and return them."""
     marks = {environment_of(process).get(SUPERVISOR) for process in psutil.process_iter()}
-    ours = [mark for mark in marks if mark is not None and mark.split(" ", 2)[2] == str(home())]
-    return kill(process for mark in ours if not lives(mark) for process in supervised_by(mark))
-
-
-def lives(mark: str) -> bool:
-    """Whether the very process that left this mark is alive."""
-    pid, created, _ = mark.split(" ", 2)
-    try:
-        process = psutil.Process(int(pid))
-        # A killed process whose parent has not yet asked for its exit status is still listed, as a zombie.
-        return process.create_time() == float(created) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    locks = [Path(mark) for mark in marks if mark is not None and Path(mark).parent == me().parent]
+    return kill(process for lock in locks if not held(lock) for process in supervised_by(lock))
 
 
 def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
@@ -314,35 +296,59 @@ def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
 
 
 @contextmanager
-def only_one() -> Iterator[None]:
-    """Hold the lock of this project's `bard up`; the kernel frees it however the process ends.
+def holding(lock: Path) -> Iterator[TextIO]:
+    """Hold a lock that the kernel frees however this process ends, and hand over its open file.
 
     Raises:
-        UpError: another process holds it.
+        BlockingIOError: another process holds it.
     """
-    up_lock().parent.mkdir(parents=True, exist_ok=True)
-    with up_lock().open("a") as lock:
-        # `is_up` takes the lock for an instant to see whether it is free.
-        deadline = time.monotonic() + 1
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="utf-8") as file:
+        deadline = time.monotonic() + 1  # `held` takes the lock for an instant to see whether it is free
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UpError(already_up()) from None
+                    raise
                 time.sleep(0.1)
+        yield file
+
+
+@contextmanager
+def supervising() -> Iterator[None]:
+    """Start and end processes of this home: those of supervisors that were killed are killed first."""
+    with holding(me()):
+        stopped = stop_leftovers()
+        if stopped:
+            print(f"Stopped processes left by an earlier command that was killed: {len(stopped)}", flush=True)
+        try:
+            yield
+        finally:
+            me().unlink()
+
+
+@contextmanager
+def only_one(url: str) -> Iterator[None]:
+    """Be the one `bard up` of this project, and tell other commands its server's address.
+
+    Raises:
+        UpError: another process is.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(holding(up_lock()))
+        except BlockingIOError:
+            ui = up_lock().read_text(encoding="utf-8").removesuffix("/api")
+            raise UpError(
+                f"`bard up` already runs in {project_folder()}: {ui}. "
+                "To start it anew, stop that one first with Ctrl-C in its terminal."
+            ) from None
+        lock.truncate(0)
+        lock.write(url)
+        lock.flush()
         yield
-
-
-def already_up() -> str:
-    """What to tell the user who starts `bard up` twice."""
-    record = recorded_server()
-    where = "it is just starting or stopping" if record is None else f"its UI is {record.url.removesuffix('/api')}"
-    return (
-        f"`bard up` already runs in {project_folder()}: {where}. "
-        "To start it anew, stop that one first with Ctrl-C in its terminal."
-    )
 
 
 def require_free(host: str, port: int) -> None:
@@ -441,10 +447,10 @@ def runs_under_way(client: httpx.Client) -> list[FlowRun]:
     return [FlowRun.model_validate(run) for run in ask(client, "/flow_runs/filter", question)]
 
 
-def read_run(client: httpx.Client, run_id: str) -> FlowRun:
-    """One flow run as it is now."""
-    (run,) = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
-    return FlowRun.model_validate(run)
+def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
+    """Those flow runs as they are now."""
+    answers = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted(ids)}}})
+    return [FlowRun.model_validate(run) for run in answers]
 
 
 def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
@@ -512,6 +518,8 @@ def deploy(client: httpx.Client, project: Path) -> list[Deployment]:
     if exit_status != 0:
         raise UpError(f"Prefect could not deploy {project / 'prefect.yaml'}. {end_of(child.log)}")
     deployments = all_deployments(client)
+    if not deployments:
+        raise UpError(f"There is no deployment in {project / 'prefect.yaml'}. {end_of(child.log)}")
     missing = declared(project) - {(deployment.entrypoint, deployment.name) for deployment in deployments}
     if missing:
         skipped = ", ".join(f"{name} of {entrypoint}" for entrypoint, name in sorted(missing))
@@ -575,7 +583,7 @@ def planned_starts(client: httpx.Client, deployments: list[Deployment]) -> dict[
 
 def status(url: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]) -> str:
     """What runs now, when the next runs are due in local time, and what to type."""
-    width = max((len(deployment.title) for deployment in deployments), default=0)
+    width = max(len(deployment.title) for deployment in deployments)
     lines = ["", f"bardflow is up: {url.removesuffix('/api')}", ""]
     for deployment in deployments:
         due = planned.get(deployment.id)
@@ -588,7 +596,8 @@ def status(url: str, deployments: list[Deployment], planned: dict[str, datetime]
         if (deployment.entrypoint, deployment.name) not in wanted:
             when += "; not in prefect.yaml, remove it with `prefect deployment delete`"
         lines.append(f"  {deployment.title:<{width}}  {when}")
-    example = next((deployment.title for deployment in deployments), "FLOW/DEPLOYMENT")
+    # Defaults first, since their names can be shortened.
+    example = min((deployment.title for deployment in deployments), key=lambda title: not title.endswith("/default"))
     lines += [
         "",
         f"Run one:  {typed_prefect(url)} deployment run {example.removesuffix('/default')} --watch",
@@ -609,10 +618,3 @@ def typed_prefect(url: str) -> str:
 def names(runs: list[FlowRun]) -> str:
     """The runs' names in a row."""
     return ", ".join(run.name for run in runs)
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    draft = file.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)

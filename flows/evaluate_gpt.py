@@ -8,7 +8,7 @@ from storage.handles import Report
 from tasks.answers import Asking
 from tasks.champion import champion, note_text
 from tasks.corpus import clean_corpus, fetch_source
-from tasks.evaluation import evaluate_model, measure_baselines, scores_of
+from tasks.evaluation import evaluate_model, measure_baselines, scores_of, unspellable
 from tasks.reporting import evaluated_with, rescore_report, show_in_prefect
 from tasks.saying import say
 
@@ -31,6 +31,9 @@ def evaluate_gpt(corpora: list[str] | None = None) -> dict[str, float]:
             continue
         text = ask(clean_corpus, ask(fetch_source, spec), spec)
         say(f"{name}: text {note_text(name, text, by='evaluate-gpt')}")
+        if hindered := unspellable(seat.model, text):
+            say(f"{name}: champion {seat.model.short} can not be scored on the text as it is now: {hindered}")
+            continue
         report = Report(digest=seat.entry.notes["report"])
         evaluation = ask(evaluate_model, seat.model, text, evaluated_with(report))
         if evaluation.digest != seat.entry.notes["evaluation"]:

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.handles import Checkpoint, Model, Report
+from storage.handles import Model, Report
 from tasks.answers import Asking, refs
 from tasks.recipes import Recipe
 from tasks.reporting import html_of, page_of
@@ -29,37 +29,56 @@ class Outcome(BaseModel):
     report: str
 
 
-def outcome(corpus: str, recipe: Recipe, model: Model, report: Report, ask: Asking, legs: list[Checkpoint]) -> Outcome:
-    """Sum up a run, and say it."""
+# Where new tokens were written, the first of these that ran is the reason.
+NEW_TOKENS = {
+    "clean_corpus": "the corpus is new or changed",
+    "learn_vocabulary": "the vocabulary was not learned before",
+    "tokenize_corpus": "the corpus was not tokenized so before",
+}
+
+
+def outcome(
+    corpus: str, recipe: Recipe, model: Model, report: Report, ask: Asking, *, moved: bool, recalled: bool
+) -> Outcome:
+    """Sum up a run, and say it. `moved`: it seated a champion; `recalled`: it was judged by an earlier run."""
     page = page_of(report)
-    trained = ask.ran("train_leg")
-    rebuilt = [f"{asked.handle} ({asked.rebuilt})" for asked in ask.asked if asked.rebuilt]
+    legs, legs_run = (sum(a.task == "train_leg" and a.ran >= ran for a in ask.asked) for ran in (False, True))
+    rebuilt = [f"{asked.handle} was {asked.rebuilt}" for asked in ask.asked if asked.rebuilt]
     if rebuilt:
-        why = f"made again: {', '.join(rebuilt)}"
-    elif trained:
-        why = f"{sum(a.ran for a in ask.asked if a.task == 'train_leg')} of {len(legs)} legs had not been run before"
+        why = f"{'; '.join(rebuilt)}; made again"
+    elif legs_run:
+        why = f"{reason(ask)} ({legs_run} of {legs} legs ran)"
     else:
-        why = (
-            f"corpus unchanged, recipe unchanged: the vocabulary, the shards and all {len(legs)} legs "
-            "were answered from the cache"
-        )
+        why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} legs were answered from the cache"
     seat = refs().head(f"{corpus}/champion")
+    verdict = page.verdict.reason
+    if recalled and not moved:
+        verdict = f"this run was judged before ({verdict})"
     summary = Outcome(
         corpus=corpus,
         recipe=recipe.name,
-        trained=trained,
+        trained=legs_run > 0,
         why=why,
         nats_per_token=page.scores.nats_per_token,
         bits_per_character=page.scores.bits_per_character,
         baselines={baseline.name: baseline.bits_per_character for baseline in page.baselines},
         sample=page.samples[0].text if page.samples else "",
-        champion_moved=page.verdict.moved,
-        verdict=page.verdict.reason,
+        champion_moved=moved,
+        verdict=verdict,
         champion=seat.digest if seat else "",
         model=model.digest,
         report=str(html_of(report)),
     )
-    say(f"{'trained' if trained else 'nothing trained'}: {why}")
+    say(f"{'trained' if summary.trained else 'nothing trained'}: {why}")
     say(f"{summary.nats_per_token:.4f} nats per token, {summary.bits_per_character:.4f} bits per character")
-    say(f"champion {'moved' if summary.champion_moved else 'not moved'}: {summary.verdict}")
+    say(f"champion {'moved' if moved else 'not moved'}: {verdict}")
     return summary
+
+
+def reason(ask: Asking) -> str:
+    """Why training ran: what is new among the things it was made from."""
+    if ask.ran("tokenize_corpus"):
+        return next(said for task, said in NEW_TOKENS.items() if ask.ran(task))
+    if ask.ran("begin_training"):
+        return "a model of this shape and seed was not begun before"
+    return "these training settings were not run before, or not to the end"

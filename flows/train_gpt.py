@@ -9,7 +9,7 @@ from storage.handles import Checkpoint, TokenShards, Vocabulary
 from tasks.answers import Asking
 from tasks.champion import champion, crown, judge, note_text
 from tasks.corpus import clean_corpus, fetch_source
-from tasks.evaluation import evaluate_model, measure_baselines
+from tasks.evaluation import evaluate_model, measure_baselines, unspellable
 from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from tasks.recipes import recipe as recipe_named
 from tasks.reporting import publish_report, show_in_prefect
@@ -48,14 +48,14 @@ def train_gpt(
         evaluation = ask(evaluate_model, model, text, chosen.evaluation)
         baselines = ask(measure_baselines, text)
         seat = champion(corpus)
-        rival = ask(evaluate_model, seat.model, text, chosen.evaluation) if seat else None
+        rival = seat and (unspellable(seat.model, text) or ask(evaluate_model, seat.model, text, chosen.evaluation))
         judgement = judge(corpus, recipe, model, evaluation, seat, rival)
 
         changed = sorted(overrides.changes())
         report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
-        crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
+        moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
     show_in_prefect(corpus, report)
-    return outcome(corpus, chosen, model, report, ask, legs)
+    return outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
 
 
 def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe) -> list[Checkpoint]:

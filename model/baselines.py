@@ -36,9 +36,10 @@ class BaselineError(BardError):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A predictor's name, its cost on the validation text in bits per character, and what it is in a few words."""
+    """A predictor's name and kind, its cost on the validation text in bits per character, and what it is in words."""
 
     name: str
+    kind: Literal["statistical", "compressor"]
     bits_per_character: float
     note: str
 
@@ -53,22 +54,30 @@ def measure(train: str, validation: str) -> tuple[Baseline, ...]:
     train_bytes, validation_bytes = train.encode(), validation.encode()
     per_character = 1 / _length(train, validation)
     return (
-        Baseline("uniform", uniform(distinct), f"a guess among the {distinct} distinct characters"),
-        Baseline("order 0", order_zero(train, validation), "how often each character occurs in the training text"),
+        Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters"),
+        Baseline(
+            "order 0",
+            "statistical",
+            order_zero(train, validation),
+            "how often each character occurs in the training text",
+        ),
         Baseline(
             f"{ORDER}-gram",
+            "statistical",
             kneser_ney(train, validation),
             f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it",
         ),
         Baseline(
-            "xz",
+            "xz -9",
+            "compressor",
             compressed(train_bytes, validation_bytes, "xz") * per_character,
-            "xz -9: size of both texts less size of the training text",
+            "size of both texts less size of the training text",
         ),
         Baseline(
-            "bz2",
+            "bz2 -9",
+            "compressor",
             compressed(train_bytes, validation_bytes, "bz2") * per_character,
-            "bzip2 -9: size of both texts less size of the training text",
+            "size of both texts less size of the training text",
         ),
     )
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend
+
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -145,10 +147,7 @@ class _Block(nn.Module):
         B, T, C = x_BTC.shape
         qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        attended_BTC = self.attention_out(attended_BHTD.transpose(1, 2).reshape(B, T, C))
+        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, self.dropout if self.training else 0.0))
         x_BTC = x_BTC + F.dropout(attended_BTC, self.dropout, self.training)
         mlp_BTC = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
         return x_BTC + F.dropout(mlp_BTC, self.dropout, self.training)

@@ -58,8 +58,8 @@ def bf16_is_fast(name: str) -> bool:
     if name == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if name == "cpu":
-        capabilities = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
-        return bool(capabilities[1].get("avx512_bf16") or capabilities[1].get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 
 

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bard.errors import BardError
@@ -15,7 +17,7 @@ METADATA = {"format": "pt"}
 
 
 class NotAModel(BardError):
-    """A folder does not hold a model of ours."""
+    """A folder does not hold a model that `save_model` wrote."""
 
 
 def save_model(gpt: GPT, folder: Path) -> None:
@@ -29,40 +31,55 @@ def load_model(folder: Path) -> GPT:
     """Read what `save_model` wrote.
 
     Raises:
-        NotAModel: there is no such folder, or its `config.json` is of another architecture.
+        NotAModel: the folder lacks one of the two files, or they hold something else.
     """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise NotAModel(f"{folder} is not a model folder: it has no {name}; give one that `save_model` wrote")
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
-    except FileNotFoundError as missing:
-        raise NotAModel(f"{folder} is not a model folder: {missing.filename} is not there") from missing
-    match config.get("model_type"):
+        spec = spec_of(config)
+        with torch.random.fork_rng(devices=[]):
+            gpt = build(spec, config["vocab_size"])
+        gpt.load_transformers(weights)
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise NotAModel(f"{folder} holds no model that `save_model` wrote: {type(error).__name__} {error}") from error
+    return gpt
+
+
+def spec_of(config: dict[str, Any]) -> GPTSpec:
+    """The spec behind a `config.json`.
+
+    Raises:
+        ValueError: it is of another architecture, or of one of ours with values that ours does not have.
+        KeyError: it lacks a field.
+    """
+    match config["model_type"]:
         case "gpt2":
-            spec = GPTSpec(
+            return GPTSpec(
                 architecture="classic",
                 layers=config["n_layer"],
                 heads=config["n_head"],
                 width=config["n_embd"],
                 context=config["n_positions"],
+                dropout=config["resid_pdrop"],
                 activation=config["activation_function"],
                 biases=True,  # GPT-2's files always have them; where the model was trained without, they are zeros
                 tied=config["tie_word_embeddings"],
             )
         case "nanochat":
-            spec = GPTSpec(
+            return GPTSpec(
                 architecture="modern",
                 layers=config["num_hidden_layers"],
                 heads=config["num_attention_heads"],
                 width=config["hidden_size"],
                 context=config["max_position_embeddings"],
+                dropout=config["attention_dropout"],
                 activation=config["hidden_act"],
             )
         case other:
-            raise NotAModel(f"{folder / 'config.json'} says model_type {other!r}, but gpt2 or nanochat is expected")
-    with torch.random.fork_rng(devices=[]):
-        gpt = build(spec, config["vocab_size"])
-    gpt.load_transformers(weights)
-    return gpt
+            raise ValueError(f"its model_type is {other!r}, but gpt2 or nanochat is expected")
 
 
 def save_snapshot(snapshot: Snapshot, folder: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend
 from model.classic import ACTIVATIONS
 
 EPSILON = 1e-6
@@ -120,10 +121,7 @@ class _Block(nn.Module):
         k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)
         v_BHTD = self.value(h_BTC).view(shape).transpose(1, 2)
         q_BHTD, k_BHTD = norm(rotate(q_BHTD, cosine_TD, sine_TD)), norm(rotate(k_BHTD, cosine_TD, sine_TD))
-        attended_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        attended_BTC = self.attention_out(attended_BHTD.transpose(1, 2).reshape(B, T, C))
+        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, self.dropout if self.training else 0.0))
         x_BTC = x_BTC + F.dropout(attended_BTC, self.dropout, self.training)
         mlp_BTC = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
         return x_BTC + F.dropout(mlp_BTC, self.dropout, self.training)

@@ -34,10 +34,9 @@ def sample(gpt: GPT, prompt: Sequence[int], spec: SamplingSpec, device: Device) 
         if spec.temperature == 0:
             drawn = int(logits_V.argmax())
         else:
-            logits_V = logits_V / spec.temperature
-            if spec.top_k is not None and spec.top_k < len(logits_V):
-                least = logits_V.topk(spec.top_k).values[-1]
-                logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-            drawn = int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
+            # Stable: of equal logits the lower ids stay, as in argmax, so no more than top_k can be drawn.
+            logits_K, ids_K = logits_V.sort(descending=True, stable=True)
+            shares_K = ((logits_K[: spec.top_k] - logits_K[0]) / spec.temperature).softmax(-1)
+            drawn = int(ids_K[torch.multinomial(shares_K, 1, generator=generator)])
         ids.append(drawn)
         yield drawn

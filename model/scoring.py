@@ -11,7 +11,7 @@ from model.batches import Tokens
 from model.device import Device
 from model.gpt import GPT
 
-# Tokens in one forward pass: at 4,181 tokens of vocabulary in f32 the logits of 8,192 tokens are 137 MB.
+# Logits in one forward pass: 134 MB in f32, which is 8,025 tokens at a vocabulary of 4,181.
 PASS_LOGITS = 2**25
 
 

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from bard.errors import BardError
 from model.batches import NOT_CHARGED, Batches, Tokens
 from model.device import Device, Precision
 from model.gpt import GPT, GPTSpec, build
+
+
+class Diverged(BardError):
+    """Training left the finite numbers."""
 
 
 class TrainingSpec(BaseModel):
@@ -106,12 +111,16 @@ class Training:
 
         Every draw is a function of (seed, step): stopping between two steps and going on from a snapshot gives the same
         bits on one CPU at one number of threads. Where there is dropout, torch's global generator is seeded each step.
+
+        Raises:
+            TooFewTokens: the text is shorter than a window.
+            Diverged: the loss of step `until` is not a finite number (once it is not, it stays so).
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
         parameters = list(self.gpt.parameters())
-        self.gpt.train()
         while self.step < until:
+            self.gpt.train()  # whoever looks on between two steps may have scored it
             if self.gpt.dropout:
                 torch.manual_seed(spec.seed * 1_000_003 + self.step)
             factor = learning_rate_factor(self.step, spec)
@@ -139,6 +148,12 @@ class Training:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
+            if self.step == until and not torch.isfinite(loss):
+                raise Diverged(
+                    f"the loss at step {self.step:,} is {loss.item()}: the weights have run away; give a smaller "
+                    f"learning_rate than {spec.learning_rate:g}"
+                    + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
+                )
             yield Step(self.step, loss, spec.learning_rate * factor, charged)
 
     def snapshot(self) -> Snapshot:
@@ -209,10 +224,11 @@ def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[torch.
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
-    """The learning rate of a step (0, 1, …) as a share of its peak: linear warm-up, then the schedule."""
+    """The learning rate of a step (0, 1, …) as a share of its peak: linear warm-up, then the schedule, whose
+    last step (`steps - 1`) has the final share."""
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
-    done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    done = (step - spec.warmup_steps) / max(1, spec.steps - 1 - spec.warmup_steps)
     left: Callable[[float], float] = {
         "cosine": lambda d: 0.5 * (1 + math.cos(math.pi * d)),
         "linear": lambda d: 1 - d,

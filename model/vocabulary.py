@@ -39,10 +39,10 @@ _BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(_BYTES))  # as the libr
 # The least that loses nothing is taken.
 _LONGEST = 16
 
-# GPT-2's words (Radford et al. 2019), with three changes. Runs are bounded. Marks stay with their letters. White space
-# up to and with its last line break is one word, so what follows a line break never changes how the break is cut: a
-# text cut after a newline that stands before a non-space encodes as its pieces do. Letters, digits and signs never
-# share a word, so no merge can spell a byte token such as <0x41>.
+# GPT-2's words (Radford et al. 2019), with three changes. Runs are bounded (digits to three). Marks stay with their
+# letters. White space up to and with its last line break is one word, so what follows a line break never changes how
+# the break is cut: a text cut after a newline that stands before a non-space encodes as its pieces do. Letters, digits
+# and signs never share a word, so no merge can spell a byte token such as <0x41>.
 _WORDS = (
     r"'(?:[sdmt]|ll|ve|re)"
     rf"| ?[\p{{L}}\p{{M}}]{{1,{_LONGEST}}}"
@@ -55,13 +55,12 @@ _WORDS = (
 # Deciding a word looks at no more characters than this: white space and line breaks, and the one character after them.
 _LOOK_AHEAD = 2 * _LONGEST + 1
 
-# Text goes to the tokenizer in pages of at most so many characters, and so many pages' characters at a time: an
-# encoding costs ENCODING_BYTES bytes a character while it lives.
+# Text goes to the tokenizer in pages of at most so many characters, and in batches of pages that together hold about
+# so many: an encoding costs about 90 bytes a character while it lives, and 64 pages keep the cores busy.
 _PAGE = 1 << 14
 _BATCH = 1 << 20
 # A text longer than `learn_from` is sampled in stretches of this many characters.
 _STRETCH = 1 << 12
-
 
 TokenIds = npt.NDArray[np.unsignedinteger]
 TokenType = np.dtype[np.unsignedinteger]
@@ -142,7 +141,10 @@ def learn(pieces: Callable[[], Iterable[str]], spec: VocabularySpec, *, characte
         raise VocabularyError("the training text is empty, so there is nothing to learn a vocabulary from.")
     if spec.kind == "bpe":
         return _learn_byte_level(pieces, spec, characters)
-    alphabet = sorted(set().union(*pieces()))
+    distinct: set[str] = set()
+    for piece in pieces():
+        distinct.update(piece)
+    alphabet = sorted(distinct)
     if spec.kind == "char":
         spell = spec.byte_fallback == "always" or (spec.byte_fallback == "auto" and unseen)
         return _of_characters(alphabet) if not spell else _with_bytes(alphabet, [])
@@ -319,11 +321,11 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items())
     if isinstance(tokenizer.decoder, ByteLevelDecoder):
         byte_of = _byte_of_sign()
-        spelled: Iterable[str | bytes] = (bytes(byte_of[sign] for sign in token) for _, token in tokens)
+        shown = [_readable_bytes(bytes(byte_of[sign] for sign in token)) for _, token in tokens]
     else:
         byte_tokens = _BYTE_TOKENS if tokenizer.model.byte_fallback else ()
-        spelled = (bytes([byte_tokens.index(token)]) if token in byte_tokens else token for _, token in tokens)
-    lines = (f"{i}\t{_readable(token)}\n" for (i, _), token in zip(tokens, spelled, strict=True))
+        shown = [f"bytes {token[3:5].lower()}" if token in byte_tokens else _readable(token) for _, token in tokens]
+    lines = (f"{i}\t{text}\n" for (i, _), text in zip(tokens, shown, strict=True))
     (folder / LISTING_FILE).write_text("".join(lines), encoding="utf-8", newline="")
 
 
@@ -346,11 +348,14 @@ def _byte_of_sign() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(_BYTES + n): byte for n, byte in enumerate(others)}
 
 
-def _readable(token: str | bytes) -> str:
+def _readable_bytes(token: bytes) -> str:
     try:
-        text = token if isinstance(token, str) else token.decode()
+        return _readable(token.decode())
     except UnicodeDecodeError:
         return f"bytes {token.hex(' ')}"
+
+
+def _readable(token: str) -> str:
     # A fixed list and not `isprintable`, which changes with Python's Unicode tables: the file's bytes must not.
     invisible = [*range(0x7F, 0xA1), 0xAD, *range(0x2000, 0x2010), *range(0x2028, 0x2030), 0x3000, 0xFEFF]
-    return json.dumps(text, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in invisible})
+    return json.dumps(token, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in invisible})

@@ -244,7 +244,7 @@ def _warnings(counted: Survey, signs: _Signs, replaced: int) -> Iterator[str]:
     if signs.html:
         yield "The text begins like an HTML page: is this the address of the text itself?"
     if replaced:
-        yield f"{replaced:,} replacement characters (U+FFFD): an earlier conversion has lost what stood there."
+        yield f"{replaced:,} times the replacement character (U+FFFD): an earlier conversion has lost what stood there."
     if counted.characters < _SMALL_TEXT:
         yield f"Only {counted.characters:,} characters: a model will learn them by heart rather than learn from them."
     if counted.validation_characters < _SMALL_VALIDATION:

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 R = TypeVar("R")
 
+# Short rows cost memory that their size does not tell: an array of one token is 112 bytes of object.
+BATCH_ROWS = 2**16
+
 FEATURES = {
     pa.string(): {"dtype": "string", "_type": "Value"},
     pa.int32(): {"dtype": "int32", "_type": "Value"},
@@ -26,14 +29,18 @@ def write_dataset(
     *,
     shard_bytes: int,
 ) -> None:
-    """Write record batches, each tagged with its split, as they come; at `shard_bytes` a new shard begins.
+    """Write record batches, each tagged with its split, as they come; a batch that would pass `shard_bytes` begins a
+    new shard.
 
-    Only the batch in hand is in memory. A split that gets no batch is written with no rows.
+    Only the batch in hand is in memory. A split that gets no batch is written with one of no rows: its readers learn
+    the columns' types from it.
     """
     writers = {split: _SplitWriter(folder / split, schema, shard_bytes) for split in splits}
     for split, batch in batches:
         writers[split].write(batch)
     for split, writer in writers.items():
+        if not writer.parts:
+            writer.write(pa.RecordBatch.from_pylist([], schema=schema))
         writer.close(split)
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
 
@@ -47,11 +54,14 @@ def read_batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
 
 
 def gather(rows: Iterable[tuple[str, R]], size: Callable[[R], int], most: int) -> Iterator[tuple[str, list[R]]]:
-    """Group neighbouring rows of one split until their sizes reach `most`, so that a batch is worth its header."""
+    """Group neighbouring rows of one split, so that a batch is worth its header.
+
+    A group's sizes come to at most `most` (more only where one row does), and its rows to at most 65,536.
+    """
     held: list[R] = []
     current, held_size = "", 0
     for split, row in rows:
-        if held and (split != current or held_size + size(row) > most):
+        if held and (split != current or held_size + size(row) > most or len(held) == BATCH_ROWS):
             yield current, held
             held, held_size = [], 0
         current = split
@@ -69,20 +79,19 @@ class _SplitWriter:
         self.folder, self.schema, self.shard_bytes = folder, schema, shard_bytes
         self.parts: list[Path] = []
         self.written = self.rows = self.total_bytes = 0
+        self.file: Any = None
         self.writer: Any = None
-        self._open()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        if self.written and self.written + batch.nbytes > self.shard_bytes:
-            self.writer.close()
-            self._open()
+        if not self.parts or self.written + batch.nbytes > self.shard_bytes:
+            self._next_shard()
         self.writer.write_batch(batch)
         self.written += batch.nbytes
         self.total_bytes += batch.nbytes
         self.rows += batch.num_rows
 
     def close(self, split: str) -> None:
-        self.writer.close()
+        self._end_shard()
         count = len(self.parts)
         fingerprint = hashlib.sha256()
         names = [f"data-{i:05}-of-{count:05}.arrow" for i in range(count)]
@@ -114,8 +123,15 @@ class _SplitWriter:
         (self.folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
         (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2, sort_keys=True))
 
-    def _open(self) -> None:
+    def _next_shard(self) -> None:
+        if self.parts:
+            self._end_shard()
         path = self.folder / f"part-{len(self.parts)}"
         self.parts.append(path)
-        self.writer = pa.ipc.new_stream(str(path), self.schema)
+        self.file = pa.OSFile(str(path), "wb")
+        self.writer = pa.ipc.new_stream(self.file, self.schema)
         self.written = 0
+
+    def _end_shard(self) -> None:
+        self.writer.close()
+        self.file.close()

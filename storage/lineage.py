@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from storage.handles import KINDS, Handle
-from storage.store import Manifest, Origin, Store
+from storage.store import Manifest, Origin, Store, StoreError
 
 
 @dataclass(frozen=True)
@@ -16,26 +16,37 @@ class Ancestor:
 
 
 def lineage(store: Store, handle: Handle) -> list[Ancestor]:
-    """The object and everything it was made from, each once, sources first."""
-    found: dict[Handle, Ancestor] = {}
+    """The object and everything it was made from, each once, sources first.
+
+    Raises:
+        storage.store.ObjectMissing: one of them is no longer in the store.
+    """
+    found: list[Ancestor] = []
+    met: set[Handle] = set()
     # Depth first with an explicit stack: a training of hundreds of legs is a chain as long.
-    stack = [(handle, False)]
+    stack: list[tuple[Handle, Origin | None]] = [(handle, None)]
     while stack:
-        current, inputs_done = stack.pop()
-        if current in found:
-            continue
-        origin = store.origin(current)
-        if inputs_done:
-            found[current] = Ancestor(current, store.manifest(current), origin)
-            continue
-        stack.append((current, True))
-        stack.extend((spelled(text), False) for text in origin.inputs.values())
-    return list(found.values())
+        current, origin = stack.pop()
+        if origin is not None:
+            found.append(Ancestor(current, store.manifest(current), origin))
+        # Met and not yet found: two objects made from one another, as when each was rebuilt after damage to it.
+        elif current not in met:
+            met.add(current)
+            origin = store.origin(current)
+            stack.append((current, origin))
+            stack.extend((spelled(text), None) for text in origin.inputs.values())
+    return found
 
 
 def spelled(text: str) -> Handle:
-    """Read a handle as an origin spells it: `token-shards/<digest>`."""
+    """Read a handle as an origin spells it: `token-shards/<digest>`.
+
+    Raises:
+        StoreError: there is no such kind.
+    """
     kind, _, digest = text.partition("/")
+    if kind not in KINDS:
+        raise StoreError(f"{text!r} names no object: its kind should be one of {', '.join(KINDS)}")
     return KINDS[kind](digest=digest)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.handles import KINDS, Handle
-from storage.store import Store, StoreError, canonical_json
+from storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
+MOVES = "[0-9]*.json"
 
 
 class RefMoved(StoreError):
@@ -43,16 +44,24 @@ class Refs:
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "refs"
+        self.drafts = root / DRAFTS
 
     def history(self, name: str) -> list[Entry]:
-        """Every move of the name, oldest first; empty when there is no such name."""
-        folder = self.folder / self._checked(name)
-        return [Entry.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]
+        """Every move of the name, oldest first; empty when there is no such name.
+
+        Raises:
+            StoreError: it is not a name, or one of its moves cannot be read.
+        """
+        return [read_entry(path) for path in self._moves(name)]
 
     def head(self, name: str) -> Entry | None:
-        """Where the name points now, or None."""
-        history = self.history(name)
-        return history[-1] if history else None
+        """Where the name points now, or None.
+
+        Raises:
+            StoreError: as `history`.
+        """
+        moves = self._moves(name)
+        return read_entry(moves[-1]) if moves else None
 
     def move(
         self, name: str, handle: Handle, *, after: Entry | None, by: str, why: str, notes: dict[str, Any] | None = None
@@ -61,9 +70,9 @@ class Refs:
 
         Raises:
             RefMoved: the head is no longer that one; look again and decide again.
+            StoreError: it is not a name, or a number in the notes is not finite.
         """
-        folder = self.folder / self._checked(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / checked(name)
         entry = Entry(
             number=(after.number if after else 0) + 1,
             kind=handle.kind,
@@ -73,25 +82,56 @@ class Refs:
             why=why,
             notes=notes or {},
         )
-        with NamedTemporaryFile(dir=folder, prefix=".moving-") as file:
-            file.write(canonical_json(entry.model_dump(mode="json")))
+        content = canonical_json(entry.model_dump())
+        make_folder(folder)
+        make_folder(self.drafts)
+        with NamedTemporaryFile(dir=self.drafts, prefix=f"{os.getpid()}-moving-") as file:
+            file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), 0o444)
             os.fsync(file.fileno())
             try:
                 # A link is created whole or refused: of two movers with the same number one wins.
                 os.link(file.name, folder / f"{entry.number:06}.json")
             except FileExistsError:
-                raise RefMoved(f"{name} was moved by another run at the same moment; nothing was changed") from None
+                raise RefMoved(
+                    f"{name} was moved by another run since this one looked; nothing was changed, so run it again"
+                ) from None
+        fsync(folder)
         return entry
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.rglob("[0-9]*.json")})
+        return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.rglob(MOVES)})
 
-    def _checked(self, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise StoreError(f"{name!r} is not a name; a name looks like three-kingdoms/champion")
-        return name
+    def _moves(self, name: str) -> list[Path]:
+        return sorted((self.folder / checked(name)).glob(MOVES))
+
+
+def checked(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        StoreError: it is not two or more words of small letters, digits and hyphens with a slash between them.
+    """
+    if not NAME.fullmatch(name):
+        raise StoreError(f"{name!r} is not a name; a name looks like three-kingdoms/champion")
+    return name
+
+
+def read_entry(path: Path) -> Entry:
+    """Read one move.
+
+    Raises:
+        StoreError: the file is not one.
+    """
+    try:
+        return Entry.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StoreError(
+            f"{path} should be a move of a name, as JSON, and is not; where it is the last of its folder, deleting it "
+            "points the name where it pointed before"
+        ) from error
 
 
 def resolve(store: Store, refs: Refs, ref: str) -> Handle:
@@ -100,10 +140,12 @@ def resolve(store: Store, refs: Refs, ref: str) -> Handle:
     Raises:
         StoreError: there is no such name or digest; the message lists the names there are.
     """
-    if "/" not in ref:
-        return store.find(ref)
-    entry = refs.head(ref)
-    if entry is None:
+    try:
+        if "/" not in ref:
+            return store.find(ref)
+        if entry := refs.head(ref):
+            return entry.handle
+        raise StoreError(f"there is no {ref!r}")
+    except StoreError as error:
         known = ", ".join(refs.names()) or "none yet; `make train` makes the first"
-        raise StoreError(f"there is no {ref!r}; names in this store: {known}")
-    return entry.handle
+        raise StoreError(f"{error}. Names in this store: {known}") from error

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,29 @@ def write_shards(
 ) -> dict[str, int]:
     """Write rows of (split, document number, ids) as they come and return the tokens in each split.
 
-    A row is one stretch of one document: borders between documents are where `document` changes.
+    A row is one stretch of one document: borders between documents are where `document` changes. A longer stretch than
+    a batch or a shard is cut into several rows.
+
+    Raises:
+        TypeError: the ids are of a wider type than `dtype`, so that some might not fit.
     """
     id_type = pa.from_numpy_dtype(dtype)
     schema = pa.schema([("input_ids", pa.list_(id_type)), ("document", pa.int32())])
     tokens = dict.fromkeys(SPLITS, 0)
+    most = min(BATCH_TOKENS, spec.shard_tokens)
 
     def tagged() -> Iterator[tuple[str, tuple[int, TokenIds]]]:
         for split, document, ids in rows:
             tokens[split] += len(ids)
-            yield split, (document, ids)
+            # Cut, a batch stays within a shard's size, and its int32 offsets within their range.
+            for start in range(0, max(len(ids), 1), most):
+                yield split, (document, ids[start : start + most])
 
     def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
-        for split, held in gather(tagged(), lambda row: len(row[1]), min(BATCH_TOKENS, spec.shard_tokens)):
+        for split, held in gather(tagged(), lambda row: len(row[1]), most):
             documents, ids = zip(*held, strict=True)
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
-            flat = np.concatenate(ids).astype(dtype, copy=False)
+            flat = np.concatenate(ids, dtype=dtype, casting="safe")
             lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, id_type))
             yield split, pa.record_batch([lists, pa.array(documents, pa.int32())], schema=schema)
 
@@ -62,29 +70,27 @@ class TokenArray:
     """
 
     def __init__(self, chunks: list[TokenIds]) -> None:
-        self.chunks = chunks
-        self.starts = [0, *np.cumsum([len(c) for c in chunks]).tolist()]
+        self.none: TokenIds = chunks[0][:0] if chunks else np.empty(0, np.uint16)
+        self.chunks = [chunk for chunk in chunks if len(chunk)]
+        self.starts = [0, *accumulate(len(chunk) for chunk in self.chunks)]
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def __getitem__(self, span: slice) -> TokenIds:
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError(f"a slice of tokens has no step, but {span} was given")
+        if start >= stop:
+            return self.none
         first = bisect_right(self.starts, start) - 1
-        if first < len(self.chunks) and stop <= self.starts[first + 1]:
-            return self.chunks[first][start - self.starts[first] : stop - self.starts[first]]
-        last = bisect_right(self.starts, max(start, stop - 1)) - 1
-        parts = [
-            self.chunks[i][max(0, start - self.starts[i]) : stop - self.starts[i]]
-            for i in range(first, min(last + 1, len(self.chunks)))
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+        last = bisect_right(self.starts, stop - 1) - 1
+        parts = [self.chunks[i][max(0, start - self.starts[i]) : stop - self.starts[i]] for i in range(first, last + 1)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def read_shards(folder: Path, split: str) -> TokenArray:
-    """Open a split's tokens, memory-mapped."""
+    """Open a split's tokens, memory-mapped: nothing is read until it is looked at, and no batch of them is copied."""
     return TokenArray(
         [batch["input_ids"].flatten().to_numpy(zero_copy_only=True) for batch in read_batches(folder, split)]
     )

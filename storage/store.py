@@ -1,25 +1,35 @@
 """Directory in, digest out: objects are kept whole or not at all, and found again by their digest."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bard.errors import BardError
 from storage.handles import KINDS, Handle, kind_of
 
 LAYOUT = 1
+DRAFTS = "drafts"
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
 
 H = TypeVar("H", bound=Handle)
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+# What renaming a folder onto an object says, where the object is a folder with files in it or (damaged) a file.
+OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
 class StoreError(BardError):
@@ -65,45 +75,57 @@ class Origin(BaseModel):
     measured: dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Draft:
-    """An object while it is written: a folder of its own that nobody else can see."""
+    """An object while it is written: a folder of its own that nobody else looks into."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.kept = False
+    folder: Path
 
 
 class Store:
-    """Objects under `<root>/objects/<kind>/<digest>/`."""
+    """Objects under `<root>/objects/<kind>/<digest>/`, on a disk of this machine."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.objects = root / "objects"
-        self.drafts = root / "drafts"
+        self.drafts = root / DRAFTS
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
-        """A folder to write an object's files into. What is not handed to `keep` by the end is deleted."""
-        self.drafts.mkdir(parents=True, exist_ok=True)
+        """A folder to write an object's files into. What is not handed to `keep` by the end is deleted.
+
+        Its name begins with the number of the process that writes: a killed one leaves its draft to `sweep`.
+        """
+        make_folder(self.drafts)
         draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))
         try:
             yield draft
         finally:
-            if not draft.kept:
+            if draft.folder.exists():  # `keep` moves it away
                 shutil.rmtree(draft.folder)
 
     def keep(self, draft: Draft, kind: type[H], facts: dict[str, Any], origin: Origin) -> H:
         """Turn a draft into an object by one atomic rename and return its handle.
 
         If the same object is already kept and intact, that one stays, with its origin; a damaged one is replaced.
+
+        Raises:
+            StoreError: a figure in the facts or in the origin is not finite: JSON has no spelling for it.
+            ValueError: the draft holds a link or a device, or a file under one of our own two names.
         """
-        names = sorted(p.relative_to(draft.folder).as_posix() for p in draft.folder.rglob("*") if p.is_file())
+        names = file_names(draft.folder)
+        for name in names:
+            if name in (MANIFEST, ORIGIN) or not stat.S_ISREG((draft.folder / name).lstat().st_mode):
+                raise ValueError(
+                    f"a draft holds plain files, none of them called {MANIFEST} or {ORIGIN}, and this one holds {name}"
+                )
         files = {name: file_facts(draft.folder / name) for name in names}
         manifest = Manifest(kind=kind_of(kind), layout=LAYOUT, facts=facts, files=files)
-        content = canonical_json(manifest.model_dump(mode="json"))
+        # Not `mode="json"`: pydantic would write a NaN as null, and the object would be kept with a hole in it.
+        content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
 
-        (draft.folder / ORIGIN).write_bytes(canonical_json(origin.model_dump(mode="json")))
+        (draft.folder / ORIGIN).write_bytes(canonical_json(origin.model_dump()))
         (draft.folder / MANIFEST).write_bytes(content)
         for path in sorted(draft.folder.rglob("*"), reverse=True):
             if path.is_file():
@@ -112,36 +134,36 @@ class Store:
         draft.folder.chmod(0o755)
         fsync(draft.folder)
 
-        place = self._place(handle)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        while not draft.kept:
+        place = self.place(handle)
+        make_folder(place.parent)
+        while True:
             try:
                 draft.folder.rename(place)
-                draft.kept = True
-            except OSError:
-                if not place.exists():
+            except OSError as error:
+                if error.errno not in OCCUPIED:
                     raise
-                if self.damage(handle) is None:
-                    return handle
-                self.discard(handle)
-        fsync(place.parent)
-        return handle
+            else:
+                fsync(place.parent)
+                return handle
+            if self.damage(handle) is None:
+                return handle
+            with self._removing():
+                # Another writer may have replaced it since we looked: what it handed out must not vanish.
+                if self.damage(handle) is not None:
+                    self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
-        """Take an object out of sight in one rename, then delete it; it is no error if another process was faster."""
-        self.drafts.mkdir(parents=True, exist_ok=True)
-        grave = Path(mkdtemp(prefix=f"{os.getpid()}-discarded-", dir=self.drafts))
-        with suppress(FileNotFoundError):
-            self._place(handle).rename(grave / handle.digest)
-        shutil.rmtree(grave)
+        """Take an object out of sight in one rename, then delete it; it is no error if there is none."""
+        with self._removing():
+            self._remove(handle)
 
     def folder(self, handle: Handle) -> Path:
         """Where the object's files lie.
 
         Raises:
-            ObjectMissing: nothing is kept under this handle.
+            ObjectMissing: nothing is kept under this handle. (Whether it is intact, `damage` says: that takes longer.)
         """
-        place = self._place(handle)
+        place = self.place(handle)
         if not (place / MANIFEST).is_file():
             raise ObjectMissing(f"{handle} is not in the store {self.root}; run the flow that makes it again")
         return place
@@ -151,34 +173,54 @@ class Store:
 
         Reads and hashes everything: about 1.5 GB/s where the processor has SHA instructions.
         """
-        place = self._place(handle)
+        place = self.place(handle)
         try:
             content = (place / MANIFEST).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         if hashlib.sha256(content).hexdigest() != handle.digest:
             return f"damaged ({MANIFEST} is not what its digest says)"
-        if not (place / ORIGIN).is_file():
-            return f"damaged ({ORIGIN} is gone)"
-        for name, facts in Manifest.model_validate_json(content).files.items():
-            path = place / name
-            if not path.is_file():
-                return f"damaged ({name} is gone)"
-            if file_facts(path) != facts:
-                return f"damaged ({name} is not what the manifest says)"
-        return None
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError:
+            return f"of another layout, and layout {LAYOUT} is the one read here"
+        if manifest.layout != LAYOUT:
+            return f"of layout {manifest.layout}, and layout {LAYOUT} is the one read here"
+        try:
+            return self._harm(place, manifest)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return f"damaged ({error.filename} went away while it was looked at)"
 
     def manifest(self, handle: Handle) -> Manifest:
-        """The object's manifest."""
-        return Manifest.model_validate_json((self.folder(handle) / MANIFEST).read_bytes())
+        """The object's manifest.
+
+        Raises:
+            ObjectMissing: there is no such object, or its manifest is not the one that the handle names.
+        """
+        content = (self.folder(handle) / MANIFEST).read_bytes()
+        if hashlib.sha256(content).hexdigest() != handle.digest:
+            raise ObjectMissing(
+                f"{handle} is damaged ({MANIFEST} is not what its digest says); run the flow that makes it again"
+            )
+        return Manifest.model_validate_json(content)
 
     def facts(self, handle: Handle) -> dict[str, Any]:
         """The facts in the object's manifest."""
         return self.manifest(handle).facts
 
     def origin(self, handle: Handle) -> Origin:
-        """How the object was first made."""
-        return Origin.model_validate_json((self.folder(handle) / ORIGIN).read_bytes())
+        """How the object was first made.
+
+        Raises:
+            ObjectMissing: there is no such object, or what it says of its origin cannot be read.
+        """
+        path = self.folder(handle) / ORIGIN
+        try:
+            return Origin.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError) as error:
+            raise ObjectMissing(
+                f"{ORIGIN} of {handle} is gone or cannot be read; run the flow that makes it again"
+            ) from error
 
     def find(self, prefix: str) -> Handle:
         """The one object whose digest begins with `prefix` (at least four characters).
@@ -194,23 +236,79 @@ class Store:
                 f"no object's digest begins with {prefix!r}; give at least the first 4 characters of one, "
                 "or a name such as tiny-shakespeare/champion"
             )
-        raise StoreError(f"{prefix!r} begins several digests; give more of it: {', '.join(map(str, found))}")
+        several = ", ".join(f"{h.kind} {h.digest[: len(prefix) + 8]}" for h in found)
+        raise StoreError(f"{prefix!r} begins several digests; give more of it: {several}")
 
     def handles(self) -> Iterator[Handle]:
         """Every object in the store."""
         for kind, handle_class in KINDS.items():
             folder = self.objects / kind
             if folder.is_dir():
-                for place in sorted(folder.iterdir()):
-                    yield handle_class(digest=place.name)
+                for name in sorted(place.name for place in folder.iterdir()):
+                    if DIGEST.fullmatch(name):  # a desktop leaves files of its own in any folder
+                        yield handle_class(digest=name)
 
-    def _place(self, handle: Handle) -> Path:
+    def place(self, handle: Handle) -> Path:
+        """Where the object lies, or would."""
         return self.objects / handle.kind / handle.digest
+
+    def _harm(self, place: Path, manifest: Manifest) -> str | None:
+        try:
+            Origin.model_validate_json((place / ORIGIN).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return f"damaged ({ORIGIN} is gone or cannot be read)"
+        names = set(file_names(place)) - {MANIFEST, ORIGIN}
+        if gone := manifest.files.keys() - names:
+            return f"damaged ({min(gone)} is gone)"
+        if extra := names - manifest.files.keys():
+            return f"damaged ({min(extra)} is not in the manifest)"
+        for name, facts in manifest.files.items():
+            if file_facts(place / name) != facts:
+                return f"damaged ({name} is not what the manifest says)"
+        return None
+
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
+        """One at a time takes objects out of the store. The kernel frees the lock of a holder that dies."""
+        make_folder(self.root)
+        with (self.root / "removing.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _remove(self, handle: Handle) -> None:
+        make_folder(self.drafts)
+        grave = Path(mkdtemp(prefix=f"{os.getpid()}-discarded-", dir=self.drafts))
+        try:
+            with suppress(FileNotFoundError):
+                self.place(handle).rename(grave / handle.digest)
+        finally:
+            shutil.rmtree(grave)
 
 
 def canonical_json(value: Any) -> bytes:
-    """One spelling for one value: sorted keys, two spaces, UTF-8, a newline at the end; NaN is refused."""
-    return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    """One spelling for one value: sorted keys, two spaces, UTF-8, a newline at the end.
+
+    Raises:
+        StoreError: a number in it is NaN or infinite.
+    """
+    try:
+        return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        raise StoreError(f"only finite numbers are kept, and there is another in {str(value)[:300]}") from error
+
+
+def file_names(folder: Path) -> list[str]:
+    """What lies in a folder and in the folders in it, sorted; the folders themselves are not named."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each on the disk before anything comes into it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync(folder.parent)
 
 
 def file_facts(path: Path) -> FileFacts:

@@ -18,10 +18,11 @@ class Seat(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A verdict, and the head of the champion's history that it was made against."""
+    """A verdict, the head of the champion's history it was made against, and whether an earlier run made it."""
 
     verdict: Verdict
     against: int
+    recalled: bool
 
 
 def champion(corpus: str) -> Seat | None:
@@ -37,23 +38,27 @@ def champion(corpus: str) -> Seat | None:
 
 
 def judge(
-    corpus: str, recipe: str, model: Model, evaluation: Evaluation, seat: Seat | None, rival: Evaluation | None
+    corpus: str, recipe: str, model: Model, evaluation: Evaluation, seat: Seat | None, rival: Evaluation | str | None
 ) -> Judgement:
     """Whether the model takes the seat: only if it needs fewer bits per character on the same text.
 
     The first judgement of a model under one evaluation stands: asked again, it is read from the recipe's history, so
-    that the same run gives the same report. `rival` is the champion's evaluation on the same corpus.
+    that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
+    it can not be scored there.
     """
     for entry in reversed(refs().history(f"{corpus}/{recipe}")):
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
-            return Judgement(Verdict.model_validate(entry.notes["verdict"]), entry.notes["against"])
+            return Judgement(Verdict.model_validate(entry.notes["verdict"]), entry.notes["against"], True)
     head = refs().head(f"{corpus}/champion")
     against = head.number if head else 0
     own = scores_of(evaluation).bits_per_character
     if seat is None or rival is None:
-        return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against)
-    theirs = scores_of(rival).bits_per_character
+        return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, False)
     name = f"{seat.entry.notes['recipe']} {seat.model.short}"
+    if isinstance(rival, str):
+        reason = f"the champion before it, {name}, can not be scored on the text as it is now: {rival}"
+        return Judgement(Verdict(moved=True, reason=reason), against, False)
+    theirs = scores_of(rival).bits_per_character
     if seat.model == model:
         verdict = Verdict(moved=False, reason="the same model is the champion already")
     elif own < theirs:
@@ -62,13 +67,15 @@ def judge(
     else:
         reason = f"it lost to the champion, {name}, by {own - theirs:.4f} bits per character"
         verdict = Verdict(moved=False, reason=reason, rival=name, rival_bits_per_character=theirs)
-    return Judgement(verdict, against)
+    return Judgement(verdict, against, False)
 
 
 def crown(
     corpus: str, recipe: str, model: Model, evaluation: Evaluation, judgement: Judgement, report: Report, *, by: str
-) -> None:
+) -> bool:
     """Write the run into its recipe's history and, if so judged, seat the model. Done twice it changes nothing.
+
+    Returns whether the champion moved now.
 
     Raises:
         storage.refs.RefMoved: somebody else took the seat since the judgement; run again.
@@ -84,9 +91,11 @@ def crown(
     if history is None or history.handle != report or history.notes != notes:
         refs().move(f"{corpus}/{recipe}", report, after=history, by=by, why=verdict.reason, notes=notes)
     seat = refs().head(f"{corpus}/champion")
-    if verdict.moved and (seat.number if seat else 0) == judgement.against:
-        notes = {"recipe": recipe, "report": report.digest, "evaluation": evaluation.digest}
-        refs().move(f"{corpus}/champion", model, after=seat, by=by, why=verdict.reason, notes=notes)
+    if not verdict.moved or (seat.number if seat else 0) != judgement.against:
+        return False
+    notes = {"recipe": recipe, "report": report.digest, "evaluation": evaluation.digest}
+    refs().move(f"{corpus}/champion", model, after=seat, by=by, why=verdict.reason, notes=notes)
+    return True
 
 
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:

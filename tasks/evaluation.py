@@ -16,7 +16,7 @@ from model.folder import load_model
 from model.gpt import GPT
 from model.sampling import SamplingSpec, sample
 from model.scoring import score
-from model.vocabulary import TOKENIZER_FILE, decode, encode, load
+from model.vocabulary import TOKENIZER_FILE, UnknownCharacter, decode, encode, load
 from pages.run import Baseline, Sample, Scores
 from storage.documents import read_text
 from storage.handles import Baselines, Corpus, Evaluation, Model
@@ -27,8 +27,8 @@ from tasks.caching import SAME_QUESTION
 SCORES = "scores.json"
 SAMPLES = "samples.json"
 BASELINES = "baselines.json"
-# What a baseline may look back on. xz -9 has a dictionary of 64 MiB; the n-gram model counts in memory.
-LOOK_BACK_CHARACTERS = 2**25
+# What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
+LOOK_BACK_CHARACTERS = 2**23
 
 SAMPLE_LIST = TypeAdapter(list[Sample])
 BASELINE_LIST = TypeAdapter(list[Baseline])
@@ -83,11 +83,25 @@ def measure_baselines(corpus: Corpus) -> Baselines:
     train = "".join(read_text(folder, "train"))[-LOOK_BACK_CHARACTERS:]
     measured = baselines.measure(train, "".join(read_text(folder, "validation")))
     listed = [
-        Baseline(name=b.name, kind="compressor", bits_per_character=b.bits_per_character, note=b.note) for b in measured
+        Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note) for b in measured
     ]
     with store().draft() as draft:
         write_json(draft.folder / BASELINES, BASELINE_LIST.dump_python(listed, mode="json"))
         return store().keep(draft, Baselines, {}, origin())
+
+
+def unspellable(model: Model, corpus: Corpus) -> str | None:
+    """Which character of the validation part the model's vocabulary can not spell, in words; None if it spells all.
+
+    Such a model gives the text no probability at all: its charge would be infinite.
+    """
+    tokenizer = load(store().folder(model) / TOKENIZER_FILE)
+    try:
+        for _ in encode(tokenizer, read_text(store().folder(corpus), "validation")):
+            pass
+    except UnknownCharacter as unknown:
+        return f"its vocabulary has no {unknown.character!r}"
+    return None
 
 
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, number: int, place: device.Device) -> Sample:

@@ -1,6 +1,6 @@
 """The page about a run, put together from what lies in the store."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def publish_report(
     """Gather a run's figures and write them as one HTML file, and as JSON."""
     page = pages.RunPage(
         title=f"{store().facts(corpus)['title']}: {recipe.name}",
-        created=datetime.now(UTC),
+        created=made_at(evaluation),
         corpus=corpus_facts(corpus),
         recipe=recipe.name,
         settings=recipe.settings(),
@@ -63,7 +63,7 @@ def rescore_report(
     return keep_page(
         page.model_copy(
             update={
-                "created": datetime.now(UTC),
+                "created": made_at(evaluation),
                 "corpus": corpus_facts(corpus),
                 "vocabulary": vocabulary_facts(model, evaluation),
                 "scores": scores_of(evaluation),
@@ -72,6 +72,11 @@ def rescore_report(
             }
         )
     )
+
+
+def made_at(handle: Handle) -> datetime:
+    """When an object was first made. A page bears its evaluation's time, so that made again it is the same page."""
+    return datetime.fromisoformat(store().origin(handle).at)
 
 
 def keep_page(page: pages.RunPage) -> Report:
@@ -191,7 +196,7 @@ def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
         kind=type(ancestor.handle).__name__,
         digest=ancestor.handle.digest,
         made_by=ancestor.origin.task,
-        when=datetime.fromisoformat(ancestor.origin.at),
+        when=made_at(ancestor.handle),
         detail=detail(ancestor),
     )
 

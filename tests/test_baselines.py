@@ -80,7 +80,7 @@ def test_the_definition_is_tried_with_estimated_discounts_and_with_the_stand_ins
         return set(Counter(text[i : i + order] for i in range(len(text) - order + 1)).values())
 
     assert {1, 2, 3, 4} <= counts_of_counts(DRAWN, 3)
-    assert not {1, 2, 3, 4} <= counts_of_counts(RHYME, 1)
+    assert not {1, 2, 3, 4} <= counts_of_counts(RHYME, 5)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 7])
@@ -158,8 +158,8 @@ def test_tiny_shakespeare_has_the_known_figures(shakespeare: tuple[str, str]) ->
     assert baselines["uniform"] == math.log2(65)
     assert baselines["order 0"] == pytest.approx(4.829, abs=0.001)
     assert baselines["7-gram"] == pytest.approx(2.188, abs=0.001)
-    assert baselines["xz"] == pytest.approx(2.516, abs=0.005)  # liblzma's versions differ a little
-    assert baselines["bz2"] == pytest.approx(2.398, abs=0.001)
+    assert baselines["xz -9"] == pytest.approx(2.516, abs=0.005)  # liblzma's versions differ a little
+    assert baselines["bz2 -9"] == pytest.approx(2.398, abs=0.001)
 
 
 def test_context_helps_on_both_scripts(shakespeare: tuple[str, str]) -> None:

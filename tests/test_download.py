@@ -475,6 +475,8 @@ def test_a_file_over_the_size_cap_is_refused(site: Site, tmp_path: Path, declare
     with pytest.raises(CorpusError, match="max_bytes = 100,000") as caught:
         bring(tmp_path, corpus(site.url, max_bytes=100_000))
     assert not isinstance(caught.value, FetchError)
+    # What is declared is refused before a byte is stored, so that the whole size can be named.
+    assert (f"{len(TEXT):,} bytes" in str(caught.value)) == declared
     assert not list((tmp_path / "downloads").glob("*/part*"))
 
 
@@ -502,6 +504,20 @@ def test_a_server_that_compresses_unasked_is_understood(site: Site, tmp_path: Pa
     site.answers = [compressed]
     _, data = bring(tmp_path, corpus(site.url, SHA))
     assert data == TEXT
+
+
+def test_a_compressed_transfer_that_breaks_off_is_not_resumed(site: Site, tmp_path: Path) -> None:
+    packed = gzip.compress(TEXT)
+
+    def broken(request: BaseHTTPRequestHandler) -> None:
+        head(request, 200, Content_Length=str(len(packed)), Content_Encoding="gzip", ETag='"one"')
+        request.wfile.write(packed[: len(packed) // 2])
+        request.close_connection = True
+
+    site.answers = [broken, serving(TEXT)]
+    _, data = bring(tmp_path, corpus(site.url))
+    assert data == TEXT
+    assert site.ranges() == [None, None]
 
 
 def test_a_pinned_file_that_is_here_asks_no_network(site: Site, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+# The everyday commands; people and CI run the same. `make help` lists them.
+
+PYTHON ?= python3
+CORPUS ?=
+RECIPE ?= small
+SET ?=
+PORT ?= 4200
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+
+# A folder of corpora beside the checkout stands in for the network (layout: <corpus>/<file name>).
+ifneq ($(wildcard ../shared/corpora),)
+export CORPORA_MIRROR ?= $(abspath ../shared/corpora)
+endif
+
+.PHONY: help train test lint up install clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make train CORPUS=three-kingdoms RECIPE=bpe SET='steps=500 learning_rate=0.002'"
+
+train: .venv/installed ## corpus -> vocabulary -> shards -> GPT -> evaluation -> report -> champion
+	@.venv/bin/bard train $(CORPUS) --recipe $(RECIPE) $(foreach change,$(SET),--set $(change))
+
+up: .venv/installed ## server with UI, worker and all deployments; Ctrl-C stops all of it
+	@.venv/bin/bard up --port $(PORT)
+
+test: .venv/installed-dev lint ## lint, types and tests
+	@.venv/bin/python -m pytest
+
+lint: .venv/installed-dev ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+install: .venv/installed ## only make .venv and install the project into it
+
+clean: ## remove .venv (not the artifacts, which lie in .bardflow)
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "bardflow needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing into .venv (a minute or two, once) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@

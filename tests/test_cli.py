@@ -1,0 +1,260 @@
+"""`bard` from outside: what a person types, what comes back, and what a killed run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from bard import cli
+from storage.store import Store
+from tests.conftest import CHECKOUT, SMALL_CORPUS, own_text
+
+SETTINGS = ("steps=90", "leg_steps=30", "samples=1", "sample_characters=40", "vocabulary_byte_fallback=always")
+ARGUMENTS = ["train", "own", "--recipe", "tiny", *(word for text in SETTINGS for word in ("--set", text))]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def environment(project: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CORPORA_"))}
+    return kept | {"BARDFLOW_PROJECT": str(project), "BARDFLOW_HOME": str(project / "home")} | more
+
+
+def typed(project: Path, *arguments: str, **more: str) -> Said:
+    """Run `bard` as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bard.cli", *arguments],
+        capture_output=True, text=True, cwd=CHECKOUT, env=environment(project, **more), timeout=200,
+    )  # fmt: skip
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+def make_project(folder: Path) -> Path:
+    (folder / "corpora").mkdir(parents=True)
+    (folder / "texts").mkdir()
+    (folder / "prefect.yaml").write_text((CHECKOUT / "prefect.yaml").read_text())
+    (folder / "corpora" / "own.toml").write_text(SMALL_CORPUS)
+    (folder / "texts" / "own.txt").write_text(own_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A project in which one model was trained, what `--json` said, and the story on standard error."""
+    project = make_project(tmp_path_factory.mktemp("trained") / "project")
+    said = typed(project, *ARGUMENTS, "--json")
+    assert said.code == 0, said.err
+    return project, json.loads(said.out), said.err
+
+
+@pytest.fixture
+def bard(
+    trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Call the command line in this process, in the trained project."""
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(trained[0]))
+    monkeypatch.setenv("BARDFLOW_HOME", str(trained[0] / "home"))
+    monkeypatch.delenv("CORPORA_MIRROR", raising=False)
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["bard", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Said(int(end.value.code or 0), out, err)
+
+    return call
+
+
+def test_a_training_ends_with_scores_a_sample_the_report_and_the_champion(
+    trained: tuple[Path, dict[str, Any], str],
+) -> None:
+    project, outcome, story = trained
+    assert outcome["trained"] and outcome["champion_moved"]
+    assert outcome["nats_per_token"] > 0 and outcome["bits_per_character"] > 0
+    assert "xz -9" in outcome["baselines"]
+    assert len(outcome["sample"]) == 40
+    assert Path(outcome["report"]).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "Traceback" not in story and "ERROR" not in story
+
+
+def test_a_second_training_trains_nothing_and_says_why(trained: tuple[Path, dict[str, Any], str]) -> None:
+    said = typed(trained[0], *ARGUMENTS)
+    assert said.code == 0, said.err
+    assert "nothing trained" in said.out and "corpus unchanged" in said.out
+    assert f"{trained[1]['bits_per_character']:.4f} bits per character" in said.out
+    assert "xz -9" in said.out and "report " in said.out and "champion " in said.out
+
+
+def test_artifacts_open_without_this_project(trained: tuple[Path, dict[str, Any], str]) -> None:
+    import datasets
+
+    store = Store(trained[0] / "home")
+    handles = {h.kind: h for h in store.handles()}
+    tokens = datasets.load_from_disk(str(store.folder(handles["token-shards"])))
+    tokenizer = Tokenizer.from_file(str(store.folder(handles["model"]) / "tokenizer.json"))
+    ids = [i for row in tokens["train"]["input_ids"] for i in row]
+    ids += [i for row in tokens["validation"]["input_ids"] for i in row]
+    assert tokenizer.decode(ids) == own_text()
+    with safe_open(store.folder(handles["model"]) / "model.safetensors", "pt") as weights:
+        assert "lm_head.weight" in weights.keys()  # noqa: SIM118 - not a dictionary
+
+
+def test_no_pickle_is_kept_anywhere(trained: tuple[Path, dict[str, Any], str]) -> None:
+    for path in (trained[0] / "home").rglob("*"):
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+        if path.is_file() and "results" in path.parts:
+            json.loads(json.loads(path.read_text())["result"])
+
+
+def test_path_show_and_explain_lead_from_a_name_to_the_source(
+    bard: Any, trained: tuple[Path, dict[str, Any], str]
+) -> None:
+    model = trained[1]["model"]
+    folder = bard("path", "own/champion").out.strip()
+    assert folder.endswith(model) and (Path(folder) / "config.json").is_file()
+    assert bard("path", model[:8]).out.strip() == folder
+
+    shown = json.loads(bard("show", "own/champion", "--json").out)
+    assert shown["digest"] == model and shown["history"][0]["why"] == "the first champion of own"
+    assert "model.safetensors" in bard("show", "own/champion").out
+
+    chain = json.loads(bard("explain", "own/champion", "--json").out)
+    assert [link["kind"] for link in chain][0] == "Source" and chain[-1]["digest"] == model
+    source = chain[0]
+    assert source["origin"]["measured"]["address"].endswith("texts/own.txt")
+    said = bard("explain", model[:8]).out
+    assert next(iter(source["files"].values()))["sha256"] in said and "texts/own.txt" in said
+
+
+def test_a_sample_is_the_same_for_the_same_seed_and_begins_with_the_prompt(bard: Any) -> None:
+    once, again = (bard("sample", "own/champion", "--prompt", "Verse é", "--characters", "30") for _ in range(2))
+    assert once.out == again.out and once.out.startswith("Verse é")
+    assert len(once.out.rstrip("\n")) <= len("Verse é") + 30
+    other = bard("sample", "own/champion", "--prompt", "Verse é", "--characters", "30", "--seed", "2")
+    assert other.out != once.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("path", "own/chamion"), "own/champion"),
+        (("show", "ffffffffffff"), "no object's digest begins with"),
+        (("sample", "own/tiny"), "only a Model can write"),
+        (("train", "own", "--recipe", "tinny"), "did you mean tiny"),
+        (("train", "own", "--set", "learning_rate"), "FIELD=VALUE"),
+        (("train", "owm"), "own"),
+        (("corpus", "add", "own", "--from", "texts/own.txt"), "exists already"),
+        (("corpus", "add", "more", "--from", "texts/none.txt"), "none.txt"),
+        (("corpus", "add", "More!", "--from", "texts/own.txt"), "a-z"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_do(bard: Any, arguments: tuple[str, ...], said: str) -> None:
+    answer = bard(*arguments)
+    assert answer.code == 1
+    assert said in answer.err and "Traceback" not in answer.err
+    assert answer.out == ""
+
+
+def test_a_local_text_is_added_looked_at_and_listed(bard: Any, trained: tuple[Path, dict[str, Any], str]) -> None:
+    text = trained[0] / "texts" / "more.txt"
+    text.write_text(
+        "".join(f"第{n}行：天下大勢，分久必合，合久必分。{chr(0x4E00 + n)}\n" for n in range(400)), encoding="utf-8"
+    )
+    said = bard("corpus", "add", "more", "--from", str(text), "--language", "zh-Hant", "--pin")
+    assert said.code == 0, said.err
+    for word in ("sha256", "characters", "distinct", "vocabulary", "warning", "UTF-8"):
+        assert word in said.out, word
+    described = (trained[0] / "corpora" / "more.toml").read_text()
+    assert 'path = "texts/more.txt"' in described and "sha256" in described
+    listed = json.loads(bard("corpus", "list", "--json").out)
+    assert {corpus["name"] for corpus in listed} == {"own", "more"}
+    assert "more" in bard("corpus", "list").out
+    (trained[0] / "corpora" / "more.toml").unlink()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """A loopback address that serves a text."""
+    (tmp_path / "ballad.txt").write_text(own_text())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Quiet(*a, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/ballad.txt"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_text_at_an_address_is_added_and_trained_with_no_code(tmp_path: Path, served: str) -> None:
+    project = make_project(tmp_path / "project")
+    said = typed(project, "corpus", "add", "ballad", "--from", served, "--json")
+    assert said.code == 0, said.err
+    added = json.loads(said.out)
+    assert added["survey"]["characters"] == len(own_text()) and added["fetched"]["address"] == served
+    said = typed(project, "train", "ballad", "--recipe", "tiny", "--set", "steps=4", "--set", "leg_steps=4", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["corpus"] == "ballad"
+
+
+def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    gone = 'title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n'
+    (project / "corpora" / "tiny-shakespeare.toml").write_text(gone)
+    (project / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
+    quick = ("--recipe", "tiny", "--set", "steps=2", "--set", "leg_steps=2")
+    named = typed(project, "train", "tiny-shakespeare", *quick)
+    assert named.code == 1 and named.out == ""
+    for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
+        assert word in named.err, word
+    unnamed = typed(project, "train", *quick)
+    assert unnamed.code == 0, unnamed.err
+    assert unnamed.err.count("127.0.0.1:9") >= 2
+    assert unnamed.err.strip().rpartition("This was the synthetic corpus")[1]
+    assert "bits per character" in unnamed.out
+
+
+def test_a_killed_training_goes_on_from_its_last_leg_and_ends_with_the_same_model(
+    tmp_path: Path, trained: tuple[Path, dict[str, Any], str]
+) -> None:
+    project = make_project(tmp_path / "project")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bard.cli", *ARGUMENTS],
+        stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(project),
+    )  # fmt: skip
+    assert process.stderr is not None
+    story = []
+    for line in process.stderr:
+        story.append(line)
+        if line.startswith("train_leg"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL, "".join(story)
+
+    said = typed(project, *ARGUMENTS, "--json")
+    assert said.code == 0, said.err
+    legs = [line.split()[1] for line in said.err.splitlines() if line.startswith("train_leg")]
+    assert legs[0] == "cached" and "done" in legs
+    assert json.loads(said.out)["model"] == trained[1]["model"]

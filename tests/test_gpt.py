@@ -1,0 +1,222 @@
+"""Laws of the two architectures and of the folders they are exported to."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model.device import Device
+from model.folder import NotAModel, load_model, save_model
+from model.gpt import GPT, GPTSpec, build, count_parameters
+from model.modern import rotary_tables, rotate
+
+CPU = Device("cpu", "f32")
+ACTIVATIONS = ("gelu", "relu", "relu2")
+EXPORTS = [
+    *(GPTSpec(architecture="modern", layers=2, heads=2, width=16, context=12, activation=a) for a in ACTIVATIONS),
+    *(GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=12, activation=a) for a in ACTIVATIONS),
+    GPTSpec(architecture="classic", layers=2, heads=4, width=16, context=12, biases=True),
+    GPTSpec(architecture="classic", layers=1, heads=2, width=16, context=12, tied=True, dropout=0.1),
+    GPTSpec(architecture="classic", layers=1, heads=1, width=16, context=12, biases=True, tied=True),
+    GPTSpec(architecture="modern", layers=1, heads=4, width=24, context=12, dropout=0.2),
+]
+
+
+@st.composite
+def gpt_specs(draw: st.DrawFn) -> GPTSpec:
+    """Any small shape of either architecture."""
+    architecture = draw(st.sampled_from(["classic", "modern"]))
+    heads = draw(st.integers(1, 4))
+    classic = architecture == "classic"
+    return GPTSpec(
+        architecture=architecture,
+        layers=draw(st.integers(1, 3)),
+        heads=heads,
+        width=heads * draw(st.sampled_from([8, 10])),
+        context=draw(st.integers(2, 20)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        biases=classic and draw(st.booleans()),
+        tied=classic and draw(st.booleans()),
+    )
+
+
+def lively(spec: GPTSpec, vocabulary_size: int, seed: int = 0) -> GPT:
+    """A model none of whose parameters is at its first value: fresh heads and biases are zero and would hide faults."""
+    generator = torch.Generator().manual_seed(seed)
+    gpt = build(spec, vocabulary_size).eval()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return gpt
+
+
+@settings(deadline=None, max_examples=40)
+@given(gpt_specs(), st.data(), st.sampled_from(["f32", "bf16"]))
+def test_a_future_token_never_changes_a_past_logit(spec: GPTSpec, data: st.DataObject, precision: str) -> None:
+    gpt = lively(spec, 11)
+    now = data.draw(st.integers(0, spec.context - 2))
+    ids_BT = torch.randint(0, 11, (2, spec.context), generator=torch.Generator().manual_seed(now))
+    other_BT = ids_BT.clone()
+    other_BT[:, now + 1 :] = (other_BT[:, now + 1 :] + 1) % 11
+    with torch.no_grad(), Device("cpu", "bf16" if precision == "bf16" else "f32").autocast():
+        before_BTV, after_BTV = gpt(ids_BT), gpt(other_BT)
+    torch.testing.assert_close(before_BTV[:, : now + 1], after_BTV[:, : now + 1], rtol=0, atol=0)
+    assert not torch.equal(before_BTV[:, now + 1 :], after_BTV[:, now + 1 :])
+
+
+@settings(deadline=None, max_examples=20)
+@given(gpt_specs(), st.data())
+def test_every_past_token_can_change_the_last_logit(spec: GPTSpec, data: st.DataObject) -> None:
+    gpt = lively(spec, 11)
+    past = data.draw(st.integers(0, spec.context - 1))
+    ids_BT = torch.randint(0, 11, (1, spec.context), generator=torch.Generator().manual_seed(past))
+    other_BT = ids_BT.clone()
+    other_BT[:, past] = (other_BT[:, past] + 1) % 11
+    with torch.no_grad():
+        assert not torch.equal(gpt(ids_BT)[:, -1], gpt(other_BT)[:, -1])
+
+
+def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
+    for spec in EXPORTS:
+        gpt = lively(spec, 23)
+        ids_BT = torch.randint(0, 23, (3, 12), generator=torch.Generator().manual_seed(1))
+        exact_BTV = gpt(ids_BT)
+        with Device("cpu", "bf16").autocast():
+            rounded_BTV = gpt(ids_BT)
+        # bf16 keeps 8 bits: 1/256 of the logits' size, some of it added up over the layers.
+        assert (exact_BTV - rounded_BTV.float()).abs().max() < 0.05 * exact_BTV.abs().max()
+
+
+def test_rotary_attention_sees_only_the_distance_between_positions() -> None:
+    cosine_TD, sine_TD = rotary_tables(32, 8)
+    query_D, key_D = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()
+    queries_TD = rotate(query_D.expand(32, 8), cosine_TD.double(), sine_TD.double())
+    keys_TD = rotate(key_D.expand(32, 8), cosine_TD.double(), sine_TD.double())
+    scores_TT = queries_TD @ keys_TD.T
+    for distance in range(-31, 32):
+        diagonal = scores_TT.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary_size", [2, 65, 300])
+def test_the_first_guess_of_a_modern_gpt_is_uniform(vocabulary_size: int) -> None:
+    gpt = build(GPTSpec(layers=2, heads=2, width=16, context=8), vocabulary_size)
+    ids_BT = torch.randint(0, vocabulary_size, (4, 8))
+    nats = torch.nn.functional.cross_entropy(gpt(ids_BT).flatten(0, 1), ids_BT.flatten())
+    assert math.isclose(float(nats.detach()), math.log(vocabulary_size), rel_tol=1e-6)
+
+
+def test_the_first_guess_of_a_classic_gpt_is_nearly_uniform() -> None:
+    gpt = build(GPTSpec(architecture="classic", activation="gelu"), 65)
+    ids_BT = torch.randint(0, 65, (8, 64), generator=torch.Generator().manual_seed(0))
+    nats = torch.nn.functional.cross_entropy(gpt(ids_BT).flatten(0, 1), ids_BT.roll(-1, 1).flatten())
+    assert abs(float(nats.detach()) - math.log(65)) < 0.1
+
+
+def test_a_tied_table_counts_once() -> None:
+    shape = {"architecture": "classic", "layers": 1, "heads": 1, "width": 8, "context": 4}
+    tied, apart = (GPTSpec.model_validate({**shape, "tied": tied}) for tied in (True, False))
+    # A block: 3 + 1 + 4 + 4 square matrices and 2 LayerNorms; then the last LayerNorm.
+    blocks = 12 * 8 * 8 + 2 * 8 + 8
+    assert count_parameters(build(tied, 10)) == (10 * 8 + 4 * 8 + blocks, 10 * 8 + 4 * 8)
+    assert count_parameters(build(apart, 10)) == (2 * 10 * 8 + 4 * 8 + blocks, 2 * 10 * 8 + 4 * 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"width": 30, "heads": 4}, "width 30 is not divisible by heads 4"),
+        ({"width": 9, "heads": 3}, "even width/heads, but 9/3 is odd"),
+        ({"biases": True}, "no biases"),
+        ({"tied": True}, "its head is its own"),
+        ({"layer": 3}, "Extra inputs"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        GPTSpec.model_validate(fields)
+
+
+@pytest.mark.parametrize("spec", EXPORTS, ids=lambda s: "-".join(str(v) for v in s.model_dump().values()))
+def test_transformers_opens_an_export_and_computes_the_same_logits(
+    spec: GPTSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModelForCausalLM
+
+    gpt = lively(spec, 37)
+    save_model(gpt, tmp_path)
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, trust_remote_code=False)
+    assert not any(report.values()), report
+    assert sum(p.numel() for p in theirs.parameters() if p.dim() == 2) == sum(
+        p.numel() for p in gpt.parameters() if p.dim() == 2
+    )
+    ids_BT = torch.randint(0, 37, (3, spec.context), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours_BTV, theirs_BTV = gpt(ids_BT), theirs.eval()(ids_BT).logits
+    assert ours_BTV.std() > 0.1
+    assert (ours_BTV - theirs_BTV).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("spec", EXPORTS, ids=lambda s: "-".join(str(v) for v in s.model_dump().values()))
+def test_a_model_that_was_saved_and_loaded_is_the_same_to_the_bit(spec: GPTSpec, tmp_path: Path) -> None:
+    gpt = lively(spec, 37)
+    save_model(gpt, tmp_path)
+    loaded = load_model(tmp_path).eval()
+    for name, parameter in gpt.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
+    assert (loaded.context, loaded.heads, loaded.dropout) == (gpt.context, gpt.heads, gpt.dropout)
+    ids_BT = torch.randint(0, 37, (3, spec.context), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(gpt(ids_BT), loaded(ids_BT))
+    again = tmp_path / "again"
+    again.mkdir()
+    save_model(loaded, again)
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_loading_a_model_draws_nothing_from_the_global_generator(tmp_path: Path) -> None:
+    save_model(lively(EXPORTS[0], 5), tmp_path)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    load_model(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(NotAModel, match=r"it has no config\.json"):
+        load_model(tmp_path / "nowhere")
+    save_model(lively(EXPORTS[0], 5), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(NotAModel, match=r"it has no model\.safetensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama', but gpt2 or nanochat is expected"),
+        ({"hidden_act": "gelu_new"}, "gelu_new"),
+        ({"num_hidden_layers": 3}, "model.layers.2"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    save_model(lively(EXPORTS[0], 5), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(NotAModel, match=said):
+        load_model(tmp_path)
+
+
+def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
+    save_model(lively(EXPORTS[0], 5), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04pickled")
+    with pytest.raises(NotAModel, match="SafetensorError"):
+        load_model(tmp_path)

@@ -1,0 +1,82 @@
+"""Recipes: any field can be changed by name, and a wrong name or value is refused with the legal ones."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.recipes import FIELDS, RECIPES, SPECS, Overrides, RecipeError, overrides_from, recipe
+
+
+def test_every_field_of_every_spec_has_one_flat_name() -> None:
+    assert len(FIELDS) == sum(len(spec.model_fields) for spec in SPECS.values())
+    assert set(Overrides.model_fields) == set(FIELDS)
+    assert set(RECIPES["small"].settings()) == set(FIELDS)
+
+
+def test_an_override_changes_its_field_and_nothing_else() -> None:
+    changed = recipe("small", Overrides(learning_rate=0.5, width=96))
+    assert (changed.training.learning_rate, changed.gpt.width) == (0.5, 96)
+    before, after = RECIPES["small"].settings(), changed.settings()
+    assert {name for name in before if before[name] != after[name]} == {"learning_rate", "width"}
+
+
+def test_an_override_can_set_a_field_to_nothing() -> None:
+    assert recipe("small", Overrides(patience=None)).training.patience is None
+
+
+def test_no_override_is_the_recipe_itself() -> None:
+    for name, as_named in RECIPES.items():
+        assert recipe(name, Overrides()) == as_named
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"learning_rat": 0.1}, "did you mean learning_rate"),
+        ({"optimizer": "sgd"}, "'adamw', 'muon'"),
+        ({"width": "wide"}, "width = 'wide'"),
+        ({"dropout": 1.5}, "less than 1"),
+        ({"layers": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_field_or_value_is_refused_with_the_legal_ones(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        overrides_from(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"heads": 5}, "not divisible by heads 5"),
+        ({"vocabulary_size": 300}, "size=300"),
+        ({"vocabulary_kind": "bpe"}, "needs a size"),
+        ({"accumulation": 5}, "not divisible by accumulation 5"),
+        ({"biases": True}, "no biases"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe("small", overrides_from(given))
+
+
+def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(RecipeError, match=r"smal.*did you mean small.*classic"):
+        recipe("smal", Overrides())
+
+
+def test_the_form_in_prefect_knows_fields_and_limits() -> None:
+    schema = Overrides.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert "muon" in str(schema["properties"]["optimizer"])
+    with pytest.raises(ValidationError):
+        Overrides.model_validate({"layers": 0})
+
+
+def test_the_published_preset_has_the_published_shape() -> None:
+    gpt, training = RECIPES["classic"].gpt, RECIPES["classic"].training
+    assert (gpt.layers, gpt.heads, gpt.width, gpt.context, gpt.dropout) == (4, 4, 128, 64, 0.0)
+    assert (training.batch, training.steps) == (12, 2000)
+    gpt, training = RECIPES["lecture"].gpt, RECIPES["lecture"].training
+    assert (gpt.layers, gpt.heads, gpt.width, gpt.context, gpt.dropout) == (6, 6, 384, 256, 0.2)
+    assert (training.batch, training.steps) == (64, 5000)

@@ -1,0 +1,505 @@
+import hashlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
+from pathlib import Path
+from threading import Barrier
+from time import sleep
+
+import pytest
+from pydantic import ValidationError
+
+from storage.handles import KINDS, Checkpoint, Corpus, Handle, Source, TokenShards, Vocabulary
+from storage.lineage import lineage, spell, spelled
+from storage.store import (
+    LAYOUT,
+    MANIFEST,
+    ORIGIN,
+    Manifest,
+    ObjectMissing,
+    Origin,
+    Store,
+    StoreError,
+    canonical_json,
+    file_names,
+)
+
+FILES = {"tokenizer.json": b'{"a": 1}\n', "nested/deep/vocabulary.txt": "合久必分\n".encode(), "empty": b""}
+
+
+def origin(task: str = "make@1", **inputs: Handle) -> Origin:
+    return Origin(
+        task=task,
+        inputs={name: spell(handle) for name, handle in inputs.items()},
+        spec={},
+        run=None,
+        commit=None,
+        packages={},
+        at="2026-01-01T00:00:00+00:00",
+        measured={},
+    )
+
+
+def keep(
+    store: Store, files: dict[str, bytes] = FILES, came: Origin | None = None, facts: dict[str, object] | None = None
+) -> Vocabulary:
+    with store.draft() as draft:
+        for name, content in files.items():
+            (draft.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft.folder / name).write_bytes(content)
+        return store.keep(draft, Vocabulary, facts or {}, came or origin())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in file_names(folder)}
+
+
+def writable(path: Path) -> Path:
+    path.chmod(0o644)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+def test_what_was_kept_is_found_again(store: Store) -> None:
+    handle = keep(store, facts={"size": 65, "kind": "char"})
+    kept = content(store.folder(handle))
+    assert {name: kept[name] for name in FILES} == FILES
+    assert kept.keys() - FILES.keys() == {MANIFEST, ORIGIN}
+    assert store.facts(handle) == {"size": 65, "kind": "char"}
+    assert store.origin(handle) == origin()
+    assert store.damage(handle) is None
+    assert list(store.handles()) == [handle]
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_a_digest_is_the_sha256_of_the_manifest(store: Store) -> None:
+    handle = keep(store)
+    assert handle.digest == hashlib.sha256((store.folder(handle) / MANIFEST).read_bytes()).hexdigest()
+    listed = json.loads((store.folder(handle) / MANIFEST).read_text())["files"]
+    sizes = {name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in FILES.items()}
+    assert listed == sizes
+
+
+def test_same_bytes_are_the_same_artifact(store: Store, tmp_path: Path) -> None:
+    backwards = dict(reversed(FILES.items()))
+    assert keep(store) == keep(store, backwards) == keep(Store(tmp_path / "elsewhere"))
+    assert len(list(store.handles())) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FILES | {"empty": b"\0"},
+        {name: c for name, c in FILES.items() if name != "empty"},
+        {name.replace("deep", "deeper"): c for name, c in FILES.items()},
+    ],
+    ids=["a byte", "a file less", "a name"],
+)
+def test_other_bytes_are_another_artifact(store: Store, other: dict[str, bytes]) -> None:
+    assert keep(store) != keep(store, other)
+
+
+def test_kind_and_facts_belong_to_the_digest(store: Store) -> None:
+    with store.draft() as draft:
+        corpus = store.keep(draft, Corpus, {}, origin())
+    assert len({corpus.digest, keep(store, {}).digest, keep(store, {}, facts={"size": 1}).digest}) == 3
+    assert len({corpus, Vocabulary(digest=corpus.digest)}) == 2
+
+
+def test_two_origins_give_one_digest_and_the_first_stays(store: Store) -> None:
+    first = keep(store, came=origin("one@1"))
+    assert keep(store, came=origin("two@7")) == first
+    assert store.origin(first).task == "one@1"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_failed_write_leaves_nothing_behind(store: Store, failure: type[BaseException]) -> None:
+    def write() -> None:
+        with store.draft() as draft:
+            (draft.folder / "nested").mkdir()
+            (draft.folder / "nested" / "half").write_bytes(b"half")
+            raise failure
+
+    with pytest.raises(failure):
+        write()
+    assert list(store.handles()) == []
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_a_draft_that_is_not_handed_over_leaves_nothing_behind(store: Store) -> None:
+    with store.draft() as draft:
+        (draft.folder / "file").write_bytes(b"x")
+    assert not draft.folder.exists()
+    assert list(store.handles()) == []
+
+
+def killed_writer(script: str, root: Path, wait: Callable[[subprocess.Popen[str]], object]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    ) as writer:
+        wait(writer)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+
+
+def reads_a_line(writer: subprocess.Popen[str]) -> None:
+    assert writer.stdout and writer.stdout.readline()
+
+
+def test_a_writer_killed_between_two_files_leaves_a_draft_and_no_object(store: Store) -> None:
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from storage.store import Store
+        with Store(Path(sys.argv[1])).draft() as draft:
+            (draft.folder / "first").write_bytes(b"1")
+            print("written", flush=True)
+            sys.stdin.read()
+    """
+    killed_writer(script, store.root, reads_a_line)
+    assert list(store.handles()) == []
+    (left,) = store.drafts.iterdir()
+    assert file_names(left) == ["first"]
+    assert store.damage(keep(store)) is None
+
+
+def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> None:
+    script = """if True:
+        import itertools, sys
+        from pathlib import Path
+        from storage.handles import Vocabulary
+        from storage.store import Origin, Store
+        store = Store(Path(sys.argv[1]))
+        came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
+        for number in itertools.count():
+            with store.draft() as draft:
+                for name in ("a", "b", "c"):
+                    (draft.folder / name).write_bytes(b"%d" % number * 20_000)
+                store.keep(draft, Vocabulary, {"number": number}, came)
+            if number == 0:
+                print("going", flush=True)
+    """
+
+    def goes_for(seconds: float) -> Callable[[subprocess.Popen[str]], None]:
+        def wait(writer: subprocess.Popen[str]) -> None:
+            reads_a_line(writer)
+            sleep(seconds)
+
+        return wait
+
+    for round_ in range(4):
+        killed_writer(script, store.root / str(round_), goes_for(0.003 + 0.017 * round_))
+        there = Store(store.root / str(round_))
+        handles = list(there.handles())
+        assert handles
+        assert [there.damage(handle) for handle in handles] == [None] * len(handles)
+        assert len(list(there.drafts.iterdir())) <= 1
+
+
+def test_two_threads_that_write_one_thing_agree(store: Store) -> None:
+    together = Barrier(8)
+
+    def write(_: int) -> tuple[Vocabulary, str | None]:
+        together.wait()
+        handle = keep(store)
+        return handle, store.damage(handle)
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(write, range(8)))
+    assert answers == [(answers[0][0], None)] * 8
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_threads_that_replace_one_damaged_thing_never_take_away_a_good_one(store: Store) -> None:
+    handle = keep(store)
+    together = Barrier(8)
+
+    def write(_: int) -> str | None:
+        together.wait()
+        keep(store)
+        return store.damage(handle)  # what `keep` has handed out must be there from then on
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(10):
+            writable(store.folder(handle) / "empty").write_bytes(b"x")
+            assert list(threads.map(write, range(8))) == [None] * 8
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_two_processes_that_write_one_thing_agree(store: Store) -> None:
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from storage.handles import Vocabulary
+        from storage.store import Origin, Store
+        store = Store(Path(sys.argv[1]))
+        came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for number in range(30):
+            with store.draft() as draft:
+                (draft.folder / "file").write_bytes(b"%d" % number * 50_000)
+                print(store.keep(draft, Vocabulary, {}, came).digest)
+    """
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for writer in writers:
+        reads_a_line(writer)
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    first, second = (writer.communicate()[0].split() for writer in writers)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert first == second
+    assert sorted(handle.digest for handle in store.handles()) == sorted(first)
+    assert all(store.damage(handle) is None for handle in store.handles())
+    assert list(store.drafts.iterdir()) == []
+
+
+def change_a_byte(folder: Path) -> None:
+    path = writable(folder / "tokenizer.json")
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+
+
+def as_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "deleted": (shutil.rmtree, "missing"),
+    "emptied": (empty, "missing"),
+    "a file in its place": (as_a_file, "missing"),
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "missing"),
+    "one byte": (change_a_byte, "tokenizer.json is not what the manifest says"),
+    "truncated": (lambda folder: os.truncate(writable(folder / "tokenizer.json"), 5), "tokenizer.json is not what"),
+    "longer": (lambda folder: writable(folder / "empty").write_bytes(b"\n"), "empty is not what the manifest says"),
+    "a file gone": (lambda folder: (folder / "nested/deep/vocabulary.txt").unlink(), "vocabulary.txt is gone"),
+    "a folder gone": (lambda folder: shutil.rmtree(folder / "nested"), "nested/deep/vocabulary.txt is gone"),
+    "an extra file": (lambda folder: (folder / "nested/more").write_bytes(b""), "nested/more is not in the manifest"),
+    "an extra link": (lambda folder: (folder / "link").symlink_to(folder), "link is not in the manifest"),
+    "another manifest": (lambda f: writable(f / MANIFEST).write_bytes(b"{}"), "manifest.json is not what its digest"),
+    "no origin": (lambda folder: (folder / ORIGIN).unlink(), "origin.json is gone or cannot be read"),
+    "half an origin": (lambda f: os.truncate(writable(f / ORIGIN), 9), "origin.json is gone or cannot be read"),
+}
+harmed = pytest.mark.parametrize(("harm", "words"), HARMS.values(), ids=HARMS.keys())
+
+
+@harmed
+def test_a_harmed_object_is_found_damaged_and_replaced(
+    store: Store, harm: Callable[[Path], object], words: str
+) -> None:
+    handle = keep(store)
+    whole = content(store.folder(handle))
+    harm(store.folder(handle))
+    assert words in (store.damage(handle) or "")
+    assert keep(store) == handle
+    assert store.damage(handle) is None
+    assert content(store.folder(handle)) == whole
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_an_object_of_another_layout_counts_as_damaged(store: Store) -> None:
+    manifest = Manifest(kind="corpus", layout=LAYOUT + 1, facts={}, files={})
+    for spelling in (canonical_json(manifest.model_dump()), b'{"layout": 0, "of": "before"}'):
+        handle = Corpus(digest=hashlib.sha256(spelling).hexdigest())
+        store.place(handle).mkdir(parents=True)
+        (store.place(handle) / MANIFEST).write_bytes(spelling)
+        assert f"layout {LAYOUT}" in (store.damage(handle) or "")
+
+
+def test_facts_and_origins_are_never_read_from_a_damaged_object(store: Store) -> None:
+    handle = keep(store)
+    writable(store.folder(handle) / MANIFEST).write_bytes(b"{}")
+    os.truncate(writable(store.folder(handle) / ORIGIN), 9)
+    with pytest.raises(ObjectMissing, match=f"Vocabulary {handle.short} is damaged"):
+        store.facts(handle)
+    with pytest.raises(ObjectMissing, match=r"origin\.json of Vocabulary .* run the flow that makes it again"):
+        store.origin(handle)
+
+
+def test_a_kept_objects_files_are_read_only(store: Store) -> None:
+    folder = store.folder(keep(store))
+    modes = {name: stat.S_IMODE((folder / name).stat().st_mode) for name in file_names(folder)}
+    assert modes == dict.fromkeys([*FILES, MANIFEST, ORIGIN], 0o444)
+
+
+def test_what_is_not_finite_is_refused_and_not_kept_as_a_hole(store: Store) -> None:
+    for loss in (float("nan"), float("inf")):
+        with pytest.raises(StoreError, match="only finite numbers"):
+            keep(store, facts={"nats_per_token": loss})
+    with pytest.raises(StoreError, match="only finite numbers"):
+        keep(store, came=origin().model_copy(update={"measured": {"seconds": float("nan")}}))
+    assert list(store.handles()) == []
+    assert list(store.drafts.iterdir()) == []
+
+
+def test_a_draft_may_not_hold_links_or_our_own_names(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"elsewhere")
+    with store.draft() as draft:
+        (draft.folder / "link").symlink_to(tmp_path / "outside")
+        with pytest.raises(ValueError, match="this one holds link"):
+            store.keep(draft, Vocabulary, {}, origin())
+    for name in (MANIFEST, ORIGIN):
+        with pytest.raises(ValueError, match=f"this one holds {name}"):
+            keep(store, {name: b"{}"})
+    assert keep(store, {f"raw/{MANIFEST}": b"{}"}) in store.handles()
+
+
+def test_a_missing_object_is_an_error_that_says_what_to_do(store: Store) -> None:
+    handle = Corpus(digest="0" * 64)
+    assert store.damage(handle) == "missing"
+    with pytest.raises(ObjectMissing, match=r"Corpus 00000000 is not in the store .* run the flow"):
+        store.folder(handle)
+
+
+def test_discarding_what_is_not_there_is_no_error(store: Store) -> None:
+    handle = keep(store)
+    store.discard(handle)
+    store.discard(handle)
+    assert store.damage(handle) == "missing"
+    assert list(store.drafts.iterdir()) == []
+
+
+def colliding_facts() -> tuple[dict[str, object], dict[str, object]]:
+    """Two sets of facts of an object without files whose digests share their first four characters."""
+    seen: dict[str, dict[str, object]] = {}
+    for number in count():
+        facts: dict[str, object] = {"number": number}
+        manifest = Manifest(kind="vocabulary", layout=LAYOUT, facts=facts, files={})
+        start = hashlib.sha256(canonical_json(manifest.model_dump())).hexdigest()[:4]
+        if start in seen:
+            return seen[start], facts
+        seen[start] = facts
+    raise AssertionError
+
+
+def test_a_prefix_finds_an_object_and_an_ambiguous_one_names_all(store: Store) -> None:
+    one, other = (keep(store, {}, facts=facts) for facts in colliding_facts())
+    shared = "".join(
+        a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.digest, other.digest, strict=True))
+    )
+    assert store.find(one.digest) == one
+    assert store.find(one.digest[: len(shared) + 1]) == one
+    assert store.find(other.digest[: len(shared) + 1]) == other
+    with pytest.raises(StoreError, match="begins several digests; give more of it") as caught:
+        store.find(shared)
+    assert f"vocabulary {one.digest[:12]}" in str(caught.value)
+    assert f"vocabulary {other.digest[:12]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "abc", "zzzz", "0" * 65])
+def test_a_prefix_that_finds_nothing_is_a_clear_error(store: Store, prefix: str) -> None:
+    with pytest.raises(StoreError, match="at least the first 4 characters"):
+        store.find(prefix)  # where there is no store at all
+    handle = keep(store)
+    with pytest.raises(StoreError, match="no object's digest begins with"):
+        store.find(prefix or handle.digest[:3])
+
+
+def test_what_others_leave_in_the_folders_is_no_object(store: Store) -> None:
+    handle = keep(store)
+    (store.objects / "vocabulary" / ".DS_Store").write_bytes(b"")
+    (store.objects / "vocabulary" / "copy of it").mkdir()
+    (store.objects / "notes.txt").write_bytes(b"")
+    assert list(store.handles()) == [handle]
+    assert store.find(handle.short) == handle
+
+
+def test_a_handle_is_a_digest_and_nothing_else() -> None:
+    for wrong in ("", "abc", "A" * 64, "g" * 64, "0" * 64 + "\n"):
+        with pytest.raises(ValidationError):
+            Handle(digest=wrong)
+    with pytest.raises(ValidationError):
+        Corpus.model_validate({"digest": "0" * 64, "path": "/tmp"})
+    assert Corpus.model_fields.keys() == {"digest"}
+    assert [TokenShards(digest="0" * 64).kind, str(Corpus(digest="ab" * 32))] == ["token-shards", "Corpus abababab"]
+
+
+def test_a_handle_survives_its_spelling() -> None:
+    for handle_class in KINDS.values():
+        assert spelled(spell(handle_class(digest="ab" * 32))) == handle_class(digest="ab" * 32)
+    with pytest.raises(StoreError, match="its kind should be one of source, corpus"):
+        spelled(f"picture/{'ab' * 32}")
+
+
+def made(store: Store, kind: type[Handle], number: int, **inputs: Handle) -> Handle:
+    with store.draft() as draft:
+        return store.keep(draft, kind, {"number": number}, origin(f"make_{kind.__name__}@1", **inputs))
+
+
+def test_lineage_lists_sources_first_and_each_object_once(store: Store) -> None:
+    source = made(store, Source, 0)
+    corpus = made(store, Corpus, 0, source=source)
+    vocabulary = made(store, Vocabulary, 0, corpus=corpus)
+    shards = made(store, TokenShards, 0, corpus=corpus, vocabulary=vocabulary)
+    begun = made(store, Checkpoint, 0, vocabulary=vocabulary)
+    leg = made(store, Checkpoint, 1, checkpoint=begun, shards=shards)
+    made(store, Corpus, 9, source=source)  # a stranger
+
+    # A Store of its own: all that it knows is on the disk.
+    ancestors = lineage(Store(store.root), leg)
+    order = [ancestor.handle for ancestor in ancestors]
+    assert len(order) == 6
+    assert set(order) == {source, corpus, vocabulary, shards, begun, leg}
+    for ancestor in ancestors:
+        for spelling in ancestor.origin.inputs.values():
+            assert order.index(spelled(spelling)) < order.index(ancestor.handle)
+    assert [ancestors[0].handle, ancestors[-1].handle] == [source, leg]
+    assert ancestors[0].origin.task == "make_Source@1"
+    assert ancestors[-1].manifest == store.manifest(leg)
+
+
+def test_lineage_follows_a_chain_of_2000_legs(store: Store) -> None:
+    leg = made(store, Checkpoint, 0)
+    chain = [leg]
+    folder = store.folder(leg)
+    # Written by hand: 2,000 calls of `keep` wait for the disk 8,000 times.
+    for number in range(1, 2_000):
+        manifest = Manifest(kind="checkpoint", layout=LAYOUT, facts={"number": number}, files={})
+        spelling = canonical_json(manifest.model_dump())
+        leg = Checkpoint(digest=hashlib.sha256(spelling).hexdigest())
+        folder = store.place(leg)
+        folder.mkdir()
+        (folder / MANIFEST).write_bytes(spelling)
+        (folder / ORIGIN).write_bytes(canonical_json(origin(checkpoint=chain[-1]).model_dump()))
+        chain.append(leg)
+    assert [ancestor.handle for ancestor in lineage(store, leg)] == chain
+    assert store.damage(leg) is None
+
+
+def test_lineage_ends_where_two_objects_were_made_from_one_another(store: Store) -> None:
+    first = made(store, Checkpoint, 1)
+    second = made(store, Checkpoint, 2, checkpoint=first)
+    store.discard(first)
+    assert made(store, Checkpoint, 1, checkpoint=second) == first  # rebuilt, on another way
+    assert [ancestor.handle for ancestor in lineage(store, second)] == [first, second]
+
+
+def test_lineage_names_the_object_that_is_gone(store: Store) -> None:
+    source = made(store, Source, 0)
+    corpus = made(store, Corpus, 0, source=source)
+    store.discard(source)
+    with pytest.raises(ObjectMissing, match=f"Source {source.short} is not in the store"):
+        lineage(store, corpus)

@@ -1,0 +1,192 @@
+"""The main job's laws: what was answered is not computed again, what changed is, and what is lost is made again."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+from bard.errors import BardError
+from flows.evaluate_gpt import evaluate_gpt
+from flows.outcome import Outcome
+from flows.refresh_corpora import refresh_corpora
+from flows.train_gpt import train_gpt
+from sources.spec import CorpusError
+from storage.handles import KINDS
+from tasks.answers import refs, store
+from tasks.recipes import Overrides, RecipeError
+from tasks.vocabulary import tokenize_corpus
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
+
+QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
+
+
+@pytest.fixture
+def answers(project: Path) -> Iterator[None]:
+    """Prefect's answers in this project's own home."""
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
+        yield
+
+
+def run(**changes: object) -> Outcome:
+    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+
+
+def ran(task: Callable[[], object], caplog: pytest.LogCaptureFixture) -> dict[str, str]:
+    """What each task of a run did, by the lines it says."""
+    caplog.clear()
+    task()
+    said: dict[str, str] = {}
+    for line in caplog.messages:
+        words = line.split()
+        if len(words) > 1 and words[1] in ("done", "cached"):
+            said[words[0]] = words[1]
+    return said
+
+
+def test_running_the_flow_twice_trains_once() -> None:
+    first, second = run(), run()
+    assert first.trained and first.champion_moved
+    assert not second.trained and not second.champion_moved
+    assert "corpus unchanged" in second.why
+    assert (second.model, second.report) == (first.model, first.report)
+
+
+def test_an_unchanged_source_trains_nothing(project: Path) -> None:
+    first = run()
+    text = project / "texts" / "own.txt"
+    content = text.read_bytes()
+    text.unlink()
+    text.write_bytes(content)
+    assert not run().trained
+    assert refresh_corpora(["own"])["own"].startswith("unchanged")
+    assert run().model == first.model
+
+
+def test_one_more_byte_in_the_source_changes_everything_after_it(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run()
+    with (project / "texts" / "own.txt").open("a") as text:
+        text.write("!")
+    outcome: list[Outcome] = []
+    did = ran(lambda: outcome.append(run()), caplog)
+    # The champion has no bytes to spell `!` with: it can not keep a seat on a text that it gives no probability.
+    assert outcome[0].champion_moved and "'!'" in outcome[0].verdict
+    for task in ("clean_corpus", "learn_vocabulary", "tokenize_corpus", "train_leg", "export_model", "evaluate_model"):
+        assert did[task] == "done", task
+
+
+def test_another_learning_rate_trains_on_the_same_shards(caplog: pytest.LogCaptureFixture) -> None:
+    run()
+    did = ran(lambda: run(learning_rate=0.0123), caplog)
+    for task in ("clean_corpus", "learn_vocabulary", "tokenize_corpus", "begin_training"):
+        assert did[task] == "cached", task
+    assert did["train_leg"] == "done"
+
+
+def test_a_new_version_of_tokenize_does_not_refetch(caplog: pytest.LogCaptureFixture) -> None:
+    run()
+    version = tokenize_corpus.version
+    tokenize_corpus.version = "a later one"
+    try:
+        did = ran(run, caplog)
+    finally:
+        tokenize_corpus.version = version
+    assert did["clean_corpus"] == did["learn_vocabulary"] == "cached"
+    assert did["tokenize_corpus"] == "done"
+    # The bytes came out equal, so nothing after it ran.
+    assert did["train_leg"] == did["evaluate_model"] == "cached"
+
+
+def test_a_deleted_object_is_rebuilt_not_served(caplog: pytest.LogCaptureFixture) -> None:
+    first = run()
+    for kind in KINDS:
+        place = sorted((store().objects / kind).iterdir())[0]
+        shutil.rmtree(place)
+        caplog.clear()
+        second = run()
+        assert place.is_dir(), kind
+        assert (second.model, second.report) == (first.model, first.report), kind
+        if kind != "source":  # a source is always asked for, so there it is simply fetched
+            assert "missing" in second.why, kind
+            assert any("missing: making it again" in message for message in caplog.messages), kind
+
+
+def test_a_damaged_object_is_rebuilt_not_served() -> None:
+    first = run()
+    for kind in KINDS:
+        place = sorted((store().objects / kind).iterdir())[0]
+        damaged = next(path for path in sorted(place.rglob("*")) if path.is_file() and path.name != "origin.json")
+        damaged.chmod(0o644)
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+        second = run()
+        assert second.model == first.model, kind
+        assert [h for h in store().handles() if store().damage(h)] == [], kind
+        if kind != "source":
+            assert "damaged" in second.why, kind
+
+
+def test_a_worse_challenger_is_not_promoted() -> None:
+    good = run(steps=40, leg_steps=20)
+    worse = run()
+    assert worse.bits_per_character > good.bits_per_character
+    assert not worse.champion_moved
+    assert worse.champion == good.model
+    assert "lost" in worse.verdict and f"{worse.bits_per_character - good.bits_per_character:.4f}" in worse.verdict
+
+
+def test_a_better_challenger_takes_the_seat_and_the_history_says_why() -> None:
+    worse = run()
+    good = run(steps=40, leg_steps=20)
+    assert good.champion_moved and good.champion == good.model
+    history = refs().history("own/champion")
+    assert [entry.digest for entry in history] == [worse.model, good.model]
+    assert "less than the champion before it" in history[1].why
+
+
+def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_best_leg() -> None:
+    # At a learning rate that destroys the model each leg is worse than the one before.
+    outcome = run(steps=20, leg_steps=2, patience=2, learning_rate=3.0, muon_learning_rate=3.0, schedule="constant")
+    legs = [h for h in store().handles() if h.kind == "checkpoint" and store().facts(h)["step"] > 0]
+    steps = sorted(store().facts(leg)["step"] for leg in legs)
+    losses = {store().facts(leg)["step"]: store().facts(leg)["validation_nats_per_token"] for leg in legs}
+    best = min(losses, key=lambda step: (losses[step], step))
+    assert steps[-1] < 20
+    assert steps[-1] == best + 4
+    assert store().facts(store().find(outcome.model))["step"] == best
+
+
+def test_a_champion_is_scored_again_on_the_text_of_today(project: Path) -> None:
+    first = run()
+    assert evaluate_gpt(["own"]) == {"own": first.bits_per_character}
+    text = project / "texts" / "own.txt"
+    text.write_text(text.read_text().replace("bard", "drab"))
+    scores = evaluate_gpt(["own"])
+    assert scores["own"] != first.bits_per_character
+    assert refs().history("own/champion")[-1].digest == first.model
+    reports = [h for h in store().handles() if h.kind == "report"]
+    assert len(reports) == 2
+
+
+def test_refreshing_says_what_changed_and_one_failure_hides_no_other_news(project: Path) -> None:
+    assert refresh_corpora(["own"]) == {"own": "first seen"}
+    with (project / "texts" / "own.txt").open("a") as text:
+        text.write("一二三\n")
+    (project / "corpora" / "gone.toml").write_text('title = "Gone"\n[source]\npath = "texts/gone.txt"\n')
+    with pytest.raises(BardError, match="gone"):
+        refresh_corpora()
+    news = refs().history("own/text")[-1].why
+    assert "+4 characters" in news and "+3 distinct" in news
+
+
+def test_a_wrong_recipe_field_or_corpus_is_refused_before_anything_starts(project: Path) -> None:
+    with pytest.raises(RecipeError, match="not divisible"):
+        train_gpt("own", "tiny", Overrides(heads=3))
+    with pytest.raises(CorpusError, match="own"):
+        train_gpt("owl", "tiny", Overrides())
+    assert not (project / "home" / "objects").exists()
