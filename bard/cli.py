@@ -69,13 +69,13 @@ def train(
     unreachable: FetchError | None = None
     with server() as url, temporary_settings({PREFECT_API_URL: url}):
         try:
-            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides)
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides).result()
         except FetchError as error:
             if corpus is not None:
                 raise
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
-            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides)
+            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides).result()
         finally:
             # The last log lines and states are still on their way: let them arrive before the server goes.
             APILogHandler().flush()
@@ -120,9 +120,10 @@ def add_corpus(
     from pydantic import ValidationError
 
     from sources.adding import look, source_at
-    from sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, write_corpus
+    from sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, require_new, write_corpus
 
     project = project_folder()
+    require_new(name, project / "corpora")
     found_at = source_at(source, project)
     by_source = {"dataset": "row"}.get(next(iter(found_at.model_dump())), "whole")
     try:
@@ -203,7 +204,8 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
 @app.command()
 def explain(ref: Ref, as_json: AsJson = False) -> None:
     """Where an artifact comes from, back to the address and sha256 of its source."""
-    from storage.lineage import lineage
+    from storage.handles import Source
+    from storage.lineage import lineage, source_address
 
     store, handle = found(ref)
     ancestors = lineage(store, handle)
@@ -224,8 +226,9 @@ def explain(ref: Ref, as_json: AsJson = False) -> None:
         print(f"{type(a.handle).__name__:<12} {a.handle.short}  {a.origin.at[:16]}  {a.origin.task}")
         for name, spelled in a.origin.inputs.items():
             print(f"{'':<12} from {name} {spelled.partition('/')[2][:8]}")
-        if "address" in a.origin.measured:
-            print(f"{'':<12} from {a.origin.measured['address']}")
+        if isinstance(a.handle, Source):
+            declared, came_from = source_address(a.origin), a.origin.measured["address"]
+            print(f"{'':<12} from {declared}{f', by way of {came_from}' if came_from != declared else ''}")
             for name, file in a.manifest.files.items():
                 print(f"{'':<12} {name}: {file.bytes:,} bytes, sha256 {file.sha256}")
 
@@ -266,11 +269,14 @@ def sample(
 
 
 @app.command()
-def up(port: Annotated[int, typer.Option(help="Where the server listens, on 127.0.0.1.")] = 4200) -> None:
+def up(
+    port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
+    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = "127.0.0.1",
+) -> None:
     """Server with UI, work pool, worker and all deployments; Ctrl-C stops all of it."""
     from bard.up import up as bring_up
 
-    bring_up(port)
+    bring_up(port, host)
 
 
 def prepare_prefect() -> None:

@@ -58,6 +58,8 @@ def prefect_environment() -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         # Plugins print a traceback where prefect is imported in a running loop; ours serves typed commands only.
         "PREFECT_PLUGINS_ENABLED": "false",
+        # The story that our own code tells stands among the logs of a run.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

@@ -322,7 +322,8 @@ def supervising() -> Iterator[None]:
     with holding(me()):
         stopped = stop_leftovers()
         if stopped:
-            print(f"Stopped processes left by an earlier command that was killed: {len(stopped)}", flush=True)
+            # On standard error: standard output may be read by a program.
+            print(f"Stopped processes left by a command that was killed: {len(stopped)}", file=sys.stderr, flush=True)
         try:
             yield
         finally:

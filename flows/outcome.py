@@ -28,6 +28,14 @@ class Outcome(BaseModel):
     model: str
     report: str
 
+    def line(self) -> str:
+        """The run in one line."""
+        return (
+            f"{'trained' if self.trained else 'nothing trained'}: {self.why}; "
+            f"{self.nats_per_token:.4f} nats per token, {self.bits_per_character:.4f} bits per character; "
+            f"champion {'moved' if self.champion_moved else 'not moved'}: {self.verdict}"
+        )
+
 
 # Where new tokens were written, the first of these that ran is the reason.
 NEW_TOKENS = {
@@ -69,9 +77,7 @@ def outcome(
         model=model.digest,
         report=str(html_of(report)),
     )
-    say(f"{'trained' if summary.trained else 'nothing trained'}: {why}")
-    say(f"{summary.nats_per_token:.4f} nats per token, {summary.bits_per_character:.4f} bits per character")
-    say(f"champion {'moved' if moved else 'not moved'}: {verdict}")
+    say(summary.line())
     return summary
 
 

@@ -1,6 +1,7 @@
 """The main job on one screen: a corpus goes in, an evaluated and versioned GPT and a page about it come out."""
 
-from prefect import flow
+from prefect import State, flow
+from prefect.states import Completed
 
 from bard.home import project_folder
 from flows.outcome import Outcome, outcome
@@ -26,13 +27,16 @@ from tasks.vocabulary import learn_vocabulary, tokenize_corpus
 )
 def train_gpt(
     corpus: str = "tiny-shakespeare", recipe: RecipeName = "small", overrides: Overrides = AS_THE_RECIPE_HAS_IT
-) -> Outcome:
+) -> State[Outcome]:
     """Train a GPT on a corpus by a recipe; what was answered before is not computed again.
 
     Args:
         corpus: the name of a file in `corpora/`.
         recipe: what to train and how.
         overrides: fields of the recipe to change.
+
+    Returns:
+        A completed state whose message says what came out, named `Unchanged` where nothing had to be trained.
     """
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
@@ -55,7 +59,8 @@ def train_gpt(
         report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
         moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
     show_in_prefect(corpus, report)
-    return outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
+    came_out = outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
+    return Completed(name="Completed" if came_out.trained else "Unchanged", message=came_out.line(), data=came_out)
 
 
 def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe) -> list[Checkpoint]:

@@ -25,7 +25,7 @@ class Tokens(Protocol):
 
 
 class TooFewTokens(BardError):
-    """The text is shorter than one window."""
+    """A text is too short to train on, or there is none to score."""
 
 
 @dataclass(frozen=True)

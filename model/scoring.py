@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.batches import Tokens
+from model.batches import Tokens, TooFewTokens
 from model.device import Device
 from model.gpt import GPT
 
@@ -38,7 +38,12 @@ def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> Score:
 
     `before` is the token that precedes the text (the last of the training part): it is the context of the first token,
     so that this one is charged too. The last window is short; sums are in f64.
+
+    Raises:
+        TooFewTokens: the text is empty.
     """
+    if not len(tokens):
+        raise TooFewTokens("the text to score has no tokens; give the validation part at least one")
     gpt.eval()
     context, vocabulary_size = gpt.context, gpt.tokens.weight.shape[0]
     total = 0.0

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -32,7 +33,7 @@ class CleanedStep(PageModel):
     step: str
     lines_removed: Count
     characters_removed: Count
-    characters_changed: Count
+    characters_added: Count
 
 
 class CorpusFacts(PageModel):
@@ -210,7 +211,7 @@ def render(page: RunPage) -> str:
     )
 
 
-def markdown(page: RunPage, report: str) -> str:
+def markdown(page: RunPage, report: Path) -> str:
     """The scores as Markdown tables for Prefect's UI; `report` says where the HTML page lies."""
     cell, scores, verdict = wording.markdown_cell, page.scores, page.verdict
     measures = [
@@ -229,19 +230,21 @@ def markdown(page: RunPage, report: str) -> str:
             f"**{cell(row.name)}**" if row.kind == "this" else cell(row.name),
             wording.score(row.bits_per_character),
             "" if row.kind == "this" else wording.gap(row.gap),
-            cell(row.note),
         )
         for row in _score_rows(page)
     ]
+    # In a column of their own the notes are cut off: Prefect's tables do not wrap.
+    notes = [f"- {cell(row.name)}: {cell(row.note)}" for row in _score_rows(page) if row.note]
     blocks = [
         f"# {cell(page.title)}",
         f"**{_verdict_name(verdict)}** {cell(verdict.reason)}",
         *(cell(remark.text) for remark in _remarks(page)),
-        f"Full report: {cell(report)}",
+        f"Full report: [{report.name}]({report.as_uri()})",
         "## Score over the whole validation part",
         _markdown_table(("measure", "value"), measures),
         "## Beside other ways to predict the same text (bits per character, lower is better)",
-        _markdown_table(("predictor", "bits per character", "against this model", "note"), rows),
+        _markdown_table(("predictor", "bits per character", "against this model"), rows),
+        "\n".join(notes),
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sources.documents import Part, Piece, read, split
+from sources.documents import extent, read, split
 from sources.download import Progress
 from sources.fetch import Fetched, fetch
 from sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, UrlSource
@@ -43,10 +43,8 @@ def look(
     with tempfile.TemporaryDirectory() as folder:
         fetched = fetch(spec, Path(folder), downloads=downloads, mirror=mirror, progress=progress, project=project)
         reading = read(spec, Path(folder))
-        pieces = list(reading)
-        characters = sum(len(piece.text) for piece in pieces)
-        parts: list[tuple[Part, Piece]] = list(split(pieces, spec.split, characters, pieces[-1].document + 1))
-        found = survey(parts)
+        characters, documents = extent(reading)
+        found = survey(split(reading, spec.split, characters, documents))
     if pin and isinstance(spec.source, UrlSource | PathSource):
         if len(fetched.files) > 1:
             raise CorpusError(

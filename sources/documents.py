@@ -61,6 +61,15 @@ def read(spec: CorpusSpec, folder: Path) -> Reading:
     return Reading(spec, folder)
 
 
+def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
+    """The characters and the documents of a text, counted in one pass."""
+    characters, documents = 0, 0
+    for piece in pieces:
+        characters += len(piece.text)
+        documents = piece.document + 1
+    return characters, documents
+
+
 def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
     """Label each piece with its part, cutting the one piece that a split by position goes through.
 

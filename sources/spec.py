@@ -217,6 +217,13 @@ def load_corpus(name: str, folder: Path) -> CorpusSpec:
         raise CorpusError(explained(path, error)) from error
 
 
+def require_new(name: str, folder: Path) -> None:
+    """Raises CorpusError if `folder` describes a corpus of this name already."""
+    path = folder / f"{name}.toml"
+    if path.exists():
+        raise CorpusError(f"{path} exists already; choose another name, or edit that file.")
+
+
 def write_corpus(spec: CorpusSpec, folder: Path) -> Path:
     """Write `folder/<name>.toml`, which `load_corpus` reads back as an equal spec.
 

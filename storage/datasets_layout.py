@@ -78,7 +78,7 @@ class _SplitWriter:
         folder.mkdir(parents=True)
         self.folder, self.schema, self.shard_bytes = folder, schema, shard_bytes
         self.parts: list[Path] = []
-        self.written = self.rows = self.total_bytes = 0
+        self.written = 0
         self.file: Any = None
         self.writer: Any = None
 
@@ -87,8 +87,6 @@ class _SplitWriter:
             self._next_shard()
         self.writer.write_batch(batch)
         self.written += batch.nbytes
-        self.total_bytes += batch.nbytes
-        self.rows += batch.num_rows
 
     def close(self, split: str) -> None:
         self._end_shard()
@@ -116,12 +114,9 @@ class _SplitWriter:
             "features": features,
             "homepage": "",
             "license": "",
-            "splits": {
-                split: {"name": split, "num_bytes": self.total_bytes, "num_examples": self.rows, "_type": "SplitInfo"}
-            },
         }
-        (self.folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
-        (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2, sort_keys=True))
+        (self.folder / "state.json").write_text(json.dumps(state, indent=2))
+        (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
     def _next_shard(self) -> None:
         if self.parts:

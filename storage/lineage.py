@@ -53,3 +53,9 @@ def spelled(text: str) -> Handle:
 def spell(handle: Handle) -> str:
     """The way an origin spells a handle: `token-shards/<digest>`."""
     return f"{handle.kind}/{handle.digest}"
+
+
+def source_address(origin: Origin) -> str:
+    """The address that a source's description names; a mirror may have stood in for it when it was fetched."""
+    declared = origin.spec["corpus"]["source"]
+    return str(declared.get("url") or origin.measured["address"])

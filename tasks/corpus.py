@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from bard.home import home, project_folder
-from sources.documents import Part, Piece, read, split
+from sources.documents import Part, Piece, extent, read, split
 from sources.fetch import fetch
 from sources.spec import CorpusSpec
 from sources.survey import survey
@@ -46,10 +46,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
     with store().draft() as draft:
         reading = read(corpus, store().folder(source) / RAW)
-        characters, documents = 0, 0
-        for piece in reading:
-            characters += len(piece.text)
-            documents = piece.document + 1
+        characters, documents = extent(reading)
         parts = split(reading, corpus.split, characters, documents)
         written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in parts))
 

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from pages import run as pages
 from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from storage.lineage import Ancestor, lineage, spelled
+from storage.lineage import Ancestor, lineage, source_address, spelled
 from tasks.answers import origin, store
 from tasks.caching import SAME_QUESTION
 from tasks.evaluation import EvaluationSpec, baselines_of, samples_of, scores_of, write_json
@@ -108,7 +108,7 @@ def show_in_prefect(corpus: str, report: Report) -> None:
     page = page_of(report)
     create_markdown_artifact(
         key=f"{corpus}-{page.recipe}",
-        markdown=pages.markdown(page, str(html_of(report))),
+        markdown=pages.markdown(page, html_of(report)),
         description=f"{page.scores.bits_per_character:.4f} bits per character",
     )
 
@@ -125,7 +125,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
         title=facts["title"],
         language=facts["language"],
         licence=facts["licence"],
-        address=store().origin(source).measured["address"],
+        address=source_address(store().origin(source)),
         # A source of several files is named by the digest of all of them.
         sha256=next(iter(files.values())).sha256 if len(files) == 1 else source.digest,
         cleaned=tuple(
@@ -207,8 +207,9 @@ def detail(ancestor: Ancestor) -> str:
     facts, files = ancestor.manifest.facts, ancestor.manifest.files
     match handle:
         case Source():
-            named = ", ".join(f"sha256 {file.sha256}" for file in files.values()) if len(files) == 1 else ""
-            return f"{ancestor.origin.measured['address']} {named or f'{len(files)} files'}"
+            content = f"sha256 {next(iter(files.values())).sha256}" if len(files) == 1 else f"{len(files)} files"
+            declared, came_from = source_address(ancestor.origin), ancestor.origin.measured["address"]
+            return f"{declared}{f', by way of {came_from}' if came_from != declared else ''}: {content}"
         case Corpus():
             survey = facts["survey"]
             return f"{survey['characters']:,} characters, {survey['documents']:,} documents"

@@ -22,8 +22,7 @@ def windows(batches: Batches, count: int) -> list[tuple[list[int], list[int]]]:
     """The first `count` windows of a run, each as its inputs and its targets."""
     found = []
     for step in range(-(-count // batches.batch)):
-        batch = batches.at(step)
-        found += list(zip(batch.inputs_BT.tolist(), batch.targets_BT.tolist(), strict=True))
+        found += windows_of(batches.at(step))
     return found[:count]
 
 

@@ -84,7 +84,7 @@ def bard(
 def test_a_training_ends_with_scores_a_sample_the_report_and_the_champion(
     trained: tuple[Path, dict[str, Any], str],
 ) -> None:
-    project, outcome, story = trained
+    _, outcome, story = trained
     assert outcome["trained"] and outcome["champion_moved"]
     assert outcome["nats_per_token"] > 0 and outcome["bits_per_character"] > 0
     assert "xz -9" in outcome["baselines"]
@@ -119,7 +119,7 @@ def test_no_pickle_is_kept_anywhere(trained: tuple[Path, dict[str, Any], str]) -
     for path in (trained[0] / "home").rglob("*"):
         assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".bin"}
         if path.is_file() and "results" in path.parts:
-            json.loads(json.loads(path.read_text())["result"])
+            json.loads(path.read_text())
 
 
 def test_path_show_and_explain_lead_from_a_name_to_the_source(
@@ -135,7 +135,7 @@ def test_path_show_and_explain_lead_from_a_name_to_the_source(
     assert "model.safetensors" in bard("show", "own/champion").out
 
     chain = json.loads(bard("explain", "own/champion", "--json").out)
-    assert [link["kind"] for link in chain][0] == "Source" and chain[-1]["digest"] == model
+    assert chain[0]["kind"] == "Source" and chain[-1]["digest"] == model
     source = chain[0]
     assert source["origin"]["measured"]["address"].endswith("texts/own.txt")
     said = bard("explain", model[:8]).out

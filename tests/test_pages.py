@@ -38,6 +38,8 @@ from pages.run import (
     render,
 )
 
+REPORT = Path("/store/objects/report/4f2a90c1/report.html")
+
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ADDRESS = "https://example.org/three-kingdoms/23950-0.txt"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'|`&amp;{{ 7*7 }}"
@@ -65,7 +67,7 @@ def a_page(**changes: Any) -> RunPage:
             unseen_distinct=108,
             unseen_occurrences=320,
             cleaned=(
-                CleanedStep(step="unwrap_lines", lines_removed=15_822, characters_removed=16_278, characters_changed=0),
+                CleanedStep(step="unwrap_lines", lines_removed=15_822, characters_removed=16_278, characters_added=0),
             ),
         ),
         recipe="bpe",
@@ -237,10 +239,10 @@ def test_every_score_is_on_both_pages() -> None:
     page = a_page()
     shown = words(render(page))
     for value in (page.scores.bits_per_character, page.scores.nats_per_token, page.scores.bits_per_byte, 5.51):
-        assert f"{value:.4f}" in shown and f"{value:.4f}" in markdown(page, "report.html")
+        assert f"{value:.4f}" in shown and f"{value:.4f}" in markdown(page, REPORT)
     for baseline in page.baselines:
         assert f"{baseline.name} {baseline.bits_per_character:.4f}" in shown
-        assert f"| {baseline.name} | {baseline.bits_per_character:.4f} |" in markdown(page, "report.html")
+        assert f"| {baseline.name} | {baseline.bits_per_character:.4f} |" in markdown(page, REPORT)
 
 
 def test_the_page_shows_what_it_was_given() -> None:
@@ -262,7 +264,7 @@ def test_a_model_that_does_not_beat_xz_is_told_so_in_plain_words(own: float) -> 
     page = a_page(scores=a_page().scores.model_copy(update={"bits_per_character": own}))
     sentence = f"This model does not beat bz2 and xz -9. It needs {own:.4f} bits for each character"
     assert sentence in words(render(page))
-    assert sentence in markdown(page, "report.html")
+    assert sentence in markdown(page, REPORT)
     assert "beats every general-purpose compressor" not in words(render(page))
 
 
@@ -349,19 +351,19 @@ def test_no_text_changes_the_shape_of_the_page(text: str) -> None:
 @settings(deadline=None, max_examples=40)
 @given(foreign | st.sampled_from([HOSTILE, "a|b", "a\\|b", "\n| x | y |\n", "[a](javascript:b)"]))
 def test_no_text_changes_the_shape_of_a_markdown_table(text: str) -> None:
-    for table in tables(markdown(hostile_page(text), text)):
+    for table in tables(markdown(hostile_page(text), REPORT)):
         assert len({len(row) for row in table}) == 1
-    assert not re.search(r"<(?!\\)", markdown(hostile_page(text), text))
+    assert not re.search(r"<(?!\\)", markdown(hostile_page(text), REPORT))
 
 
 def test_markdown_has_two_tables_and_the_reports_path() -> None:
-    text = markdown(a_page(), "/store/objects/report/4f2a90c1/report.html")
+    text = markdown(a_page(), REPORT)
     measures, predictors = tables(text)
-    assert [len(measures[0]), len(predictors[0])] == [2, 4]
+    assert [len(measures[0]), len(predictors[0])] == [2, 3]
     assert set(measures[1]) <= {" --- ", " ---: "}
     # One row each for the header, the rule, five baselines, the champion and this model.
     assert len(predictors) == 9
-    assert "/store/objects/report/4f2a90c1/report.html" in text
+    assert "[report.html](file:///store/objects/report/4f2a90c1/report.html)" in text
 
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "/srv/corpora/a.txt", " https://x"])

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -287,6 +288,19 @@ def test_plain_datasets_opens_a_corpus(tmp_path: Path) -> None:
         assert list(zip(data["document"], data["text"], strict=True)) == list(read_documents(tmp_path, str(split)))
         # As plain text sets are used: mapped, and cached under a fingerprint that comes from the content.
         assert len(data._fingerprint) == 16
+
+
+def test_the_layout_is_the_one_that_datasets_writes(tmp_path: Path) -> None:
+    write_shards(tmp_path / "ours", rows(), ShardSpec(), dtype=U16)
+    load_from_disk(str(tmp_path / "ours")).save_to_disk(tmp_path / "theirs")
+    ours, theirs = content(tmp_path / "ours"), content(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+
+    def described(files: dict[str, bytes]) -> dict[str, Any]:
+        told = {name: json.loads(file) for name, file in files.items() if not name.endswith(".arrow")}
+        return {name: {key: told[name][key] for key in told[name] if key != "_fingerprint"} for name in told}
+
+    assert described(ours) == described(theirs)
 
 
 def test_a_corpus_without_a_validation_part_is_opened_by_datasets_and_by_us(tmp_path: Path) -> None:

@@ -222,18 +222,21 @@ def test_two_threads_that_write_one_thing_agree(store: Store) -> None:
 
 
 def test_threads_that_replace_one_damaged_thing_never_take_away_a_good_one(store: Store) -> None:
-    handle = keep(store)
-    together = Barrier(8)
+    large = {"weights": bytes(3_000_000), "last": b""}  # large, so that looking for damage takes a while
+    handle = keep(store, large)
+    together = Barrier(4)
 
-    def write(_: int) -> str | None:
+    def write(_: int) -> int:
         together.wait()
-        keep(store)
-        return store.damage(handle)  # what `keep` has handed out must be there from then on
+        keep(store, large)
+        return store.place(handle).stat().st_ino  # what `keep` has handed out must be there from then on
 
-    with ThreadPoolExecutor(8) as threads:
-        for _ in range(10):
-            writable(store.folder(handle) / "empty").write_bytes(b"x")
-            assert list(threads.map(write, range(8))) == [None] * 8
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(8):
+            writable(store.folder(handle) / "last").write_bytes(b"x")
+            seen = set(threads.map(write, range(4)))
+            assert seen == {store.place(handle).stat().st_ino}
+            assert store.damage(handle) is None
     assert list(store.drafts.iterdir()) == []
 
 

@@ -31,7 +31,8 @@ def answers(project: Path) -> Iterator[None]:
 
 
 def run(**changes: object) -> Outcome:
-    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+    outcome: Outcome = train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes)).result()
+    return outcome
 
 
 def ran(task: Callable[[], object], caplog: pytest.LogCaptureFixture) -> dict[str, str]:

@@ -1,0 +1,176 @@
+"""Laws of the score, and of the texts that are drawn."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import model.scoring
+from model.batches import TooFewTokens
+from model.device import Device
+from model.gpt import GPT, GPTSpec, build
+from model.sampling import SamplingSpec, sample
+from model.scoring import Score, score
+
+CPU = Device("cpu", "f32")
+VOCABULARY = 17
+SPECS = [
+    GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
+    GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are promised at a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def lively(spec: GPTSpec) -> GPT:
+    """A model with opinions: a fresh modern one finds every token equally likely."""
+    torch.manual_seed(0)
+    gpt = build(spec, VOCABULARY)
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return gpt
+
+
+def some_text(length: int, seed: int = 0) -> npt.NDArray[np.uint16]:
+    """Tokens."""
+    return np.random.default_rng(seed).integers(0, VOCABULARY, length).astype(np.uint16)
+
+
+def slow_nats(gpt: GPT, tokens: npt.NDArray[np.uint16], before: int) -> list[float]:
+    """Each token's charge, from a forward pass of its own over the part of its window that precedes it."""
+    ids = [before, *tokens.tolist()]
+    charges = []
+    for position in range(len(tokens)):
+        window_start = position // gpt.context * gpt.context
+        with torch.no_grad():
+            logits_V = gpt.eval()(torch.tensor([ids[window_start : position + 1]]))[0, -1]
+        charges.append(-float(logits_V.double().log_softmax(-1)[ids[position + 1]]))
+    return charges
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None, max_examples=25)
+@given(length=st.integers(1, 40), before=st.integers(0, VOCABULARY - 1))
+def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, before: int) -> None:
+    gpt, tokens = lively(spec), some_text(length)
+    found = score(gpt, tokens, before=before, device=CPU)
+    assert found.tokens == length
+    assert math.isclose(found.nats, math.fsum(slow_nats(gpt, tokens, before)), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_score_is_the_same_whatever_the_pass_size(spec: GPTSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt, tokens = lively(spec), some_text(1003)
+    expected = score(gpt, tokens, before=3, device=CPU).nats
+    for rows in (1, 2, 7, 64, 125, 126):
+        monkeypatch.setattr(model.scoring, "PASS_LOGITS", rows * spec.context * VOCABULARY)
+        assert math.isclose(score(gpt, tokens, before=3, device=CPU).nats, expected, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_first_token_is_charged_in_the_light_of_the_one_before(spec: GPTSpec) -> None:
+    gpt = lively(spec)
+    charges = {score(gpt, some_text(1), before=before, device=CPU).nats for before in range(VOCABULARY)}
+    assert len(charges) == VOCABULARY
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_shares_of_all_texts_add_up_to_one(spec: GPTSpec) -> None:
+    gpt = lively(spec)
+    texts = itertools.product(range(VOCABULARY), repeat=2)
+    shares = [math.exp(-score(gpt, np.array(t, np.uint16), before=5, device=CPU).nats) for t in texts]
+    assert math.isclose(sum(shares), 1, rel_tol=1e-5)
+
+
+def test_a_bf16_score_is_near_the_f32_score() -> None:
+    gpt, tokens = lively(SPECS[0]), some_text(500)
+    exact = score(gpt, tokens, before=3, device=CPU).nats
+    assert math.isclose(score(gpt, tokens, before=3, device=Device("cpu", "bf16")).nats, exact, rel_tol=1e-2)
+
+
+def test_an_empty_text_has_no_score() -> None:
+    with pytest.raises(TooFewTokens, match="no tokens"):
+        score(lively(SPECS[0]), some_text(0), before=0, device=CPU)
+
+
+def test_an_indifferent_model_pays_the_entropy_of_its_vocabulary() -> None:
+    gpt = build(SPECS[0], 32)
+    found = score(gpt, some_text(50), before=0, device=CPU)
+    assert math.isclose(found.nats_per_token, math.log(32), rel_tol=1e-6)
+    assert math.isclose(found.bits_per(50), 5, rel_tol=1e-6)
+    assert math.isclose(found.bits_per(25), 10, rel_tol=1e-6)
+
+
+def test_nats_become_bits_per_unit() -> None:
+    assert Score(nats=math.log(2) * 12, tokens=4).nats_per_token == pytest.approx(3 * math.log(2))
+    assert Score(nats=math.log(2) * 12, tokens=4).bits_per(6) == pytest.approx(2)
+
+
+def drawn(gpt: GPT, spec: SamplingSpec, count: int = 30) -> list[int]:
+    """The first tokens after a prompt."""
+    return list(itertools.islice(sample(gpt, [1, 2, 3], spec, CPU), count))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_same_seed_draws_the_same_text(spec: GPTSpec) -> None:
+    gpt = lively(spec)
+    torch.manual_seed(1)
+    first = drawn(gpt, SamplingSpec(seed=4))
+    torch.manual_seed(2)
+    assert drawn(gpt, SamplingSpec(seed=4)) == first
+    assert drawn(gpt, SamplingSpec(seed=5)) != first
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_temperature_zero_takes_the_likeliest_token(spec: GPTSpec) -> None:
+    gpt = lively(spec).eval()
+    ids = [1, 2, 3]
+    for _ in range(30):
+        with torch.no_grad():
+            ids.append(int(gpt(torch.tensor([ids[-spec.context :]]))[0, -1].argmax()))
+    assert drawn(gpt, SamplingSpec(temperature=0)) == ids[3:]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("choices", [{"top_k": 1}, {"temperature": 1e-6, "top_k": None}])
+def test_one_choice_or_next_to_no_heat_takes_the_likeliest_token(spec: GPTSpec, choices: dict[str, float]) -> None:
+    gpt = lively(spec)
+    assert drawn(gpt, SamplingSpec.model_validate(choices)) == drawn(gpt, SamplingSpec(temperature=0))
+
+
+def test_of_equally_likely_tokens_one_choice_takes_the_first() -> None:
+    indifferent = build(SPECS[0], VOCABULARY)
+    assert drawn(indifferent, SamplingSpec(top_k=1), 5) == drawn(indifferent, SamplingSpec(temperature=0), 5) == [0] * 5
+
+
+def test_no_more_than_top_k_tokens_are_drawn_from() -> None:
+    indifferent = build(SPECS[0], VOCABULARY)
+    assert set(drawn(indifferent, SamplingSpec(top_k=3), 100)) == {0, 1, 2}
+    assert set(drawn(indifferent, SamplingSpec(top_k=None), 300)) == set(range(VOCABULARY))
+    assert set(drawn(indifferent, SamplingSpec(top_k=1000), 300)) == set(range(VOCABULARY))
+
+
+def test_tokens_are_drawn_in_the_shares_of_the_softmax_at_that_temperature() -> None:
+    gpt = lively(SPECS[0]).eval()
+    with torch.no_grad():
+        shares_V = (gpt(torch.tensor([[1, 2, 3]]))[0, -1] / 1.5).softmax(-1)
+    counts = np.zeros(VOCABULARY)
+    for seed in range(2000):
+        [first] = itertools.islice(sample(gpt, [1, 2, 3], SamplingSpec(temperature=1.5, seed=seed), CPU), 1)
+        counts[first] += 1
+    # 2,000 draws: a standard deviation is at most 0.011.
+    assert np.abs(counts / 2000 - shares_V.numpy()).max() < 0.05

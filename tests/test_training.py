@@ -1,0 +1,379 @@
+"""Laws of training: a fold over legs that forgets nothing, and the arithmetic of a step."""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors import safe_open
+
+from model.batches import NOT_CHARGED, Batches, TooFewTokens
+from model.device import Device, NoSuchDevice, bf16_is_fast, choose, peak_bytes
+from model.folder import load_snapshot, save_snapshot
+from model.gpt import GPTSpec
+from model.scoring import score
+from model.training import (
+    Diverged,
+    Snapshot,
+    Training,
+    TrainingSpec,
+    begin,
+    best_leg,
+    hopeless,
+    learning_rate_factor,
+    make_optimizers,
+    restore,
+)
+
+CPU = Device("cpu", "f32")
+VOCABULARY = 23
+MODERN = GPTSpec(layers=2, heads=2, width=16, context=8)
+CLASSIC = GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", tied=True)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Bits are promised at a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def some_text(length: int = 300) -> npt.NDArray[np.uint16]:
+    """Tokens that a model can learn something about."""
+    drawn = np.random.default_rng(0).integers(0, VOCABULARY, length)
+    return np.where(np.arange(length) % 3 == 0, 7, drawn).astype(np.uint16)
+
+
+def run(snapshot: Snapshot, spec: TrainingSpec, until: int, device: Device = CPU) -> Snapshot:
+    """One leg."""
+    training = Training(snapshot, spec, device)
+    for _ in training.steps(some_text(), until):
+        pass
+    return training.snapshot()
+
+
+def through_files(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as another process finds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_snapshot(snapshot, Path(folder))
+        return load_snapshot(Path(folder))
+
+
+def assert_same(one: Snapshot, other: Snapshot) -> None:
+    """Equal to the bit: steps, weights, optimizer state."""
+    assert (one.step, one.gpt, one.vocabulary_size) == (other.step, other.gpt, other.vocabulary_size)
+    for ours, theirs in ((one.weights, other.weights), (one.optimizer, other.optimizer)):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert tensor.dtype == theirs[name].dtype, name
+            assert torch.equal(tensor, theirs[name]), name
+
+
+LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), (1, 2)))
+
+
+@pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "accumulation"), LEGS)
+@settings(deadline=None, max_examples=3)
+@given(cuts=st.sets(st.integers(1, 8), min_size=1, max_size=3))
+def test_two_legs_equal_one(
+    gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, accumulation: int, cuts: set[int]
+) -> None:
+    gpt = gpt.model_copy(update={"dropout": dropout})
+    spec = TrainingSpec(steps=9, batch=6, warmup_steps=2, optimizer=optimizer, accumulation=accumulation)
+    first, device = begin(gpt, VOCABULARY, 1), Device("cpu", precision)
+    undisturbed = run(first, spec, 9, device)
+    resumed = through_files(first)
+    for until in [*sorted(cuts), 9]:
+        torch.manual_seed(until)  # whatever the new process draws first
+        resumed = through_files(run(resumed, spec, until, device))
+    assert_same(undisturbed, resumed)
+    assert not torch.equal(undisturbed.weights["tokens.weight"], first.weights["tokens.weight"])
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_scoring_between_two_steps_does_not_change_the_training(gpt: GPTSpec) -> None:
+    spec = TrainingSpec(steps=6, batch=4)
+    first = begin(gpt.model_copy(update={"dropout": 0.3}), VOCABULARY, 1)
+    watched = Training(first, spec, CPU)
+    for _ in watched.steps(some_text(), 6):
+        score(watched.gpt, some_text(20), before=0, device=CPU)
+    assert_same(watched.snapshot(), run(first, spec, 6))
+
+
+def test_a_snapshot_stays_as_it_was_taken() -> None:
+    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(steps=6, batch=4), CPU)
+    steps = training.steps(some_text(), 6)
+    next(steps)
+    taken, kept = training.snapshot(), through_files(training.snapshot())
+    next(steps)
+    assert taken.step == 1
+    assert_same(taken, kept)
+
+
+def test_a_finished_run_takes_no_further_step() -> None:
+    done = run(begin(MODERN, VOCABULARY, 1), TrainingSpec(steps=2, batch=2), 2)
+    assert list(Training(done, TrainingSpec(steps=2, batch=2), CPU).steps(some_text(), 2)) == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_equal_states_are_equal_files_and_no_pickles(optimizer: Any, tmp_path: Path) -> None:
+    spec = TrainingSpec(steps=3, batch=4, optimizer=optimizer)
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        save_snapshot(run(begin(CLASSIC, VOCABULARY, 1), spec, 3), folder)
+    files = sorted(p.name for p in folders[0].iterdir())
+    assert files == ["optimizer.safetensors", "state.json", "weights.safetensors"]
+    for name in files:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+        if name.endswith(".safetensors"):
+            with safe_open(folders[0] / name, "pt") as opened:
+                assert opened.keys()
+
+
+def test_first_weights_come_from_the_seed_alone() -> None:
+    torch.manual_seed(3)
+    expected_draw = torch.rand(2)
+    torch.manual_seed(3)
+    one = begin(CLASSIC, VOCABULARY, 1)
+    assert torch.equal(torch.rand(2), expected_draw), "begin drew from the global generator"
+    assert_same(one, begin(CLASSIC, VOCABULARY, 1))
+    assert not torch.equal(one.weights["tokens.weight"], begin(CLASSIC, VOCABULARY, 2).weights["tokens.weight"])
+
+
+def gradient(snapshot: Snapshot, spec: TrainingSpec) -> dict[str, torch.Tensor]:
+    """The gradient of the first step, read from AdamW's first mean, which is 1 - beta1 of it."""
+    after = run(snapshot, spec.model_copy(update={"optimizer": "adamw"}), 1)
+    return {
+        name.removesuffix("/exp_avg"): mean / (1 - spec.beta1)
+        for name, mean in after.optimizer.items()
+        if name.endswith("/exp_avg")
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4, 8])
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_accumulation_does_not_change_the_gradient(gpt: GPTSpec, accumulation: int) -> None:
+    # One step of trained weights on, so that no gradient is zero for want of a head.
+    first = begin(gpt, VOCABULARY, 1)
+    first = Snapshot(0, gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
+    # 40 windows of 300 tokens fill one epoch, so this batch holds the short ones too.
+    spec = TrainingSpec(batch=40, accumulation=accumulation, clip=None)
+    batch = Batches(some_text(), context=8, batch=40, seed=spec.seed).at(0)
+    assert (batch.targets_BT == NOT_CHARGED).any()
+    model = restore(first)
+    F.cross_entropy(model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten()).backward()
+    for name, found in gradient(first, spec).items():
+        expected = model.get_parameter(name).grad
+        assert expected is not None
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_reports_the_mean_loss_of_its_charged_tokens() -> None:
+    first, spec = begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=40, accumulation=4)
+    step = next(Training(first, spec, CPU).steps(some_text(), 1))
+    batch = Batches(some_text(), context=8, batch=40, seed=spec.seed).at(0)
+    assert step.tokens == int((batch.targets_BT != NOT_CHARGED).sum())
+    assert math.isclose(float(step.loss), math.log(VOCABULARY), rel_tol=1e-5)
+    assert math.isclose(step.learning_rate, spec.learning_rate / 21)
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.1])
+def test_clipping_shortens_a_long_gradient_and_keeps_its_direction(limit: float) -> None:
+    first = begin(CLASSIC, VOCABULARY, 1)
+    free = torch.cat([g.flatten() for g in gradient(first, TrainingSpec(batch=8, clip=None)).values()])
+    clipped = torch.cat([g.flatten() for g in gradient(first, TrainingSpec(batch=8, clip=limit)).values()])
+    assert free.norm() > limit
+    assert math.isclose(float(clipped.norm()), limit, rel_tol=1e-3)
+    assert F.cosine_similarity(free, clipped, dim=0) > 0.9999
+
+
+def test_clipping_leaves_a_short_gradient_alone() -> None:
+    first = begin(CLASSIC, VOCABULARY, 1)
+    free, clipped = (gradient(first, TrainingSpec(batch=8, clip=limit)) for limit in (None, 1000.0))
+    assert all(torch.equal(free[name], clipped[name]) for name in free)
+
+
+@given(
+    steps=st.integers(2, 500),
+    warmup=st.integers(0, 100),
+    final=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "linear"]),
+)
+def test_the_learning_rate_climbs_to_its_peak_and_ends_at_its_final_share(
+    steps: int, warmup: int, final: float, schedule: Any
+) -> None:
+    warmup = min(warmup, steps - 2)
+    spec = TrainingSpec(steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule=schedule)
+    factors = [learning_rate_factor(step, spec) for step in range(steps)]
+    assert math.isclose(factors[0], 1 / (warmup + 1))
+    assert math.isclose(factors[warmup], 1)
+    assert math.isclose(factors[-1], final, abs_tol=1e-9)
+    assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(factors[warmup:]))
+
+
+def test_a_constant_schedule_stays_at_its_peak() -> None:
+    spec = TrainingSpec(steps=50, warmup_steps=10, schedule="constant")
+    assert {learning_rate_factor(step, spec) for step in range(10, 50)} == {1.0}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_optimizer_follows_the_schedule(optimizer: Any) -> None:
+    spec = TrainingSpec(steps=4, batch=4, warmup_steps=0, final_learning_rate=0, optimizer=optimizer)
+    legs = [begin(MODERN, VOCABULARY, 1)]
+    for until in range(1, 5):
+        legs.append(run(legs[-1], spec, until))
+    for name in legs[0].weights:
+        assert not torch.equal(legs[2].weights[name], legs[3].weights[name]), name
+        assert torch.equal(legs[3].weights[name], legs[4].weights[name]), f"{name} moved at a learning rate of 0"
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+    gpt = restore(begin(CLASSIC.model_copy(update={"biases": True}), VOCABULARY, 1))
+    names = {id(p): name for name, p in gpt.named_parameters()}
+    adamw, muon = make_optimizers(gpt, TrainingSpec(optimizer="muon", weight_decay=0.3), CPU)
+    tables, vectors = adamw.param_groups
+    assert {names[id(p)] for p in tables["params"]} == {"tokens.weight", "positions.weight"}
+    assert all(p.dim() == 1 for p in vectors["params"])
+    assert {names[id(p)] for p in muon.param_groups[0]["params"]} == {
+        n for n, p in gpt.named_parameters() if n.startswith("blocks.") and p.dim() == 2
+    }
+    assert (tables["weight_decay"], vectors["weight_decay"], muon.param_groups[0]["weight_decay"]) == (0.3, 0.0, 0.3)
+    owned = [p for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
+    assert len(owned) == len({id(p) for p in owned}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("gpt", "optimizer", "precision"),
+    [(MODERN, "muon", "f32"), (MODERN, "muon", "bf16"), (MODERN, "adamw", "f32"), (CLASSIC, "adamw", "bf16")],
+)
+def test_a_small_repeating_text_is_learned_by_heart(gpt: GPTSpec, optimizer: Any, precision: Any) -> None:
+    text = np.tile(np.arange(VOCABULARY, dtype=np.uint16), 20)
+    spec = TrainingSpec(steps=80, batch=8, optimizer=optimizer, learning_rate=0.02, warmup_steps=5)
+    training = Training(begin(gpt, VOCABULARY, 1), spec, Device("cpu", precision))
+    losses = [float(step.loss) for step in training.steps(text, 80)]
+    assert losses[0] > 3
+    assert losses[-1] < 0.1
+
+
+def test_weights_that_ran_away_are_reported() -> None:
+    first = begin(MODERN, VOCABULARY, 1)
+    first.weights["head.weight"].fill_(torch.inf)
+    with pytest.raises(Diverged, match=r"the loss at step 2 is nan.*smaller learning_rate than 0\.003 or muon_lea"):
+        run(first, TrainingSpec(batch=2), 2)
+
+
+def test_a_text_shorter_than_a_window_is_refused_before_the_first_step() -> None:
+    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=2), CPU)
+    with pytest.raises(TooFewTokens):
+        next(training.steps(some_text(8), 1))
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
+    with pytest.raises(ValidationError, match="batch 10 is not divisible by accumulation 3"):
+        TrainingSpec(batch=10, accumulation=3)
+
+
+@given(st.integers(1, 1000), st.integers(1, 300))
+def test_legs_cover_every_step_once(steps: int, leg_steps: int) -> None:
+    ends = TrainingSpec(steps=steps, leg_steps=leg_steps).leg_ends()
+    lengths = [b - a for a, b in itertools.pairwise([0, *ends])]
+    assert sum(lengths) == steps
+    assert all(length == leg_steps for length in lengths[:-1])
+    assert 1 <= lengths[-1] <= leg_steps
+
+
+def test_the_best_leg_is_the_first_of_the_lowest() -> None:
+    assert best_leg([3.0, 1.0, 2.0, 1.0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "expected"),
+    [
+        ([3.0], 1, False),
+        ([3.0, 2.0, 2.5], 1, True),
+        ([3.0, 2.0, 2.5], 2, False),
+        ([3.0, 2.0, 2.0, 2.0], 2, True),
+        ([3.0, 2.0, 2.5, 1.9], 2, False),
+        ([1.0, 2.0, 3.0, 4.0], None, False),
+    ],
+)
+def test_training_stops_when_patience_is_over(losses: list[float], patience: int | None, expected: bool) -> None:
+    assert hopeless(losses, patience) is expected
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:7", "CPU"])
+def test_a_device_that_is_not_here_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_DEVICE", name)
+    with pytest.raises(NoSuchDevice, match=rf"BARDFLOW_DEVICE is '{name}', but this machine has .*cpu; unset it or"):
+        choose("auto")
+
+
+def test_the_device_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_DEVICE", "cpu")
+    assert choose("f32") == Device("cpu", "f32")
+    assert choose("bf16") == Device("cpu", "bf16")
+    assert choose("auto") == Device("cpu", "bf16" if bf16_is_fast("cpu") else "f32")
+
+
+def test_peak_memory_covers_what_was_held() -> None:
+    held = np.ones(50_000_000, np.uint8)
+    assert peak_bytes(CPU) > held.nbytes
+
+
+@needs_cuda
+def test_a_graphics_card_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BARDFLOW_DEVICE", raising=False)
+    assert choose("auto").name == "cuda"
+    assert choose("f32") == Device("cuda", "f32")
+
+
+@needs_cuda
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_on_a_graphics_card_is_a_step_on_a_cpu(gpt: GPTSpec, optimizer: Any) -> None:
+    first, spec = begin(gpt, VOCABULARY, 1), TrainingSpec(steps=5, batch=8, optimizer=optimizer)
+    losses = {
+        device: [float(s.loss) for s in Training(first, spec, device).steps(some_text(), 5)]
+        for device in (CPU, Device("cuda", "f32"), Device("cuda", "bf16"))
+    }
+    assert losses[Device("cuda", "f32")] == pytest.approx(losses[CPU], rel=1e-2)
+    assert losses[Device("cuda", "bf16")] == pytest.approx(losses[CPU], rel=5e-2)
+    assert peak_bytes(Device("cuda", "f32")) > 0
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_legs_on_a_graphics_card_nearly_equal_one(optimizer: Any, precision: Any) -> None:
+    spec = TrainingSpec(steps=8, batch=8, optimizer=optimizer)
+    first, device = begin(MODERN.model_copy(update={"dropout": 0.2}), VOCABULARY, 1), Device("cuda", precision)
+    undisturbed = run(first, spec, 8, device)
+    resumed = through_files(run(through_files(run(first, spec, 3, device)), spec, 8, device))
+    assert undisturbed.optimizer.keys() == resumed.optimizer.keys()
+    # Sums on a graphics card are not taken in a fixed order.
+    for name, tensor in undisturbed.weights.items():
+        torch.testing.assert_close(tensor, resumed.weights[name], rtol=1e-2, atol=1e-3)
+
+
+@needs_cuda
+def test_a_leg_from_a_graphics_card_goes_on_on_a_cpu() -> None:
+    spec = TrainingSpec(steps=6, batch=8)
+    leg = through_files(run(begin(MODERN, VOCABULARY, 1), spec, 3, Device("cuda", "f32")))
+    assert run(leg, spec, 6).step == 6
+    back = through_files(run(begin(MODERN, VOCABULARY, 1), spec, 3))
+    assert run(back, spec, 6, Device("cuda", "bf16")).step == 6
