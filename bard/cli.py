@@ -236,7 +236,7 @@ def explain(ref: Ref, as_json: AsJson = False) -> None:
 @app.command()
 def sample(
     ref: Ref,
-    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
+    prompt: Annotated[str | None, typer.Option(help="What the text begins with. [default: a new line]")] = None,
     characters: Annotated[int, typer.Option(min=1)] = 500,
     temperature: Annotated[float, typer.Option(min=0)] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
@@ -249,23 +249,24 @@ def sample(
     from model.sampling import SamplingSpec
     from model.vocabulary import TOKENIZER_FILE, load
     from storage.handles import Model
-    from tasks.evaluation import continuation
+    from tasks.evaluation import continuation, opening
 
     store, handle = found(ref)
     if not isinstance(handle, Model):
         raise BardError(
             f"{ref} is a {type(handle).__name__}, but only a Model can write; give one, such as NAME/champion"
         )
-    if not prompt:
+    if prompt == "":
         raise BardError("--prompt is empty, but a text begins with something; leave it out to begin with a new line")
     folder, place = store.folder(handle), device.choose("f32")
     spec = SamplingSpec(temperature=temperature, top_k=top_k or None, seed=seed)
     gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
-    text = continuation(gpt, tokenizer, prompt, characters, spec, place)
+    begin = prompt or opening(tokenizer)
+    text = continuation(gpt, tokenizer, begin, characters, spec, place)
     if as_json:
-        print_json({"model": handle.digest, "prompt": prompt, "text": text, **spec.model_dump()})
+        print_json({"model": handle.digest, "prompt": begin, "text": text, **spec.model_dump()})
     else:
-        print(prompt + text)
+        print(begin + text)
 
 
 @app.command()

@@ -140,6 +140,14 @@ class SplitSpec(_Frozen):
     validation: float = Field(default=0.1, gt=0, lt=1)
 
 
+class PublishedFigure(_Frozen):
+    """What others report for the same split of the same text, for comparison; of how they measured, see their note."""
+
+    name: str = Field(min_length=1)
+    bits_per_character: float = Field(gt=0)
+    note: str = ""
+
+
 class CorpusSpec(_Frozen):
     """A corpus: where its text comes from and all that decides which characters it has, and in which part."""
 
@@ -151,6 +159,7 @@ class CorpusSpec(_Frozen):
     cleaning: tuple[str, ...] = ()
     documents: DocumentsSpec = DocumentsSpec()
     split: SplitSpec = SplitSpec()
+    published: tuple[PublishedFigure, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -264,9 +273,14 @@ def explained(path: Path, error: ValidationError) -> str:
 def _fields_of(location: list[str], kind: str | None) -> list[str]:
     if kind is not None:
         return list(_SOURCES[kind].model_fields)
-    tables: dict[str, type[_Frozen]] = {"documents": DocumentsSpec, "split": SplitSpec}
-    model = tables[location[0]] if location else CorpusSpec
-    return [field for field in model.model_fields if field != "name"]
+    tables: dict[str, type[_Frozen]] = {
+        "documents": DocumentsSpec,
+        "split": SplitSpec,
+        "published": PublishedFigure,
+    }
+    if not location:
+        return [field for field in CorpusSpec.model_fields if field != "name"]  # a corpus's name is its file's
+    return list(tables[location[0]].model_fields)
 
 
 def _closest(word: str, among: Iterable[str]) -> str:

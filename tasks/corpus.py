@@ -60,6 +60,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "title": corpus.title,
             "language": corpus.language,
             "licence": corpus.licence,
+            "published": [figure.model_dump() for figure in corpus.published],
             "cleaned": [step.model_dump() for step in reading.cleaned],
             "survey": survey(again()).model_dump(mode="json"),
             "text": written.model_dump(),

@@ -41,7 +41,11 @@ class EvaluationSpec(BaseModel):
 
     samples: int = Field(default=2, ge=0, le=20, description="texts to draw")
     sample_characters: int = Field(default=600, ge=1, le=20_000, description="length of each")
-    prompt: str = Field(default="\n", min_length=1, description="what each text begins with")
+    prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what each text begins with; null: a new line, or what the vocabulary has",
+    )
     temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the likeliest token")
     top_k: int | None = Field(default=200, ge=1, description="draw from so many of the likeliest; null: from all")
     sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of the first text; the next takes the next")
@@ -78,13 +82,14 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
 
 @task(version="1", cache_policy=SAME_QUESTION)
 def measure_baselines(corpus: Corpus) -> Baselines:
-    """Compressors and an n-gram model on the same split."""
-    folder = store().folder(corpus)
+    """Compressors and an n-gram model on the same split, and the figures that others have published for it."""
+    folder, facts = store().folder(corpus), store().facts(corpus)
     train = "".join(read_text(folder, "train"))[-LOOK_BACK_CHARACTERS:]
     measured = baselines.measure(train, "".join(read_text(folder, "validation")))
     listed = [
         Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note) for b in measured
     ]
+    listed += [Baseline(kind="published", **figure) for figure in facts["published"]]
     with store().draft() as draft:
         write_json(draft.folder / BASELINES, BASELINE_LIST.dump_python(listed, mode="json"))
         return store().keep(draft, Baselines, {}, origin())
@@ -107,8 +112,18 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, number: int, place: device.Device) -> Sample:
     """The text that continues the prompt, cut at the asked length."""
     sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, seed=spec.sample_seed + number)
-    text = continuation(gpt, tokenizer, spec.prompt, spec.sample_characters, sampling, place)
-    return Sample(prompt=spec.prompt, text=text, temperature=spec.temperature, seed=sampling.seed)
+    prompt = spec.prompt or opening(tokenizer)
+    text = continuation(gpt, tokenizer, prompt, spec.sample_characters, sampling, place)
+    return Sample(prompt=prompt, text=text, temperature=spec.temperature, seed=sampling.seed)
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """What a text begins with where nobody said: a new line, or the first token of a vocabulary that has none."""
+    try:
+        next(encode(tokenizer, ["\n"]))
+    except UnknownCharacter:
+        return decode(tokenizer, [0])
+    return "\n"
 
 
 def continuation(
