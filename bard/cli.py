@@ -69,13 +69,13 @@ def train(
     unreachable: FetchError | None = None
     with server() as url, temporary_settings({PREFECT_API_URL: url}):
         try:
-            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides).result()
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides)
         except FetchError as error:
             if corpus is not None:
                 raise
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
-            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides).result()
+            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides)
         finally:
             # The last log lines and states are still on their way: let them arrive before the server goes.
             APILogHandler().flush()

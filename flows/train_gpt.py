@@ -1,6 +1,6 @@
 """The main job on one screen: a corpus goes in, an evaluated and versioned GPT and a page about it come out."""
 
-from prefect import State, flow
+from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
@@ -27,7 +27,7 @@ from tasks.vocabulary import learn_vocabulary, tokenize_corpus
 )
 def train_gpt(
     corpus: str = "tiny-shakespeare", recipe: RecipeName = "small", overrides: Overrides = AS_THE_RECIPE_HAS_IT
-) -> State[Outcome]:
+) -> Outcome:
     """Train a GPT on a corpus by a recipe; what was answered before is not computed again.
 
     Args:
@@ -36,7 +36,7 @@ def train_gpt(
         overrides: fields of the recipe to change.
 
     Returns:
-        A completed state whose message says what came out, named `Unchanged` where nothing had to be trained.
+        What came out. The run's state says it in its message, and is named `Unchanged` where nothing had to be trained.
     """
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
@@ -60,7 +60,9 @@ def train_gpt(
         moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
     show_in_prefect(corpus, report)
     came_out = outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
-    return Completed(name="Completed" if came_out.trained else "Unchanged", message=came_out.line(), data=came_out)
+    name = "Completed" if came_out.trained else "Unchanged"
+    # Prefect takes the state for the run's own and hands its data to whoever called.
+    return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]
 
 
 def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe) -> list[Checkpoint]:

@@ -56,6 +56,7 @@ class Asking:
         ran, rebuilt = state.name != "Cached", None
         if not ran and (rebuilt := store().damage(handle)):
             say(f"{handle} is {rebuilt}: making it again")
+            store().discard(handle)
             state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
             handle, ran = state.result(), True
         self.asked.append(Asked(task.name, handle, ran, rebuilt))
@@ -72,12 +73,18 @@ def origin(**measured: Any) -> Origin:
     context = TaskRunContext.get()
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
-    handles = {name: spell(value) for name, value in context.parameters.items() if isinstance(value, Handle)}
-    others = {
-        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for name, value in context.parameters.items()
-        if name not in handles
-    }
+    handles: dict[str, str] = {}
+    others: dict[str, Any] = {}
+    for name, value in context.parameters.items():
+        match value:
+            case Handle():
+                handles[name] = spell(value)
+            case [Handle(), *_]:
+                handles |= {f"{name}.{i}": spell(handle) for i, handle in enumerate(value)}
+            case BaseModel():
+                others[name] = value.model_dump(mode="json")
+            case _:
+                others[name] = value
     return Origin(
         task=f"{context.task.name}@{context.task.version}",
         inputs=handles,

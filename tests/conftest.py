@@ -14,6 +14,8 @@ os.environ.update(
     PREFECT_RESULTS_PERSIST_BY_DEFAULT="true",
     PREFECT_RESULTS_DEFAULT_SERIALIZER="json",
     PREFECT_LOGGING_TO_API_ENABLED="false",
+    # The tests' models are so small that a second thread only waits, and on a busy machine it waits long.
+    OMP_NUM_THREADS="1",
 )
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,7 @@
 """Laws of the order in which training sees a text."""
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,16 +28,16 @@ def windows(batches: Batches, count: int) -> list[tuple[list[int], list[int]]]:
     return found[:count]
 
 
-def first_epoch(length: int, context: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """The windows that a run visits until it has charged every token once."""
+def epochs(length: int, context: int, seed: int, count: int) -> list[list[tuple[list[int], list[int]]]]:
+    """The windows of the first `count` epochs, an epoch being over once all tokens but the first were charged."""
     batches = Batches(numbered(length), context=context, batch=1, seed=seed)
-    found: list[tuple[list[int], list[int]]] = []
-    charged = 0
-    for step in range(length):
-        if charged >= length - 1:
-            break
-        found += windows_of(batches.at(step))
-        charged += sum(t != NOT_CHARGED for t in found[-1][1])
+    steps = itertools.count()
+    found = []
+    for _ in range(count):
+        epoch: list[tuple[list[int], list[int]]] = []
+        while sum(t != NOT_CHARGED for _, targets in epoch for t in targets) < length - 1:
+            epoch += windows_of(batches.at(next(steps)))
+        found.append(epoch)
     return found
 
 
@@ -51,16 +53,10 @@ def equal(one: Batch, other: Batch) -> bool:
 
 @settings(deadline=None, max_examples=100)
 @given(lengths_and_contexts, seeds, st.integers(1, 4))
-def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed: int, epochs: int) -> None:
+def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed: int, count: int) -> None:
     length, context = length_context
-    batches = Batches(numbered(length), context=context, batch=1, seed=seed)
-    step = 0
-    for _ in range(epochs):
-        seen: list[int] = []
-        while len(seen) < length - 1:
-            [(_, targets)] = windows_of(batches.at(step))
-            seen += [t for t in targets if t != NOT_CHARGED]
-            step += 1
+    for epoch in epochs(length, context, seed, count):
+        seen = [t for _, targets in epoch for t in targets if t != NOT_CHARGED]
         assert sorted(seen) == list(range(1, length))
 
 
@@ -100,22 +96,32 @@ def test_the_windows_come_in_one_order_whatever_the_batch(
     assert windows(together, 30) == windows(one_by_one, 30)
 
 
-def test_the_order_differs_between_epochs() -> None:
-    batches = Batches(numbered(1000), context=10, batch=1, seed=5)
-    first = windows(batches, 100)
-    later = windows(batches, 202)[101:]
-    assert first != later
-    assert {tuple(inputs) for inputs, _ in first} != {tuple(inputs) for inputs, _ in later}, "the same cuts"
+def test_the_order_and_the_cuts_differ_between_epochs() -> None:
+    found = epochs(1000, 50, 5, 4)
+    cuts = [{tuple(targets) for _, targets in epoch} for epoch in found]
+    assert all(one != other for one, other in itertools.combinations(found, 2))
+    assert all(one != other for one, other in itertools.combinations(cuts, 2))
 
 
 def test_the_order_differs_between_seeds() -> None:
-    orders = [first_epoch(200, 10, seed) for seed in range(5)]
-    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    orders = [epochs(200, 10, seed, 1) for seed in range(5)]
+    assert all(one != other for one, other in itertools.combinations(orders, 2))
 
 
 def test_the_order_is_no_run_through_the_text() -> None:
-    starts = [inputs[0] for inputs, _ in first_epoch(1000, 10, 3)]
+    starts = [inputs[0] for inputs, _ in epochs(1000, 10, 3, 1)[0]]
     assert starts != sorted(starts)
+
+
+def test_a_text_is_cut_at_every_place_sooner_or_later() -> None:
+    # The epoch's first window charges as many tokens as the offset that was drawn: 1 to the context.
+    drawn = {
+        sum(t != NOT_CHARGED for t in targets)
+        for epoch in epochs(30, 5, 0, 100)
+        for _, targets in epoch
+        if 1 in targets
+    }
+    assert drawn == {1, 2, 3, 4, 5}
 
 
 def test_a_batch_larger_than_the_text_takes_several_epochs() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from model.attention import attend
 from model.device import Device
 from model.folder import NotAModel, load_model, save_model
 from model.gpt import GPT, GPTSpec, build, count_parameters
@@ -25,6 +27,15 @@ EXPORTS = [
     GPTSpec(architecture="classic", layers=1, heads=1, width=16, context=12, biases=True, tied=True),
     GPTSpec(architecture="modern", layers=1, heads=4, width=24, context=12, dropout=0.2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads spin for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @st.composite
@@ -90,6 +101,17 @@ def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
             rounded_BTV = gpt(ids_BT)
         # bf16 keeps 8 bits: 1/256 of the logits' size, some of it added up over the layers.
         assert (exact_BTV - rounded_BTV.float()).abs().max() < 0.05 * exact_BTV.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_in_attention_keeps_the_mean(dtype: torch.dtype) -> None:
+    # Equal scores and values of one: without dropout each position's mean is exactly one.
+    q_BHTD, v_BHTD = torch.zeros(64, 2, 32, 4, dtype=dtype), torch.ones(64, 2, 32, 4, dtype=dtype)
+    assert (attend(q_BHTD, q_BHTD, v_BHTD, 0.0) - 1).abs().max() < 0.02
+    torch.manual_seed(0)
+    dropped_BTC = attend(q_BHTD, q_BHTD, v_BHTD, 0.5).float()
+    assert set(dropped_BTC[:, 0].unique().tolist()) == {0.0, 2.0}, "the first position has one weight"
+    assert abs(float(dropped_BTC.mean()) - 1) < 0.02
 
 
 def test_rotary_attention_sees_only_the_distance_between_positions() -> None:
