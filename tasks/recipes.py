@@ -88,7 +88,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         Recipe(
             name="small",
             gpt=GPTSpec(layers=3, heads=6, width=192, context=128),
-            training=TrainingSpec(steps=1000, batch=16),
+            training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
         ),
         # nanoGPT's config/train_shakespeare_char.py with its README's CPU settings (it rates it 1.88).
         Recipe(
@@ -142,7 +142,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             name="bpe",
             vocabulary=VocabularySpec(kind="bpe", size=2048),
             gpt=GPTSpec(layers=3, heads=6, width=192, context=64),
-            training=TrainingSpec(steps=1000, batch=16),
+            training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
         ),
         Recipe(
             name="tiny",
