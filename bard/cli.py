@@ -270,6 +270,33 @@ def sample(
 
 
 @app.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete artifacts that no name leads to; waits for trainings under way."""
+    from contextlib import ExitStack
+
+    from sources.spec import corpus_names
+    from storage.refs import Refs
+    from storage.store import Store
+    from storage.sweep import sweep as sweep_store
+    from tasks.turns import turn
+
+    with ExitStack() as turns:
+        for name in corpus_names(project_folder() / "corpora"):
+            turns.enter_context(turn(name))
+        swept = sweep_store(Store(home()), Refs(home()), dry_run=dry_run)
+    if as_json:
+        print_json({"objects": [str(handle) for handle in swept.objects], "bytes": swept.bytes, "dry_run": dry_run})
+        return
+    for handle in swept.objects:
+        print(handle)
+    done = "would be deleted" if dry_run else "deleted"
+    print(f"{len(swept.objects)} artifacts, {swept.bytes:,} bytes, and {len(swept.drafts)} unfinished ones {done}")
+
+
+@app.command()
 def up(
     port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
     host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = "127.0.0.1",
@@ -319,10 +346,12 @@ def assignment(text: str) -> tuple[str, Any]:
 def summary(outcome: "Outcome") -> str:
     """The end of a training run in a few lines."""
     sample = outcome.sample.strip()[:400].splitlines()
+    width = max(15, *(len(name) for name in outcome.baselines))
     lines = [
         f"validation loss   {outcome.nats_per_token:.4f} nats per token",
         f"{'':<17} {outcome.bits_per_character:.4f} bits per character",
-        *(f"{name:<17} {bits:.4f} bits per character" for name, bits in outcome.baselines.items()),
+        "the same text's size, in bits per character, by other means:",
+        *(f"  {name:<{width}} {bits:.4f}" for name, bits in outcome.baselines.items()),
         *(f"{'sample' if i == 0 else '':<17} {line}" for i, line in enumerate(sample)),
         f"report            {outcome.report}",
         f"champion          {'moved' if outcome.champion_moved else 'not moved'}: {outcome.verdict}",

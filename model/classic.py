@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import attend
+from model.spec import GPTSpec
 
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -21,34 +22,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ClassicGPT(nn.Module):
     """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        layers: int,
-        heads: int,
-        width: int,
-        context: int,
-        dropout: float,
-        activation: str,
-        biases: bool,
-        tied: bool,
-    ) -> None:
+    def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__()
-        self.context, self.heads, self.activation, self.dropout = context, heads, activation, dropout
-        self.tokens = nn.Embedding(vocabulary_size, width)
-        self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout, activation, biases) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, bias=biases)
-        self.head = nn.Linear(width, vocabulary_size, bias=False)
-        if tied:
+        self.context, self.heads = spec.context, spec.heads
+        self.activation, self.dropout = spec.activation, spec.dropout
+        self.tokens = nn.Embedding(vocabulary_size, spec.width)
+        self.positions = nn.Embedding(spec.context, spec.width)
+        self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
+        self.norm = nn.LayerNorm(spec.width, bias=spec.biases)
+        self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
+        if spec.tied:
             self.head.weight = self.tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue  # LayerNorm's ones and zeros, and zero biases, stay
             # GPT-2 shrinks what is added to the residual stream by the number of additions: 1 / sqrt(2 * layers).
             residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
-            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * spec.layers) if residual else 0.02)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -133,9 +123,10 @@ BLOCK_NAMES = {
 class _Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, dropout: float, activation: str, biases: bool) -> None:
+    def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
+        self.heads, self.dropout, self.activation = spec.heads, spec.dropout, ACTIVATIONS[spec.activation]
+        width, biases = spec.width, spec.biases
         self.attention_norm = nn.LayerNorm(width, bias=biases)
         self.attention_in = nn.Linear(width, 3 * width, bias=biases)
         self.attention_out = nn.Linear(width, width, bias=biases)

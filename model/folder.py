@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bard.errors import BardError
-from model.gpt import GPT, GPTSpec, build
+from model.gpt import GPT, build
+from model.spec import GPTSpec
 from model.training import Snapshot
 
 # One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.

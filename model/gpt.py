@@ -1,76 +1,22 @@
-"""What a GPT is: its spec, the two architectures behind it, and where its parameters are.
+"""What a GPT is: the two architectures behind it, and where its parameters are.
 
 Shapes in names: B batch, T time, C channels (width), H heads, D channels of a head, V vocabulary.
 """
 
-from typing import Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from model.classic import ClassicGPT
 from model.modern import ModernGPT
+from model.spec import GPTSpec
 
 GPT = ClassicGPT | ModernGPT
-
-
-class GPTSpec(BaseModel):
-    """The shape of a GPT, everything but its vocabulary."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    architecture: Literal["classic", "modern"] = Field(
-        default="modern",
-        description="classic: learned positions, LayerNorm; modern: rotary positions, RMSNorm, query-key norm",
-    )
-    layers: int = Field(default=4, ge=1, le=200, description="transformer blocks")
-    heads: int = Field(default=4, ge=1, le=256, description="attention heads in a block")
-    width: int = Field(default=128, ge=8, le=16_384, description="channels of the residual stream")
-    context: int = Field(default=64, ge=2, le=65_536, description="tokens the model sees at once")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of activations dropped in training")
-    activation: Literal["gelu", "relu", "relu2"] = Field(
-        default="relu2", description="of the MLP; relu2 is relu squared"
-    )
-    biases: bool = Field(default=False, description="linear layers and LayerNorms have biases (classic only)")
-    tied: bool = Field(default=False, description="the head is the embedding table transposed (classic only)")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; give a multiple")
-        if self.architecture == "modern":
-            if self.width // self.heads % 2:
-                raise ValueError(f"rotary positions need an even width/heads, but {self.width}/{self.heads} is odd")
-            if self.biases or self.tied:
-                raise ValueError(
-                    "the modern architecture has no biases and its head is its own: set biases and tied to false"
-                )
-        return self
 
 
 def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
     """A GPT with freshly drawn weights, from torch's global generator (seed it first)."""
     if spec.architecture == "classic":
-        return ClassicGPT(
-            vocabulary_size=vocabulary_size,
-            layers=spec.layers,
-            heads=spec.heads,
-            width=spec.width,
-            context=spec.context,
-            dropout=spec.dropout,
-            activation=spec.activation,
-            biases=spec.biases,
-            tied=spec.tied,
-        )
-    return ModernGPT(
-        vocabulary_size=vocabulary_size,
-        layers=spec.layers,
-        heads=spec.heads,
-        width=spec.width,
-        context=spec.context,
-        dropout=spec.dropout,
-        activation=spec.activation,
-    )
+        return ClassicGPT(spec, vocabulary_size)
+    return ModernGPT(spec, vocabulary_size)
 
 
 def count_parameters(gpt: nn.Module) -> tuple[int, int]:

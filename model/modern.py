@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.attention import attend
 from model.classic import ACTIVATIONS
+from model.spec import GPTSpec
 
 EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
@@ -16,25 +17,16 @@ ROTARY_BASE = 10_000.0
 class ModernGPT(nn.Module):
     """RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), query-key norm (Henry et al. 2020)."""
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        layers: int,
-        heads: int,
-        width: int,
-        context: int,
-        dropout: float,
-        activation: str,
-    ) -> None:
+    def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__()
-        self.context, self.heads, self.activation, self.dropout = context, heads, activation, dropout
-        self.tokens = nn.Embedding(vocabulary_size, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout, activation) for _ in range(layers))
-        self.head = nn.Linear(width, vocabulary_size, bias=False)
+        self.context, self.heads = spec.context, spec.heads
+        self.activation, self.dropout = spec.activation, spec.dropout
+        self.tokens = nn.Embedding(vocabulary_size, spec.width)
+        self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
+        self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
         nn.init.normal_(self.tokens.weight)  # its scale does not matter: a norm follows
         nn.init.zeros_(self.head.weight)  # the first guess is uniform
-        cosine_TD, sine_TD = rotary_tables(context, width // heads)
+        cosine_TD, sine_TD = rotary_tables(spec.context, spec.width // spec.heads)
         self.register_buffer("cosine_TD", cosine_TD, persistent=False)
         self.register_buffer("sine_TD", sine_TD, persistent=False)
 
@@ -99,9 +91,10 @@ BLOCK_NAMES = {
 class _Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, dropout: float, activation: str) -> None:
+    def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
+        self.heads, self.dropout, self.activation = spec.heads, spec.dropout, ACTIVATIONS[spec.activation]
+        width = spec.width
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)

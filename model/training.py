@@ -13,7 +13,8 @@ from torch import Tensor
 from bard.errors import BardError
 from model.batches import NOT_CHARGED, Batches, Tokens
 from model.device import Device, Precision
-from model.gpt import GPT, GPTSpec, build
+from model.gpt import GPT, build
+from model.spec import GPTSpec
 
 
 class Diverged(BardError):

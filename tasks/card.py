@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from model.gpt import GPTSpec
+from model.spec import GPTSpec
 
 
 def model_card(corpus: dict[str, Any], gpt: GPTSpec, step: int, parameters: int, vocabulary: dict[str, Any]) -> str:

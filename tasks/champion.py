@@ -113,6 +113,8 @@ def changed(before: Entry, text: Corpus) -> str:
     """The difference between two states of a corpus in one line."""
     if store().damage(before.handle):
         return "changed (the text before is no longer in the store)"
+    if store().facts(before.handle)["text"] == store().facts(text)["text"]:
+        return "the same text, described otherwise"
     old, new = store().facts(before.handle)["survey"], store().facts(text)["survey"]
     names = {"characters": "characters", "distinct": "distinct characters", "documents": "documents", "lines": "lines"}
     moves = [f"{new[key] - old[key]:+,} {word}" for key, word in names.items() if new[key] != old[key]]

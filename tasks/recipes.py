@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from bard.errors import BardError
-from model.gpt import GPTSpec
+from model.spec import GPTSpec
 from model.training import TrainingSpec
 from model.vocabulary import VocabularySpec
 from storage.shards import ShardSpec

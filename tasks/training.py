@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from model import device as devices
 from model.folder import load_snapshot, save_model, save_snapshot
-from model.gpt import GPTSpec, count_parameters
+from model.gpt import count_parameters
 from model.scoring import score
+from model.spec import GPTSpec
 from model.training import Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
 from model.vocabulary import TOKENIZER_FILE, load
 from storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary

@@ -1,8 +1,8 @@
-"""What several test files need: one Prefect server for all flows, and a project folder of its own for each test."""
+"""What several test files need: a Prefect server, a project folder for each test, one thread, and the real texts."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,36 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BARDFLOW_HOME", str(folder / "home"))
     monkeypatch.delenv("CORPORA_MIRROR", raising=False)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bits are promised at a fixed number of threads; two of them spin for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mirror() -> str:
+    """Folder or address of the real texts: CORPORA_MIRROR, else `shared/corpora` beside the checkout."""
+    return os.environ.get("CORPORA_MIRROR") or str(CHECKOUT.parent / "shared" / "corpora")
+
+
+@pytest.fixture(scope="session")
+def real_text(mirror: str) -> Callable[[str, str], str]:
+    """Reads a real text from the mirror folder, by its corpus and file name; the test is skipped where it is not."""
+
+    def read(corpus: str, file: str) -> str:
+        path = Path(mirror, corpus, file)
+        if not path.is_file():
+            pytest.skip(f"needs {corpus}/{file} in the folder that CORPORA_MIRROR names")
+        return path.read_bytes().decode()
+
+    return read
 
 
 def own_text() -> str:

@@ -1,10 +1,9 @@
 import bz2
 import lzma
 import math
-import os
 import random
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -24,17 +23,9 @@ _draws = random.Random(7)
 DRAWN = "".join(_draws.choices("etaoin shr\n", range(11, 0, -1), k=1500))
 
 
-def corpus(name: str, file: str) -> str:
-    mirror = Path(os.environ.get("CORPORA_MIRROR", Path(__file__).parents[1].parent / "shared" / "corpora"))
-    path = mirror / name / file
-    if not path.is_file():
-        pytest.skip(f"needs {name}/{file} in the folder that CORPORA_MIRROR names")
-    return path.read_bytes().decode()
-
-
 @pytest.fixture(scope="module")
-def shakespeare() -> tuple[str, str]:
-    text = corpus("tiny-shakespeare", "input.txt")
+def shakespeare(real_text: Callable[[str, str], str]) -> tuple[str, str]:
+    text = real_text("tiny-shakespeare", "input.txt")
     return text[:1_003_854], text[1_003_854:]
 
 
@@ -162,8 +153,8 @@ def test_tiny_shakespeare_has_the_known_figures(shakespeare: tuple[str, str]) ->
     assert baselines["bz2 -9"] == pytest.approx(2.398, abs=0.001)
 
 
-def test_context_helps_on_both_scripts(shakespeare: tuple[str, str]) -> None:
-    kingdoms = corpus("three-kingdoms", "23950-0.txt")
+def test_context_helps_on_both_scripts(shakespeare: tuple[str, str], real_text: Callable[[str, str], str]) -> None:
+    kingdoms = real_text("three-kingdoms", "23950-0.txt")
     cut = len(kingdoms) * 9 // 10
     for train, validation in (shakespeare, (kingdoms[:cut], kingdoms[cut:])):
         ladder = [order_zero(train, validation), *(kneser_ney(train, validation, order) for order in (2, 3, 5))]

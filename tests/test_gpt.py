@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,11 @@ from pydantic import ValidationError
 from model.attention import attend
 from model.device import Device
 from model.folder import NotAModel, load_model, save_model
-from model.gpt import GPT, GPTSpec, build, count_parameters
+from model.gpt import GPT, build, count_parameters
 from model.modern import rotary_tables, rotate
+from model.spec import GPTSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
 ACTIVATIONS = ("gelu", "relu", "relu2")
@@ -27,15 +29,6 @@ EXPORTS = [
     GPTSpec(architecture="classic", layers=1, heads=1, width=16, context=12, biases=True, tied=True),
     GPTSpec(architecture="modern", layers=1, heads=4, width=24, context=12, dropout=0.2),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads spin for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,12 @@ from hypothesis import strategies as st
 import model.scoring
 from model.batches import TooFewTokens
 from model.device import Device
-from model.gpt import GPT, GPTSpec, build
+from model.gpt import GPT, build
 from model.sampling import SamplingSpec, sample
 from model.scoring import Score, score
+from model.spec import GPTSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
 VOCABULARY = 17
@@ -24,15 +26,6 @@ SPECS = [
     GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
     GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are promised at a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lively(spec: GPTSpec) -> GPT:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import tracemalloc
 import zipfile
@@ -523,8 +522,7 @@ def test_a_synthetic_corpus_needs_no_network_and_is_pinned_by_nature(tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[CorpusSpec, Path]]:
-    mirror = os.environ.get("CORPORA_MIRROR") or str(PROJECT.parent / "shared" / "corpora")
+def real(mirror: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[CorpusSpec, Path]]:
     if not mirror.startswith("http") and not Path(mirror).is_dir():
         pytest.skip(f"the real texts are not here: no folder {mirror} (set CORPORA_MIRROR to a mirror of the corpora)")
 

@@ -3,7 +3,6 @@
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from safetensors import safe_open
 from model.batches import NOT_CHARGED, Batches, TooFewTokens
 from model.device import Device, NoSuchDevice, bf16_is_fast, choose, peak_bytes
 from model.folder import load_snapshot, save_snapshot
-from model.gpt import GPTSpec
 from model.scoring import score
+from model.spec import GPTSpec
 from model.training import (
     Diverged,
     Snapshot,
@@ -35,20 +34,13 @@ from model.training import (
     restore,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Device("cpu", "f32")
 VOCABULARY = 23
 MODERN = GPTSpec(layers=2, heads=2, width=16, context=8)
 CLASSIC = GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", tied=True)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are promised at a fixed number of threads; two of them spin for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def some_text(length: int = 300) -> npt.NDArray[np.uint16]:

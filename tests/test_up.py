@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from bard.home import HomeError, held, prefect_environment, project_folder, server_url
-from bard.up import SUPERVISOR, UpError, api, deploy, environment_of, holding, require_free, server, up
+from bard.prefect_api import api, deploy
+from bard.processes import SUPERVISOR, UpError, environment_of, holding, require_free
+from bard.up import server, up
 
 FLOWS = """
 import os
@@ -211,7 +213,7 @@ def test_where_nothing_is_up_there_is_no_address(tmp_path: Path, monkeypatch: py
 def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     assert not held(lock)
-    code = "import sys; from pathlib import Path; from bard.up import holding\nwith holding(Path(sys.argv[1])): input()"
+    code = "import pathlib, sys, bard.processes as p\nwith p.holding(pathlib.Path(sys.argv[1])): input()"
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE) as holder:
         wait_for(lambda: held(lock), 20, "the lock is held")
         with pytest.raises(BlockingIOError), holding(lock):

@@ -310,16 +310,8 @@ def test_a_file_that_is_no_vocabulary_is_a_clear_error(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def corpus(name: str, file: str) -> str:
-    mirror = Path(os.environ.get("CORPORA_MIRROR", Path(__file__).parents[1].parent / "shared" / "corpora"))
-    path = mirror / name / file
-    if not path.is_file():
-        pytest.skip(f"needs {name}/{file} in the folder that CORPORA_MIRROR names")
-    return path.read_bytes().decode()
-
-
-def test_tiny_shakespeare_has_the_published_vocabulary() -> None:
-    text = corpus("tiny-shakespeare", "input.txt")
+def test_tiny_shakespeare_has_the_published_vocabulary(real_text: Callable[[str, str], str]) -> None:
+    text = real_text("tiny-shakespeare", "input.txt")
     train, validation = text[:1_003_854], text[1_003_854:]
     tokenizer = learn(
         lambda: [train], VocabularySpec(), characters=len(train), unseen=not set(validation) <= set(train)
@@ -331,8 +323,10 @@ def test_tiny_shakespeare_has_the_published_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe-char"])
-def test_three_kingdoms_comes_back_from_what_its_first_part_taught(kind: str) -> None:
-    text = corpus("three-kingdoms", "23950-0.txt")
+def test_three_kingdoms_comes_back_from_what_its_first_part_taught(
+    kind: str, real_text: Callable[[str, str], str]
+) -> None:
+    text = real_text("three-kingdoms", "23950-0.txt")
     cut = len(text) * 9 // 10
     spec = VocabularySpec.model_validate({"kind": kind, "size": 8192 if kind == "bpe-char" else None})
     tokenizer = learn(lambda: [text[:cut]], spec, characters=cut, unseen=True)
