@@ -63,8 +63,8 @@ def prefect_environment() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Torch's threads spin while they wait for each other. Two trainings at once on 2 cores took 1,978 ms a step that
-        # way and 105 ms with sleeping threads; one alone took 62 to 76 and 68 to 72 ms.
+        # Torch's threads spin while they wait for each other. Two trainings at once on 2 cores took 1,978 ms a step so,
+        # and 105 ms with sleeping threads; one alone took 62 to 76 and 68 to 72 ms.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         # Prefect's clients obey HTTP_PROXY even for the server on this machine.
         "NO_PROXY": ",".join(proxied_not),

@@ -147,10 +147,18 @@ class Store:
                 return handle
             if self.damage(handle) is None:
                 return handle
-            with self._removing():
-                # Another writer may have replaced it since we looked: what it handed out must not vanish.
-                if self.damage(handle) is not None:
-                    self._remove(handle)
+            self.discard_damaged(handle)
+
+    def discard_damaged(self, handle: Handle) -> None:
+        """Take an object out of the store if it is damaged, so that a good one can come in its place.
+
+        Another writer may have replaced it since the caller looked, and what that one handed out must not vanish: so it
+        is looked at again under the lock. Where nothing lies nothing is removed, since a good one may come that moment.
+        """
+        with self._removing():
+            # A folder with anything in it can not be renamed over: what is damaged now stays so until it is removed.
+            if self.place(handle).is_dir() and any(self.place(handle).iterdir()) and self.damage(handle) is not None:
+                self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
         """Take an object out of sight in one rename, then delete it; it is no error if there is none."""

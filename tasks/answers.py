@@ -56,7 +56,7 @@ class Asking:
         ran, rebuilt = state.name != "Cached", None
         if not ran and (rebuilt := store().damage(handle)):
             say(f"{handle} is {rebuilt}: making it again")
-            store().discard(handle)
+            store().discard_damaged(handle)
             state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
             handle, ran = state.result(), True
         self.asked.append(Asked(task.name, handle, ran, rebuilt))
