@@ -156,8 +156,10 @@ class Store:
         is looked at again under the lock. Where nothing lies nothing is removed, since a good one may come that moment.
         """
         with self._removing():
-            # A folder with anything in it can not be renamed over: what is damaged now stays so until it is removed.
-            if self.place(handle).is_dir() and any(self.place(handle).iterdir()) and self.damage(handle) is not None:
+            place = self.place(handle)
+            # What can not be renamed over (all but an empty folder) and is damaged now stays so until it is removed.
+            occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
+            if occupied and self.damage(handle) is not None:
                 self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
