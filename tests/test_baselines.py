@@ -160,3 +160,10 @@ def test_context_helps_on_both_scripts(shakespeare: tuple[str, str], real_text: 
         ladder = [order_zero(train, validation), *(kneser_ney(train, validation, order) for order in (2, 3, 5))]
         assert ladder == sorted(ladder, reverse=True)
         assert ladder[0] < uniform(len(set(train + validation)))
+
+
+def test_a_text_that_only_repeats_the_training_text_is_never_charged_less_than_nothing() -> None:
+    line = "Sing, muse, of the flow of bards.\n"
+    for count in (90, 300, 810, 2_000):
+        for baseline in measure(line * count, line * (count // 9)):
+            assert baseline.bits_per_character >= 0, (baseline, count)
