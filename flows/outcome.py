@@ -56,6 +56,8 @@ def outcome(
         why = f"{'; '.join(rebuilt)}; made again"
     elif legs_run:
         why = f"{reason(ask)} ({legs_run} of {legs} legs ran)"
+    elif ask.ran("clean_corpus"):
+        why = f"the corpus is new or changed, but all {legs} legs had been run on the same tokens before"
     else:
         why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} legs were answered from the cache"
     seat = refs().head(f"{corpus}/champion")

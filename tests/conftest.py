@@ -46,12 +46,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder with one small corpus, `own`, and a home of its own: what BARDFLOW_PROJECT and _HOME name."""
-    folder = tmp_path / "project"
-    (folder / "corpora").mkdir(parents=True)
-    (folder / "texts").mkdir()
-    shutil.copy(CHECKOUT / "prefect.yaml", folder)
-    (folder / "corpora" / "own.toml").write_text(SMALL_CORPUS)
-    (folder / "texts" / "own.txt").write_text(own_text())
+    folder = make_project(tmp_path / "project")
     monkeypatch.setenv("BARDFLOW_PROJECT", str(folder))
     monkeypatch.setenv("BARDFLOW_HOME", str(folder / "home"))
     monkeypatch.delenv("CORPORA_MIRROR", raising=False)
@@ -86,6 +81,16 @@ def real_text(mirror: str) -> Callable[[str, str], str]:
         return path.read_bytes().decode()
 
     return read
+
+
+def make_project(folder: Path) -> Path:
+    """A project folder with one small corpus, `own`."""
+    (folder / "corpora").mkdir(parents=True)
+    (folder / "texts").mkdir()
+    shutil.copy(CHECKOUT / "prefect.yaml", folder)
+    (folder / "corpora" / "own.toml").write_text(SMALL_CORPUS)
+    (folder / "texts" / "own.txt").write_text(own_text())
+    return folder
 
 
 def own_text() -> str:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from bard import cli
 from storage.store import Store
-from tests.conftest import CHECKOUT, SMALL_CORPUS, own_text
+from tests.conftest import CHECKOUT, make_project, own_text
 
 SETTINGS = ("steps=90", "leg_steps=30", "samples=1", "sample_characters=40", "vocabulary_byte_fallback=always")
 ARGUMENTS = ["train", "own", "--recipe", "tiny", *(word for text in SETTINGS for word in ("--set", text))]
@@ -41,15 +41,6 @@ def typed(project: Path, *arguments: str, **more: str) -> Said:
         capture_output=True, text=True, cwd=CHECKOUT, env=environment(project, **more), timeout=200,
     )  # fmt: skip
     return Said(done.returncode, done.stdout, done.stderr)
-
-
-def make_project(folder: Path) -> Path:
-    (folder / "corpora").mkdir(parents=True)
-    (folder / "texts").mkdir()
-    (folder / "prefect.yaml").write_text((CHECKOUT / "prefect.yaml").read_text())
-    (folder / "corpora" / "own.toml").write_text(SMALL_CORPUS)
-    (folder / "texts" / "own.txt").write_text(own_text())
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,14 @@ def test_an_unchanged_source_trains_nothing(project: Path) -> None:
     assert run().model == first.model
 
 
+def test_another_corpus_with_the_same_text_trains_nothing_and_is_not_called_unchanged(project: Path) -> None:
+    first = run()
+    shutil.copy(project / "corpora" / "own.toml", project / "corpora" / "twin.toml")
+    twin = train_gpt("twin", "tiny", Overrides.model_validate(QUICK))
+    assert not twin.trained and twin.nats_per_token == first.nats_per_token
+    assert "same tokens" in twin.why and "unchanged" not in twin.why
+
+
 def test_one_more_byte_in_the_source_changes_everything_after_it(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
