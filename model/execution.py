@@ -1,0 +1,18 @@
+"""How a step is computed: circumstance, like the device. It changes memory and speed, and the result only by rounding."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Execution(BaseModel):
+    """The ways to compute one and the same step in less memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    micro_batch: int = Field(ge=1, description="windows of a step that are computed at once; gradients are added up")
+    recompute: bool = Field(
+        default=False, description="keep only each block's input and compute the rest again in the backward pass"
+    )
+    loss_tokens: int = Field(default=4096, ge=1, description="tokens whose logits exist at once")
+    optimizer_state: Literal["f32", "bf16"] = Field(default="f32", description="of moments and momentum at rest")
