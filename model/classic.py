@@ -7,8 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import attend
+from model.dropout import Dropout
 from model.spec import GPTSpec
 
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
@@ -45,13 +47,23 @@ class ClassicGPT(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
-        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        x_BTC = self.tokens(ids_BT) + self.positions(positions_T)
-        x_BTC = F.dropout(x_BTC, self.dropout, self.training)
-        for block in self.blocks:
-            x_BTC = block(x_BTC)
-        logits_BTV: Tensor = self.head(self.norm(x_BTC))
+        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
+
+    def hidden(self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False) -> Tensor:
+        """What the head reads, (B, T, C), in the type of the blocks' weights.
+
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
+        """
+        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        x_BTC = (self.tokens(ids_BT) + self.positions(positions_T)).to(self.norm.weight.dtype)
+        if dropout is not None:
+            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
+        for i, block in enumerate(self.blocks):
+            masks = block.masks(x_BTC, dropout, i) if dropout else [None, None, None]
+            x_BTC = checkpointed(block, recompute, x_BTC, *masks)
+        normed_BTC: Tensor = self.norm(x_BTC)
+        return normed_BTC
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
@@ -125,7 +137,7 @@ class _Block(nn.Module):
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.heads, self.dropout, self.activation = spec.heads, spec.dropout, ACTIVATIONS[spec.activation]
+        self.heads, self.activation = spec.heads, ACTIVATIONS[spec.activation]
         width, biases = spec.width, spec.biases
         self.attention_norm = nn.LayerNorm(width, bias=biases)
         self.attention_in = nn.Linear(width, 3 * width, bias=biases)
@@ -134,11 +146,42 @@ class _Block(nn.Module):
         self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
         self.mlp_out = nn.Linear(4 * width, width, bias=biases)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def masks(self, x_BTC: Tensor, dropout: Dropout, number: int) -> list[Tensor]:
+        """Masks for the attention's weights, what attention adds, and what the MLP adds."""
+        B, T, _ = x_BTC.shape
+        weights_BHTT = x_BTC.new_empty(()).expand(B, self.heads, T, T)
+        return [
+            dropout.mask(f"weights {number}", weights_BHTT),
+            dropout.mask(f"attention {number}", x_BTC),
+            dropout.mask(f"mlp {number}", x_BTC),
+        ]
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        weights_mask_BHTT: Tensor | None,
+        attention_mask_BTC: Tensor | None,
+        mlp_mask_BTC: Tensor | None,
+    ) -> Tensor:
         B, T, C = x_BTC.shape
         qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, self.dropout if self.training else 0.0))
-        x_BTC = x_BTC + F.dropout(attended_BTC, self.dropout, self.training)
+        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, weights_mask_BHTT))
+        x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
         mlp_BTC = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
-        return x_BTC + F.dropout(mlp_BTC, self.dropout, self.training)
+        return add_dropped(x_BTC, mlp_BTC, mlp_mask_BTC)
+
+
+def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Tensor:
+    """x plus what is added to it, some of it dropped."""
+    return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
+
+
+def checkpointed(block: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+    """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
+    if recompute:
+        # Masks are inputs, so that no random state has to be put back.
+        again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return again
+    output: Tensor = block(*inputs)
+    return output

@@ -1,9 +1,8 @@
 """Where the arithmetic runs, and in which precision: circumstance, never part of a question."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -23,11 +22,10 @@ class Device:
     name: str
     precision: Literal["f32", "bf16"]
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which a forward pass runs."""
-        if self.precision == "bf16":
-            return torch.autocast(self.name, dtype=torch.bfloat16)
-        return nullcontext()
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that matrices are multiplied in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 def choose(precision: Precision) -> Device:

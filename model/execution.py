@@ -10,7 +10,10 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    micro_batch: int = Field(ge=1, description="windows of a step that are computed at once; gradients are added up")
+    micro_batch: int = Field(ge=1, description="windows that a worker computes at once; gradients are added up")
+    workers: int = Field(
+        default=1, ge=1, description="threads that each compute a share of a step's windows, with a share of the cores"
+    )
     recompute: bool = Field(
         default=False, description="keep only each block's input and compute the rest again in the backward pass"
     )

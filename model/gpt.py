@@ -3,6 +3,9 @@
 Shapes in names: B batch, T time, C channels (width), H heads, D channels of a head, V vocabulary.
 """
 
+import copy
+
+import torch
 from torch import nn
 
 from model.classic import ClassicGPT
@@ -17,6 +20,20 @@ def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
     if spec.architecture == "classic":
         return ClassicGPT(spec, vocabulary_size)
     return ModernGPT(spec, vocabulary_size)
+
+
+def replica(gpt: GPT, dtype: torch.dtype) -> tuple[GPT, list[tuple[nn.Parameter, nn.Parameter]]]:
+    """A model that computes in `dtype` with gradients of its own, and its parameters, each beside the one it stands for.
+
+    Blocks and the last norm are copies in `dtype`, to be copied again when the weights change. Tables and the head share their
+    memory with `gpt` and stay in f32, because the gradient of a row is a sum over all of its token's occurrences.
+    """
+    shared = {id(p) for name, m in gpt.named_children() if name in ("tokens", "positions", "head") for p in m.parameters()}
+    stand_in = {
+        id(p): nn.Parameter(p.detach() if id(p) in shared else p.detach().to(dtype)) for p in gpt.parameters()
+    }
+    copied = copy.deepcopy(gpt, dict(stand_in))
+    return copied, [(stand_in[id(p)], p) for p in gpt.parameters()]
 
 
 def count_parameters(gpt: nn.Module) -> tuple[int, int]:

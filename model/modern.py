@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import attend
-from model.classic import ACTIVATIONS
+from model.attention import attend, lean
+from model.classic import ACTIVATIONS, add_dropped, checkpointed
+from model.dropout import Dropout
+from model.lean import Turn, relu2_linear, rms_norm, rotary_attention
 from model.spec import GPTSpec
 
 EPSILON = 1e-6
@@ -32,14 +34,23 @@ class ModernGPT(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
-        T = ids_BT.shape[1]
-        cosine_TD, sine_TD = self.get_buffer("cosine_TD")[:T], self.get_buffer("sine_TD")[:T]
-        x_BTC = norm(self.tokens(ids_BT))
-        x_BTC = F.dropout(x_BTC, self.dropout, self.training)
-        for block in self.blocks:
-            x_BTC = block(x_BTC, cosine_TD, sine_TD)
-        logits_BTV: Tensor = self.head(norm(x_BTC))
+        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
+
+    def hidden(self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False) -> Tensor:
+        """What the head reads, (B, T, C), in the type of the blocks' weights.
+
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
+        """
+        T = ids_BT.shape[1]
+        x_BTC = norm(self.tokens(ids_BT).to(self.blocks[0].query.weight.dtype))
+        if dropout is not None:
+            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
+        turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
+        for i, block in enumerate(self.blocks):
+            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None, None]
+            x_BTC = checkpointed(block, recompute, x_BTC, turn, *masks)
+        return norm(x_BTC)
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
@@ -93,7 +104,7 @@ class _Block(nn.Module):
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.heads, self.dropout, self.activation = spec.heads, spec.dropout, ACTIVATIONS[spec.activation]
+        self.heads, self.activation = spec.heads, spec.activation
         width = spec.width
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -106,22 +117,41 @@ class _Block(nn.Module):
         for linear in (self.attention_out, self.mlp_out):
             nn.init.zeros_(linear.weight)  # each block begins as the identity
 
-    def forward(self, x_BTC: Tensor, cosine_TD: Tensor, sine_TD: Tensor) -> Tensor:
-        B, T, C = x_BTC.shape
-        h_BTC = norm(x_BTC)
+    def forward(
+        self,
+        x_BTC: Tensor,
+        turn: Turn,
+        attention_mask_BTC: Tensor | None,
+        mlp_mask_BTC: Tensor | None,
+    ) -> Tensor:
+        attended_BTC = self.attention_out(self._attended(norm(x_BTC), turn))
+        x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
+        return add_dropped(x_BTC, self._mlp(norm(x_BTC)), mlp_mask_BTC)
+
+    def _attended(self, h_BTC: Tensor, turn: Turn) -> Tensor:
+        B, T, C = h_BTC.shape
+        if lean(h_BTC):
+            joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+            return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)  # type: ignore[no-any-return]
         shape = (B, T, self.heads, C // self.heads)
         q_BHTD = self.query(h_BTC).view(shape).transpose(1, 2)
         k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)
         v_BHTD = self.value(h_BTC).view(shape).transpose(1, 2)
-        q_BHTD, k_BHTD = norm(rotate(q_BHTD, cosine_TD, sine_TD)), norm(rotate(k_BHTD, cosine_TD, sine_TD))
-        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, self.dropout if self.training else 0.0))
-        x_BTC = x_BTC + F.dropout(attended_BTC, self.dropout, self.training)
-        mlp_BTC = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
-        return x_BTC + F.dropout(mlp_BTC, self.dropout, self.training)
+        q_BHTD, k_BHTD = norm(turn.by(q_BHTD)), norm(turn.by(k_BHTD))
+        return attend(q_BHTD, k_BHTD, v_BHTD, None)
+
+    def _mlp(self, h_BTC: Tensor) -> Tensor:
+        a_BTF = self.mlp_in(h_BTC)
+        if lean(h_BTC) and self.activation == "relu2":
+            return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)  # type: ignore[no-any-return]
+        mlp_BTC: Tensor = self.mlp_out(ACTIVATIONS[self.activation](a_BTF))
+        return mlp_BTC
 
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, without weights."""
+    if lean(x):
+        return rms_norm(x, EPSILON)  # type: ignore[no-any-return]
     return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
 
 
@@ -130,10 +160,3 @@ def rotary_tables(context: int, head_width: int) -> tuple[Tensor, Tensor]:
     frequencies = ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angles_TD = torch.outer(torch.arange(context, dtype=torch.float32), frequencies).repeat(1, 2)
     return angles_TD.cos(), angles_TD.sin()
-
-
-def rotate(x_BHTD: Tensor, cosine_TD: Tensor, sine_TD: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle, clockwise as `nanochat` does."""
-    first, second = x_BHTD.chunk(2, dim=-1)
-    cosine_TD, sine_TD = cosine_TD.to(x_BHTD.dtype), sine_TD.to(x_BHTD.dtype)
-    return x_BHTD * cosine_TD + torch.cat((second, -first), dim=-1) * sine_TD

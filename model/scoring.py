@@ -61,8 +61,7 @@ def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> Score:
                 continue
             inputs_BT = torch.from_numpy(source[first:last]).view(shape).to(device.name)
             targets_BT = torch.from_numpy(target[first:last]).view(shape).to(device.name)
-            with device.autocast():
-                logits_BTV = gpt(inputs_BT)
+            logits_BTV = gpt(inputs_BT)
             nats = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
             total += float(nats.sum(dtype=torch.float64) if device.name != "mps" else nats.cpu().double().sum())
     return Score(total, len(tokens))

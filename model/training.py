@@ -3,18 +3,23 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import partial
+from typing import Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from bard.errors import BardError
 from model.batches import NOT_CHARGED, Batches, Tokens
 from model.device import Device, Precision
+from model.dropout import Dropout
+from model.execution import Execution
 from model.gpt import GPT, build
+from model.optimizers import Muon, narrowed, owners, stacks, widened
 from model.spec import GPTSpec
+from model.worker import Crew, Worker
 
 
 class Diverged(BardError):
@@ -28,7 +33,6 @@ class TrainingSpec(BaseModel):
 
     steps: int = Field(default=1000, ge=1, description="optimizer steps in all")
     batch: int = Field(default=32, ge=1, description="windows of `context` tokens in a step")
-    accumulation: int = Field(default=1, ge=1, description="micro-batches that a step is computed in; divides batch")
     optimizer: Literal["adamw", "muon"] = Field(
         default="muon", description="muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
     )
@@ -56,12 +60,6 @@ class TrainingSpec(BaseModel):
     seed: int = Field(
         default=1337, ge=0, lt=2**32, description="of the first weights, the order of the text, and dropout"
     )
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.batch % self.accumulation:
-            raise ValueError(f"batch {self.batch} is not divisible by accumulation {self.accumulation}; give a divisor")
-        return self
 
     def leg_ends(self) -> list[int]:
         """The step after which each leg ends; the last is `steps`."""
@@ -98,20 +96,25 @@ def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
 
 
 class Training:
-    """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at."""
+    """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at.
 
-    def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device) -> None:
-        self.spec, self.device, self.step = spec, device, snapshot.step
+    `gpt` holds the weights in f32; workers compute with replicas of it.
+    """
+
+    def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
+        self.spec, self.device, self.execution, self.step = spec, device, execution, snapshot.step
         self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
         self.gpt: GPT = restore(snapshot).to(device.name)
-        self.optimizers = make_optimizers(self.gpt, spec, device)
+        self.workers = [Worker(self.gpt, device.dtype) for _ in range(execution.workers)]
+        self.crew = Crew(execution.workers)
+        self.optimizers = make_optimizers(self.gpt, spec, device, execution)
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
         """Take steps until `until` have been taken in all, handing out each as it is done.
 
         Every draw is a function of (seed, step): stopping between two steps and going on from a snapshot gives the same
-        bits on one CPU at one number of threads. Where there is dropout, torch's global generator is seeded each step.
+        bits on one CPU at one number of threads and one execution.
 
         Raises:
             TooFewTokens: the text is shorter than a window.
@@ -119,35 +122,12 @@ class Training:
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
-        parameters = list(self.gpt.parameters())
         while self.step < until:
-            self.gpt.train()  # whoever looks on between two steps may have scored it
-            if self.gpt.dropout:
-                torch.manual_seed(spec.seed * 1_000_003 + self.step)
             factor = learning_rate_factor(self.step, spec)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * factor
-            batch = batches.at(self.step)
-            charged = int((batch.targets_BT != NOT_CHARGED).sum())
-            loss = torch.zeros((), device=self.device.name)
-            pairs = zip(
-                batch.inputs_BT.chunk(spec.accumulation), batch.targets_BT.chunk(spec.accumulation), strict=True
-            )
-            for inputs_BT, targets_BT in pairs:
-                inputs_BT = inputs_BT.to(self.device.name, non_blocking=True)
-                targets_BT = targets_BT.to(self.device.name, non_blocking=True)
-                with self.device.autocast():
-                    logits_BTV = self.gpt(inputs_BT)
-                    total = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
-                micro_loss = total / charged
-                micro_loss.backward()  # type: ignore[no-untyped-call]
-                loss += micro_loss.detach()
+            loss, charged = self._gradients(batches)
             if spec.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), spec.clip)
+            self._update(factor)
             self.step += 1
             if self.step == until and not torch.isfinite(loss):
                 raise Diverged(
@@ -156,6 +136,51 @@ class Training:
                     + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
                 )
             yield Step(self.step, loss, spec.learning_rate * factor, charged)
+
+    def _gradients(self, batches: Batches) -> tuple[Tensor, int]:
+        """The step's mean loss and the tokens it is a mean of; gradients of it are added to the weights' own."""
+        spec = self.spec
+        batch = batches.at(self.step)
+        charged = int((batch.targets_BT != NOT_CHARGED).sum())
+        share = -(-spec.batch // len(self.workers))
+        jobs = []
+        for i, first in enumerate(range(0, spec.batch, share)):
+            rows = slice(first, first + share)
+            dropout = Dropout(self.gpt.dropout, seed=spec.seed, step=self.step, first=first) if self.gpt.dropout else None
+            jobs.append(
+                partial(
+                    self.workers[i].gradients,
+                    batch.inputs_BT[rows],
+                    batch.targets_BT[rows],
+                    charged,
+                    self.execution,
+                    dropout,
+                )
+            )
+        losses = self.crew(jobs)
+        for worker in self.workers:
+            worker.hand_over()
+        return torch.stack(losses).sum(), charged
+
+    def _update(self, factor: float) -> None:
+        """One step of every optimizer at `factor` times its peak learning rate."""
+        resting = self.execution.optimizer_state == "bf16"
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+
+        def update(number: int) -> None:
+            optimizer = self.optimizers[number]
+            if resting:
+                widened(optimizer)
+            optimizer.step()
+            if resting:
+                bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step, number]))
+                narrowed(optimizer, bits)
+            optimizer.zero_grad(set_to_none=True)
+
+        # The matrices' stacks come last and take longest: first, they are shared out best.
+        self.crew([partial(update, number) for number in reversed(range(len(self.optimizers)))])
 
     def snapshot(self) -> Snapshot:
         """A copy of the state as it stands."""
@@ -172,15 +197,16 @@ class Training:
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
             # AdamW counts its steps on the CPU whatever the device, unless it is fused on a GPU.
+            dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
             owner.state[parameter] = {
                 key: value.clone()
                 if value.dim() == 0 and self.device.name != "cuda"
-                else value.to(self.device.name, copy=True)
+                else value.to(self.device.name, dtype if value.dim() else value.dtype, copy=True)
                 for key, value in state.items()
             }
 
     def _owned(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
-        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        owner = owners(self.optimizers)
         for name, parameter in self.gpt.named_parameters():
             yield name, parameter, owner[id(parameter)]
 
@@ -193,35 +219,44 @@ def restore(snapshot: Snapshot) -> GPT:
     return gpt
 
 
-def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution
+) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
 
-    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`.
+    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`. State that
+    rests in bf16 is widened for one optimizer at a time, so there each owns no more than a stack of matrices or a table.
     """
     named = dict(gpt.named_parameters())
-    matrices = (
-        {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")} if spec.optimizer == "muon" else set()
-    )
-    rest = {n: p for n, p in named.items() if n not in matrices}
-    groups = [
-        {"params": [p for p in rest.values() if p.dim() >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in rest.values() if p.dim() < 2], "weight_decay": 0.0},
+    matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
+    if spec.optimizer != "muon":
+        matrices = set()
+    rest = [p for n, p in named.items() if n not in matrices]
+    tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
+    stacked = stacks(named[n] for n in sorted(matrices))
+    apart = execution.optimizer_state == "bf16"
+    decayed = [[p] for p in tables] if apart else [tables]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": parameters, "weight_decay": decay, "peak": spec.learning_rate}],
+            lr=spec.learning_rate,
+            betas=(spec.beta1, spec.beta2),
+            fused=device.name != "mps",
+        )
+        for parameters, decay in [*((p, spec.weight_decay) for p in decayed), (vectors, 0.0)]
+        if parameters
     ]
-    adamw = torch.optim.AdamW(
-        [{**group, "peak": spec.learning_rate} for group in groups if group["params"]],
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        fused=device.name != "mps",
-    )
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(
-        [{"params": [named[n] for n in sorted(matrices)], "peak": spec.muon_learning_rate}],
-        lr=spec.muon_learning_rate,
-        weight_decay=spec.weight_decay,
-        momentum=0.95,
-    )
-    return [adamw, muon]
+    for stack in stacked:
+        optimizers.append(
+            Muon(
+                [{"params": stack, "peak": spec.muon_learning_rate}],  # type: ignore[list-item]
+                lr=spec.muon_learning_rate,
+                weight_decay=spec.weight_decay,
+                momentum=0.95,
+                precision=device.dtype,
+            )
+        )
+    return optimizers
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
