@@ -73,9 +73,7 @@ def beside_ones(v_BHTD: Tensor) -> Tensor:
     return F.pad(v_BHTD, (0, BESIDE), value=1.0).view(B * H, T, D + BESIDE)
 
 
-def weighted(
-    q_NTD: Tensor, k_NTD: Tensor, v_NTE: Tensor, weigh: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def weighted(q_NTD: Tensor, k_NTD: Tensor, v_NTE: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Weighted means of the values (N, T, D), and one over the sums of the weights (N, T, 1)."""
     sums_NTE = torch.empty_like(v_NTE)
     for rows in pieces(q_NTD.shape[1]):

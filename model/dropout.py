@@ -8,15 +8,14 @@ from torch import Tensor
 
 
 class Dropout:
-    """The masks of one step, from its window number `first` on. Each place in the model has a stream of its own, from which
-    windows draw in order.
+    """The masks of one step. Each place in the model has a stream of its own, from which windows draw in order.
 
-    On a CPU the bits come from numpy's PCG64, eight elements a draw: torch's generator needs one draw an element on one core.
+    On a CPU the bits come from numpy's SFC64, eight elements a draw: torch's generator needs one draw an element on one core.
     A share is so rounded to 256ths, and what is kept is scaled accordingly. Elsewhere the device draws.
     """
 
-    def __init__(self, share: float, *, seed: int, step: int, first: int = 0) -> None:
-        self.share, self.seed, self.step, self.first = share, seed, step, first
+    def __init__(self, share: float, *, seed: int, step: int) -> None:
+        self.share, self.seed, self.step = share, seed, step
         self._streams: dict[str, np.random.Generator | torch.Generator] = {}
 
     def mask(self, place: str, x_B: Tensor) -> Tensor:
@@ -27,17 +26,16 @@ class Dropout:
         dropped = min(255, round(self.share * 256))
         each = math.prod(x_B.shape[1:])
         draws = -(-each // 8)  # whole draws a window, so that a stream does not know which windows come together
-        stream = self._stream(place, draws * self.first)
-        bits = stream.integers(0, 2**64, (x_B.shape[0], draws), np.uint64).view(np.uint8)
+        bits = self._stream(place).integers(0, 2**64, (x_B.shape[0], draws), np.uint64).view(np.uint8)
         kept = torch.from_numpy(bits[:, :each] >= dropped).view(x_B.shape)
         return kept.to(x_B.dtype).mul_(256 / (256 - dropped))
 
     def _seeds(self, place: str) -> list[int]:
         return [self.seed, self.step, *place.encode()]
 
-    def _stream(self, place: str, skipped: int) -> np.random.Generator:
+    def _stream(self, place: str) -> np.random.Generator:
         if place not in self._streams:
-            self._streams[place] = np.random.Generator(np.random.PCG64(self._seeds(place)).advance(skipped))
+            self._streams[place] = np.random.Generator(np.random.SFC64(self._seeds(place)))
         stream = self._streams[place]
         assert isinstance(stream, np.random.Generator)
         return stream

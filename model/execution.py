@@ -1,4 +1,4 @@
-"""How a step is computed: circumstance, like the device. It changes memory and speed, and the result only by rounding."""
+"""How a step is computed: circumstance, like the device. It changes memory and speed, the result only by rounding."""
 
 from typing import Literal
 
@@ -10,10 +10,7 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    micro_batch: int = Field(ge=1, description="windows that a worker computes at once; gradients are added up")
-    workers: int = Field(
-        default=1, ge=1, description="threads that each compute a share of a step's windows, with a share of the cores"
-    )
+    micro_batch: int = Field(ge=1, description="windows of a step that are computed at once; gradients are added up")
     recompute: bool = Field(
         default=False, description="keep only each block's input and compute the rest again in the backward pass"
     )

@@ -22,18 +22,20 @@ def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
     return ModernGPT(spec, vocabulary_size)
 
 
-def replica(gpt: GPT, dtype: torch.dtype) -> tuple[GPT, list[tuple[nn.Parameter, nn.Parameter]]]:
-    """A model that computes in `dtype` with gradients of its own, and its parameters, each beside the one it stands for.
+def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
+    """A model that computes in `dtype`: blocks and the last norm are copies, to be copied again when the weights change.
 
-    Blocks and the last norm are copies in `dtype`, to be copied again when the weights change. Tables and the head share their
-    memory with `gpt` and stay in f32, because the gradient of a row is a sum over all of its token's occurrences.
+    Tables and the head are the very same parameters and stay in f32, because the gradient of a row is a sum over all of its
+    token's occurrences. In f32 it is `gpt` itself.
     """
-    shared = {id(p) for name, m in gpt.named_children() if name in ("tokens", "positions", "head") for p in m.parameters()}
-    stand_in = {
-        id(p): nn.Parameter(p.detach() if id(p) in shared else p.detach().to(dtype)) for p in gpt.parameters()
-    }
-    copied = copy.deepcopy(gpt, dict(stand_in))
-    return copied, [(stand_in[id(p)], p) for p in gpt.parameters()]
+    if dtype == torch.float32:
+        return gpt
+    shared = {id(m): m for name, m in gpt.named_children() if name in ("tokens", "positions", "head")}
+    copied = copy.deepcopy(gpt, shared)
+    for name, module in copied.named_children():
+        if name in ("blocks", "norm"):
+            module.to(dtype)
+    return copied
 
 
 def count_parameters(gpt: nn.Module) -> tuple[int, int]:

@@ -89,7 +89,9 @@ class _RotaryAttention(torch.autograd.Function):
         qkv_3BHTD = qkv_BTE.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
         qk_2BHTD = qkv_3BHTD[:2].contiguous()
         scale_2BHT1 = inverse_norms(qk_2BHTD, epsilon)
-        scale_2BHT1[1] *= D**0.5  # keys have norm sqrt(D); queries norm 1, which is sqrt(D) times the scores' 1 / sqrt(D)
+        scale_2BHT1[1] *= (
+            D**0.5
+        )  # keys have norm sqrt(D); queries norm 1, which is sqrt(D) times the scores' 1 / sqrt(D)
         turned_2BHTD = turn.by(qk_2BHTD).mul_(scale_2BHT1)
         q_NTD, k_NTD = turned_2BHTD.view(2, B * H, T, D)
         v_NTE = beside_ones(qkv_3BHTD[2])

@@ -21,9 +21,7 @@ def head_loss(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, *, charged:
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, charged: int, tokens: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, charged: int, tokens: int) -> Tensor:
         weight_VC = head_VC.to(hidden_NC.dtype)
         total = torch.zeros((), device=hidden_NC.device)
         dhidden_NC, dhead_VC = torch.empty_like(hidden_NC), torch.zeros_like(head_VC)

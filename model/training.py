@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,10 +15,10 @@ from model.batches import NOT_CHARGED, Batches, Tokens
 from model.device import Device, Precision
 from model.dropout import Dropout
 from model.execution import Execution
-from model.gpt import GPT, build
+from model.gpt import GPT, build, working_copy
+from model.loss import head_loss
 from model.optimizers import Muon, narrowed, owners, stacks, widened
 from model.spec import GPTSpec
-from model.worker import Crew, Worker
 
 
 class Diverged(BardError):
@@ -98,15 +97,19 @@ def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
 class Training:
     """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at.
 
-    `gpt` holds the weights in f32; workers compute with replicas of it.
+    `gpt` holds the weights in f32. Where products are in bf16, a working copy of it computes, and each of its gradients is added
+    to that of `gpt` as soon as it is known.
     """
 
     def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
         self.spec, self.device, self.execution, self.step = spec, device, execution, snapshot.step
         self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
         self.gpt: GPT = restore(snapshot).to(device.name)
-        self.workers = [Worker(self.gpt, device.dtype) for _ in range(execution.workers)]
-        self.crew = Crew(execution.workers)
+        self.working = working_copy(self.gpt, device.dtype)
+        pairs = zip(self.working.parameters(), self.gpt.parameters(), strict=True)
+        self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
+        for theirs in self.copies:
+            theirs.register_post_accumulate_grad_hook(self._hand_over)
         self.optimizers = make_optimizers(self.gpt, spec, device, execution)
         self._load_optimizers(snapshot.optimizer)
 
@@ -139,48 +142,52 @@ class Training:
 
     def _gradients(self, batches: Batches) -> tuple[Tensor, int]:
         """The step's mean loss and the tokens it is a mean of; gradients of it are added to the weights' own."""
-        spec = self.spec
+        if self.copies:
+            with torch.no_grad():
+                torch._foreach_copy_([*self.copies], [*self.copies.values()])
+        dropout = Dropout(self.gpt.dropout, seed=self.spec.seed, step=self.step) if self.gpt.dropout else None
         batch = batches.at(self.step)
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
-        share = -(-spec.batch // len(self.workers))
-        jobs = []
-        for i, first in enumerate(range(0, spec.batch, share)):
-            rows = slice(first, first + share)
-            dropout = Dropout(self.gpt.dropout, seed=spec.seed, step=self.step, first=first) if self.gpt.dropout else None
-            jobs.append(
-                partial(
-                    self.workers[i].gradients,
-                    batch.inputs_BT[rows],
-                    batch.targets_BT[rows],
-                    charged,
-                    self.execution,
-                    dropout,
-                )
+        loss = torch.zeros((), device=self.device.name)
+        micro = self.execution.micro_batch
+        for inputs_BT, targets_BT in zip(batch.inputs_BT.split(micro), batch.targets_BT.split(micro), strict=True):
+            inputs_BT = inputs_BT.to(self.device.name, non_blocking=True)
+            targets_BT = targets_BT.to(self.device.name, non_blocking=True)
+            hidden_BTC = self.working.hidden(inputs_BT, dropout, recompute=self.execution.recompute)
+            micro_loss = head_loss(
+                hidden_BTC.flatten(0, 1),
+                self.working.head.weight,
+                targets_BT.flatten(),
+                charged=charged,
+                tokens=self.execution.loss_tokens,
             )
-        losses = self.crew(jobs)
-        for worker in self.workers:
-            worker.hand_over()
-        return torch.stack(losses).sum(), charged
+            micro_loss.backward()  # type: ignore[no-untyped-call]
+            loss += micro_loss.detach()
+        return loss, charged
+
+    def _hand_over(self, theirs: Tensor) -> None:
+        """Add a working copy's gradient to that of the weight it is a copy of, and let go of it."""
+        ours = self.copies[theirs]
+        assert theirs.grad is not None
+        if ours.grad is None:
+            ours.grad = theirs.grad.to(ours.dtype)
+        else:
+            ours.grad += theirs.grad
+        theirs.grad = None
 
     def _update(self, factor: float) -> None:
         """One step of every optimizer at `factor` times its peak learning rate."""
         resting = self.execution.optimizer_state == "bf16"
+        bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step]))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-
-        def update(number: int) -> None:
-            optimizer = self.optimizers[number]
             if resting:
                 widened(optimizer)
             optimizer.step()
             if resting:
-                bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step, number]))
                 narrowed(optimizer, bits)
             optimizer.zero_grad(set_to_none=True)
-
-        # The matrices' stacks come last and take longest: first, they are shared out best.
-        self.crew([partial(update, number) for number in reversed(range(len(self.optimizers)))])
 
     def snapshot(self) -> Snapshot:
         """A copy of the state as it stands."""
@@ -219,9 +226,7 @@ def restore(snapshot: Snapshot) -> GPT:
     return gpt
 
 
-def make_optimizers(
-    gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
 
     Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`. State that
