@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import attend
+from model.cache import KeyValueCache, Reach
 from model.spec import GPTSpec
 
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
@@ -52,6 +53,24 @@ class ClassicGPT(nn.Module):
             x_BTC = block(x_BTC)
         logits_BTV: Tensor = self.head(self.norm(x_BTC))
         return logits_BTV
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        x_BTC = self.tokens(ids_BT) + reach.of(self.positions.weight)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(self.norm(x_BTC[:, -1]))
+        return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
@@ -133,6 +152,15 @@ class _Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, bias=biases)
         self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
         self.mlp_out = nn.Linear(4 * width, width, bias=biases)
+
+    def extend(self, x_BTC: Tensor, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
+        return x_BTC + mlp_BTC
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         B, T, C = x_BTC.shape

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import attend
+from model.cache import KeyValueCache, Reach
 from model.classic import ACTIVATIONS
 from model.spec import GPTSpec
 
@@ -40,6 +41,26 @@ class ModernGPT(nn.Module):
             x_BTC = block(x_BTC, cosine_TD, sine_TD)
         logits_BTV: Tensor = self.head(norm(x_BTC))
         return logits_BTV
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        # A row's own positions stand for all its heads.
+        cosine, sine = (reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD"))
+        x_BTC = norm(self.tokens(ids_BT))
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, cosine, sine, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(norm(x_BTC[:, -1]))
+        return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
@@ -105,6 +126,21 @@ class _Block(nn.Module):
             nn.init.normal_(linear.weight, std=width**-0.5)
         for linear in (self.attention_out, self.mlp_out):
             nn.init.zeros_(linear.weight)  # each block begins as the identity
+
+    def extend(
+        self, x_BTC: Tensor, cosine: Tensor, sine: Tensor, cache: KeyValueCache, layer: int, reach: Reach
+    ) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        h_BTC = norm(x_BTC)
+        q_BTC, k_BTC, v_BTC = self.query(h_BTC), self.key(h_BTC), self.value(h_BTC)
+        # Queries and keys are turned and normalised alike, so in one go: as many heads again.
+        qk_BGTD = torch.cat((q_BTC, k_BTC), dim=-1).view(B, T, 2 * self.heads, C // self.heads).transpose(1, 2)
+        q_BHTD, k_BHTD = norm(rotate(qk_BGTD, cosine, sine)).chunk(2, dim=1)
+        v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
+        return x_BTC + mlp_BTC
 
     def forward(self, x_BTC: Tensor, cosine_TD: Tensor, sine_TD: Tensor) -> Tensor:
         B, T, C = x_BTC.shape
