@@ -118,8 +118,8 @@ def test_a_cache_gives_the_logits_of_reading_the_whole_window(spec: GPTSpec, len
             text.append(some_ids(1, seed + 7 * step + row)[0])
 
 
-# The two ways to compute a logit round differently, so about one draw in a million falls between them: the laws of equal
-# tokens are asked about the same cases every time.
+# The two ways to compute a logit round differently, so about one draw in 100,000 falls between them: the laws of
+# equal tokens are asked about the same cases every time.
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -364,24 +364,21 @@ def test_the_most_are_the_first_of_a_stable_sort(values: list[float], k: int) ->
     st.floats(0.05, 10),
     st.none() | st.integers(1, 45),
     st.none() | st.floats(0, 1, exclude_min=True),
-    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 2**32),
 )
-def test_a_draw_is_what_sorting_everything_gives(
-    values: list[float], temperature: float, top_k: int | None, top_p: float | None, u: float
+def test_the_winner_is_the_first_of_those_that_sorting_everything_lets_in(
+    values: list[float], temperature: float, top_k: int | None, top_p: float | None, seed: int
 ) -> None:
     logits_V = np.array(values, np.float32)
-    order = np.argsort(-logits_V, kind="stable")[:top_k]
-    shares = np.exp((logits_V[order].astype(np.float64) - logits_V.max()) / temperature)
+    let_in = np.argsort(-logits_V, kind="stable")[:top_k]
+    shares = np.exp((logits_V[let_in].astype(np.float64) - logits_V.max()) / temperature)
     if top_p is not None and top_p < 1:
         count = int(np.sum(np.cumsum(shares) < top_p * np.cumsum(shares)[-1])) + 1
-        order, shares = order[:count], shares[:count]
-    place = {int(token): float(share) for token, share in zip(order, shares, strict=True)}
-    chosen = draw(logits_V, SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p), u)
-    assert place[chosen] > 0
-    before = sum(share for token, share in place.items() if token < chosen)
-    total = sum(place.values())
-    assert before <= u * total * (1 + 1e-12) + 1e-300
-    assert u * total <= (before + place[chosen]) * (1 + 1e-12)
+        let_in, shares = let_in[:count], shares[:count]
+    waits = -np.log1p(-np.random.Generator(np.random.PCG64(seed)).random(len(values)))
+    first = min((waits[token] / share, token) for token, share in zip(let_in, shares, strict=True) if share > 0)
+    spec = SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p)
+    assert draw(logits_V, spec, np.random.Generator(np.random.PCG64(seed))) == first[1]
 
 
 @pytest.mark.parametrize("choices", [{}, {"top_k": None}, {"top_k": None, "top_p": 0.7}, {"top_k": 5}])
