@@ -13,6 +13,8 @@ from bard.errors import BardError
 from bard.home import home, prefect_environment, project_folder
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from flows.outcome import Outcome
     from storage.handles import Handle
 
@@ -238,18 +240,29 @@ def sample(
     ref: Ref,
     prompt: Annotated[str | None, typer.Option(help="What the text begins with. [default: a new line]")] = None,
     characters: Annotated[int, typer.Option(min=1)] = 500,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the fewest likeliest that have this share. [default: from all]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 1337,
+    count: Annotated[int, typer.Option(min=1, help="Texts, drawn together; the first is the one drawn alone.")] = 1,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Print as it comes. [default: one text on a terminal]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a model write."""
+    from time import perf_counter
+
+    from pydantic import ValidationError
+
     from model import device
     from model.folder import load_model
-    from model.sampling import SamplingSpec
+    from model.sampling import SamplingSpec, write
     from model.vocabulary import TOKENIZER_FILE, load
     from storage.handles import Model
-    from tasks.evaluation import continuation, opening
+    from tasks.evaluation import opening
 
     store, handle = found(ref)
     if not isinstance(handle, Model):
@@ -258,15 +271,39 @@ def sample(
         )
     if prompt == "":
         raise BardError("--prompt is empty, but a text begins with something; leave it out to begin with a new line")
+    if stream and count > 1 and not as_json:
+        raise BardError(
+            f"--stream prints one text as it comes, but --count {count} asks for several at once; leave one of them "
+            "out, or add --json, which says of each piece which text's it is"
+        )
+    try:
+        spec = SamplingSpec(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
+    except ValidationError as error:
+        raise BardError(refused(error)) from error
     folder, place = store.folder(handle), device.choose("f32")
-    spec = SamplingSpec(temperature=temperature, top_k=top_k or None, seed=seed)
     gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
     begin = prompt or opening(tokenizer)
-    text = continuation(gpt, tokenizer, begin, characters, spec, place)
+    as_it_comes = stream if stream is not None else count == 1 and not as_json and sys.stdout.isatty()
+
+    texts, tokens, started = [""] * count, 0, perf_counter()
+    writing = write(gpt, tokenizer, begin, characters, spec, place, rows=count)
+    if as_it_comes and not as_json:
+        print(begin, end="", flush=True)
+    for row, text in writing:
+        texts[row] += text
+        tokens += 1
+        if as_it_comes and text:
+            said = json.dumps({"row": row, "text": text}, ensure_ascii=False) + "\n" if as_json else text
+            print(said, end="", flush=True)
+    seconds = perf_counter() - started
+
+    speed = {"tokens": tokens, "seconds": round(seconds, 6), "tokens_per_second": round(tokens / seconds, 1)}
+    whole = {"model": handle.digest, "prompt": begin, "text": texts[0], "texts": texts, **spec.model_dump(), **speed}
     if as_json:
-        print_json({"model": handle.digest, "prompt": begin, "text": text, **spec.model_dump()})
-    else:
-        print(begin + text)
+        print(json.dumps(whole, ensure_ascii=False, indent=None if as_it_comes else 2))
+        return
+    print("" if as_it_comes else "\n---\n".join(begin + text for text in texts))
+    tell(f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:,.0f} tokens per second")
 
 
 @app.command()
@@ -341,6 +378,15 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def refused(error: "ValidationError") -> str:
+    """Each option of a spec that was refused in a line: what was given, what is expected, what it is for."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        option = "--" + str(mistake["loc"][0]).replace("_", "-")
+        lines.append(f"{option} {mistake['input']}: {mistake['msg'].lower()}; see bard sample --help")
+    return "\n".join(lines)
 
 
 def summary(outcome: "Outcome") -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attend
+from model.cache import KeyValueCache, Reach
 from model.dropout import Dropout
 from model.spec import GPTSpec
 
@@ -60,10 +61,29 @@ class ClassicGPT(nn.Module):
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         for i, block in enumerate(self.blocks):
-            masks = block.masks(x_BTC, dropout, i) if dropout else [None, None, None]
+            assert isinstance(block, _Block)
+            masks = block.masks(x_BTC, dropout, i) if dropout else [None] * 3
             x_BTC = checkpointed(block, recompute, x_BTC, *masks)
         normed_BTC: Tensor = self.norm(x_BTC)
         return normed_BTC
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        x_BTC = self.tokens(ids_BT) + reach.of(self.positions.weight)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(self.norm(x_BTC[:, -1]))
+        return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
@@ -146,6 +166,15 @@ class _Block(nn.Module):
         self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
         self.mlp_out = nn.Linear(4 * width, width, bias=biases)
 
+    def extend(self, x_BTC: Tensor, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
+        return x_BTC + mlp_BTC
+
     def masks(self, x_BTC: Tensor, dropout: Dropout, number: int) -> list[Tensor]:
         """Masks for the attention's weights, what attention adds, and what the MLP adds."""
         B, T, _ = x_BTC.shape
@@ -177,7 +206,7 @@ def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Te
     return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
 
 
-def checkpointed(block: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+def checkpointed(block: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
     """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
     if recompute:
         # Masks are inputs, so that no random state has to be put back.

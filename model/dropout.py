@@ -10,8 +10,8 @@ from torch import Tensor
 class Dropout:
     """The masks of one step. Each place in the model has a stream of its own, from which windows draw in order.
 
-    On a CPU the bits come from numpy's SFC64, eight elements a draw: torch's generator needs one draw an element on one core.
-    A share is so rounded to 256ths, and what is kept is scaled accordingly. Elsewhere the device draws.
+    On a CPU the bits come from numpy's SFC64, eight elements a draw: torch's generator needs one draw an element on one
+    core. A share is so rounded to 256ths, and what is kept is scaled accordingly. Elsewhere the device draws.
     """
 
     def __init__(self, share: float, *, seed: int, step: int) -> None:
@@ -19,9 +19,9 @@ class Dropout:
         self._streams: dict[str, np.random.Generator | torch.Generator] = {}
 
     def mask(self, place: str, x_B: Tensor) -> Tensor:
-        """Zeros where x is dropped and 1 / (1 - share) where it is kept, in x's shape and type, for the next windows."""
-        if x_B.device.type != "cpu":
-            drawn = torch.rand(x_B.shape, generator=self._device_stream(place, x_B.device), device=x_B.device)
+        """Zeros where x is dropped and 1 / (1 - share) where it is kept, in x's shape and type, for the next
+        windows.""" if x_B.device.type != "cpu": drawn = torch.rand(x_B.shape, generator=self._device_stream(place,
+        x_B.device), device=x_B.device)
             return (drawn >= self.share).to(x_B.dtype).mul_(1 / (1 - self.share))
         dropped = min(255, round(self.share * 256))
         each = math.prod(x_B.shape[1:])

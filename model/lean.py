@@ -8,26 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import beside_ones, exponentials, weighted, weighted_backward
+from model.attention import applied, beside_ones, exponentials, weighted, weighted_backward
 
 
 def inverse_norms(x: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(sum of squares + C epsilon) over the last axis, kept."""
     C = x.shape[-1]
     # Added to the norm and not to its square, epsilon weighs as much at zero, and nothing anywhere else in bf16.
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_((C * epsilon) ** 0.5).reciprocal_()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norms.add_((C * epsilon) ** 0.5).reciprocal_()
 
 
 class Turn:
     """Rotary positions: each pair (x_i, x_{i + D/2}) turned by its position's angle, clockwise as `nanochat` does.
 
-    The halves are swapped by a product, which is exact (its factors are 0, 1 and -1) and three times faster at D 32 than walking
-    strided halves.
+    The halves are swapped by a product, which is exact (its factors are 0, 1 and -1) and three times faster at D 32
+    than walking strided halves.
     """
 
     def __init__(self, cosine_TD: Tensor, sine_TD: Tensor) -> None:
         self.cosine_TD, self.sine_TD = cosine_TD, sine_TD
-        one = torch.eye(cosine_TD.shape[1] // 2, dtype=cosine_TD.dtype, device=cosine_TD.device)
+        one = torch.eye(cosine_TD.shape[-1] // 2, dtype=cosine_TD.dtype, device=cosine_TD.device)
         zero = torch.zeros_like(one)
         self.swap_DD = torch.cat((torch.cat((zero, -one), 1), torch.cat((one, zero), 1)))
 
@@ -78,8 +79,8 @@ class _Relu2Linear(torch.autograd.Function):
 class _RotaryAttention(torch.autograd.Function):
     """Attention of normalised, rotated queries and keys, from their joint projection.
 
-    After the norm |q k| / sqrt(D) is at most sqrt(D): exp needs no maximum subtracted, and the sums of the weights come from
-    the product with the values.
+    After the norm |q k| / sqrt(D) is at most sqrt(D): exp needs no maximum subtracted, and the sums of the weights come
+    from the product with the values.
     """
 
     @staticmethod
@@ -102,10 +103,10 @@ class _RotaryAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_BTC: Tensor) -> tuple[Tensor, None, None, None]:
-        *saved, turned_2BHTD, scale_2BHT1 = ctx.saved_tensors
+        mean_NTD, inverse_NT1, q_NTD, k_NTD, v_NTE, turned_2BHTD, scale_2BHT1 = ctx.saved_tensors
         _, B, H, T, D = turned_2BHTD.shape
         g_NTD = g_BTC.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
-        dqk_2NTD, dv_NTD = weighted_backward(g_NTD, *saved, exponentials)
+        dqk_2NTD, dv_NTD = weighted_backward(g_NTD, mean_NTD, inverse_NT1, q_NTD, k_NTD, v_NTE, exponentials)
         d_2BHTD = dqk_2NTD.view_as(turned_2BHTD)
         along_2BHT1 = (d_2BHTD * turned_2BHTD).sum(-1, keepdim=True).neg_()
         along_2BHT1[1] /= D
@@ -117,6 +118,17 @@ class _RotaryAttention(torch.autograd.Function):
         return grad_BTE, None, None, None
 
 
-rms_norm = _RMSNorm.apply
-relu2_linear = _Relu2Linear.apply
-rotary_attention = _RotaryAttention.apply
+def rms_norm(x: Tensor, epsilon: float) -> Tensor:
+    """x / rms(x) over the last axis."""
+    return applied(_RMSNorm, x, epsilon)
+
+
+def relu2_linear(a_NF: Tensor, w_CF: Tensor) -> Tensor:
+    """relu(a) squared, times w transposed: (N, C). Overwrites a."""
+    return applied(_Relu2Linear, a_NF, w_CF)
+
+
+def rotary_attention(qkv_BTE: Tensor, turn: Turn, heads: int, epsilon: float) -> Tensor:
+    """Causal attention (B, T, C) of turned and normalised queries and keys, from (B, T, 3 C) of queries, keys,
+    values."""
+    return applied(_RotaryAttention, qkv_BTE, turn, heads, epsilon)

@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import applied
 from model.batches import NOT_CHARGED
 
 
 def head_loss(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, *, charged: int, tokens: int) -> Tensor:
     """-log softmax(hidden head)[target], summed over the targets that are charged and divided by `charged`: f32, ().
 
-    Logits exist for `tokens` tokens at a time; gradients are computed with them, in the forward pass, so that a batch needs
-    tokens x V and not N x V (Wijmans et al. 2024 go further and never hold a whole row).
+    Logits exist for `tokens` tokens at a time; gradients are computed with them, in the forward pass, so that a batch
+    needs tokens x V and not N x V (Wijmans et al. 2024 go further and never hold a whole row).
     """
-    loss: Tensor = _HeadLoss.apply(hidden_NC, head_VC, targets_N, charged, tokens)  # type: ignore[no-untyped-call]
-    return loss
+    return applied(_HeadLoss, hidden_NC, head_VC, targets_N, charged, tokens)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import attend, lean
+from model.cache import KeyValueCache, Reach
 from model.classic import ACTIVATIONS, add_dropped, checkpointed
 from model.dropout import Dropout
 from model.lean import Turn, relu2_linear, rms_norm, rotary_attention
@@ -43,14 +44,34 @@ class ModernGPT(nn.Module):
         `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
         """
         T = ids_BT.shape[1]
-        x_BTC = norm(self.tokens(ids_BT).to(self.blocks[0].query.weight.dtype))
+        x_BTC = norm(self.tokens(ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
         for i, block in enumerate(self.blocks):
-            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None, None]
+            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
             x_BTC = checkpointed(block, recompute, x_BTC, turn, *masks)
         return norm(x_BTC)
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        # A row's own positions stand for all its heads.
+        turn = Turn(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        x_BTC = norm(self.tokens(ids_BT))
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, turn, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(norm(x_BTC[:, -1]))
+        return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
@@ -104,7 +125,11 @@ class _Block(nn.Module):
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.heads, self.activation = spec.heads, spec.activation
+        self.heads, self.squared_relu, self.activation = (
+            spec.heads,
+            spec.activation == "relu2",
+            ACTIVATIONS[spec.activation],
+        )
         width = spec.width
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -116,6 +141,19 @@ class _Block(nn.Module):
             nn.init.normal_(linear.weight, std=width**-0.5)
         for linear in (self.attention_out, self.mlp_out):
             nn.init.zeros_(linear.weight)  # each block begins as the identity
+
+    def extend(self, x_BTC: Tensor, turn: Turn, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        h_BTC = norm(x_BTC)
+        q_BTC, k_BTC, v_BTC = self.query(h_BTC), self.key(h_BTC), self.value(h_BTC)
+        # Queries and keys are turned and normalised alike, so in one go: as many heads again.
+        qk_BGTD = torch.cat((q_BTC, k_BTC), dim=-1).view(B, T, 2 * self.heads, C // self.heads).transpose(1, 2)
+        q_BHTD, k_BHTD = norm(turn.by(qk_BGTD)).chunk(2, dim=1)
+        v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
+        return x_BTC + mlp_BTC
 
     def forward(
         self,
@@ -132,7 +170,7 @@ class _Block(nn.Module):
         B, T, C = h_BTC.shape
         if lean(h_BTC):
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-            return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)  # type: ignore[no-any-return]
+            return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)
         shape = (B, T, self.heads, C // self.heads)
         q_BHTD = self.query(h_BTC).view(shape).transpose(1, 2)
         k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)
@@ -142,16 +180,16 @@ class _Block(nn.Module):
 
     def _mlp(self, h_BTC: Tensor) -> Tensor:
         a_BTF = self.mlp_in(h_BTC)
-        if lean(h_BTC) and self.activation == "relu2":
-            return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)  # type: ignore[no-any-return]
-        mlp_BTC: Tensor = self.mlp_out(ACTIVATIONS[self.activation](a_BTF))
+        if lean(h_BTC) and self.squared_relu:
+            return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)
+        mlp_BTC: Tensor = self.mlp_out(self.activation(a_BTF))
         return mlp_BTC
 
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, without weights."""
     if lean(x):
-        return rms_norm(x, EPSILON)  # type: ignore[no-any-return]
+        return rms_norm(x, EPSILON)
     return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
 
 

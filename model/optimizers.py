@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+# Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024,
+# https://kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
 # Matrices are orthogonalised in stacks of at most so many elements: 64 MB of products at a time.
@@ -16,10 +17,10 @@ STACKED = 2**23
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024): torch.optim.Muon's update, with equal shapes stacked into one product.
+    """Momentum, orthogonalised (Jordan et al. 2024): torch.optim.Muon's update, equal shapes stacked into one product.
 
-    torch's takes the matrices one by one, which for 18 matrices of 192 channels is half of a step; the update is the same up
-    to rounding (`tests/test_optimizers.py`). `precision` is of the products.
+    torch's takes the matrices one by one; the update is the same up to rounding (`tests/test_training.py`).
+    `precision` is of the products.
     """
 
     def __init__(

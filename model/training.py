@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bard.errors import BardError
 from model.batches import NOT_CHARGED, Batches, Tokens
@@ -97,8 +97,8 @@ def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
 class Training:
     """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at.
 
-    `gpt` holds the weights in f32. Where products are in bf16, a working copy of it computes, and each of its gradients is added
-    to that of `gpt` as soon as it is known.
+    `gpt` holds the weights in f32. Where products are in bf16, a working copy of it computes, and each of its gradients
+    is added to that of `gpt` as soon as it is known.
     """
 
     def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
@@ -109,7 +109,7 @@ class Training:
         pairs = zip(self.working.parameters(), self.gpt.parameters(), strict=True)
         self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
         for theirs in self.copies:
-            theirs.register_post_accumulate_grad_hook(self._hand_over)
+            theirs.register_post_accumulate_grad_hook(self._hand_over)  # type: ignore[no-untyped-call]
         self.optimizers = make_optimizers(self.gpt, spec, device, execution)
         self._load_optimizers(snapshot.optimizer)
 
@@ -150,9 +150,10 @@ class Training:
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch
-        for inputs_BT, targets_BT in zip(batch.inputs_BT.split(micro), batch.targets_BT.split(micro), strict=True):
-            inputs_BT = inputs_BT.to(self.device.name, non_blocking=True)
-            targets_BT = targets_BT.to(self.device.name, non_blocking=True)
+        for first in range(0, len(batch.inputs_BT), micro):
+            rows = slice(first, first + micro)
+            inputs_BT = batch.inputs_BT[rows].to(self.device.name, non_blocking=True)
+            targets_BT = batch.targets_BT[rows].to(self.device.name, non_blocking=True)
             hidden_BTC = self.working.hidden(inputs_BT, dropout, recompute=self.execution.recompute)
             micro_loss = head_loss(
                 hidden_BTC.flatten(0, 1),
@@ -165,7 +166,7 @@ class Training:
             loss += micro_loss.detach()
         return loss, charged
 
-    def _hand_over(self, theirs: Tensor) -> None:
+    def _hand_over(self, theirs: nn.Parameter) -> None:
         """Add a working copy's gradient to that of the weight it is a copy of, and let go of it."""
         ours = self.copies[theirs]
         assert theirs.grad is not None
@@ -229,8 +230,8 @@ def restore(snapshot: Snapshot) -> GPT:
 def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
 
-    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`. State that
-    rests in bf16 is widened for one optimizer at a time, so there each owns no more than a stack of matrices or a table.
+    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`.
+    State that rests in bf16 is widened for one optimizer at a time, so there each owns a stack of matrices or a table.
     """
     named = dict(gpt.named_parameters())
     matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
@@ -238,7 +239,6 @@ def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Exe
         matrices = set()
     rest = [p for n, p in named.items() if n not in matrices]
     tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
-    stacked = stacks(named[n] for n in sorted(matrices))
     apart = execution.optimizer_state == "bf16"
     decayed = [[p] for p in tables] if apart else [tables]
     optimizers: list[torch.optim.Optimizer] = [
@@ -251,16 +251,16 @@ def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Exe
         for parameters, decay in [*((p, spec.weight_decay) for p in decayed), (vectors, 0.0)]
         if parameters
     ]
-    for stack in stacked:
-        optimizers.append(
-            Muon(
-                [{"params": stack, "peak": spec.muon_learning_rate}],  # type: ignore[list-item]
-                lr=spec.muon_learning_rate,
-                weight_decay=spec.weight_decay,
-                momentum=0.95,
-                precision=device.dtype,
-            )
+    optimizers.extend(
+        Muon(
+            [{"params": stack, "peak": spec.muon_learning_rate}],  # type: ignore[list-item]
+            lr=spec.muon_learning_rate,
+            weight_decay=spec.weight_decay,
+            momentum=0.95,
+            precision=device.dtype,
         )
+        for stack in stacks(named[n] for n in sorted(matrices))
+    )
     return optimizers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -307,9 +308,58 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int] | npt.NDArray[np.integer]) -
     array = np.asarray(ids, np.int64)
     size = tokenizer.get_vocab_size()
     if array.size and not (array.min() >= 0 and array.max() < size):
-        wrong = array[(array < 0) | (array >= size)][0]
-        raise VocabularyError(f"token id {wrong} was given; this vocabulary's ids are 0 to {size - 1}.")
+        raise _no_such_id(tokenizer, int(array[(array < 0) | (array >= size)][0]))
     return tokenizer.decode(array.tolist(), skip_special_tokens=False)
+
+
+def _no_such_id(tokenizer: Tokenizer, token: int) -> VocabularyError:
+    return VocabularyError(
+        f"token id {token} was given; this vocabulary's ids are 0 to {tokenizer.get_vocab_size() - 1}."
+    )
+
+
+class TextStream:
+    """Token ids in, one by one; text out as soon as no later token can change it. All of it is `decode` of all ids.
+
+    What is held back is the beginning of a character, or, in a vocabulary with byte tokens, a run of these: the library
+    decodes such a run as a whole, to a U+FFFD for each of its bytes where they are not all whole characters. (Its own
+    `DecodeStream` gives the first characters of a run away, and raises where the rest turns out to be none.)
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._byte_of = _byte_of_sign() if isinstance(tokenizer.decoder, ByteLevelDecoder) else None
+        self._byte_tokens = frozenset(_BYTE_TOKENS if tokenizer.model.byte_fallback else ())
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._run: list[int] = []
+
+    @property
+    def at_least(self) -> int:
+        """Characters that what is held back will be, at the least, whatever follows."""
+        return -(-len(self._run) // 4)
+
+    def take(self, token: int) -> str:
+        """The text that is certain now and was not before this token; often none.
+
+        Raises `VocabularyError` on an id that the vocabulary does not have.
+        """
+        spelled = self._tokenizer.id_to_token(token) if token >= 0 else None
+        if spelled is None:
+            raise _no_such_id(self._tokenizer, token)
+        if self._byte_of is not None:
+            return self._utf8.decode(bytes(self._byte_of[sign] for sign in spelled))
+        self._run.append(token)
+        if spelled in self._byte_tokens:
+            return ""
+        return self._decode_run()
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows; the stream can begin anew."""
+        return self._utf8.decode(b"", final=True) + self._decode_run()
+
+    def _decode_run(self) -> str:
+        run, self._run = self._run, []
+        return decode(self._tokenizer, run)
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:

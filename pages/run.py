@@ -127,12 +127,13 @@ class CurvePoint(PageModel):
 
 
 class Sample(PageModel):
-    """What the model wrote (`text`, without the prompt) after `prompt`."""
+    """What the model wrote (`text`, without the prompt) after `prompt`, as row `row` of the texts of that seed."""
 
     prompt: str
     text: str
     temperature: Annotated[float, Field(ge=0)]
     seed: int
+    row: Count = 0
 
 
 class Cost(PageModel):

@@ -1,12 +1,9 @@
 """A model's score over a whole validation part, from the raw text, beside what needs no model at all."""
 
-import itertools
 import json
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tokenizers import Tokenizer
@@ -14,7 +11,7 @@ from tokenizers import Tokenizer
 from model import baselines, device
 from model.folder import load_model
 from model.gpt import GPT
-from model.sampling import SamplingSpec, sample
+from model.sampling import SamplingSpec, write
 from model.scoring import score
 from model.vocabulary import TOKENIZER_FILE, UnknownCharacter, decode, encode, load
 from pages.run import Baseline, Sample, Scores
@@ -48,10 +45,13 @@ class EvaluationSpec(BaseModel):
     )
     temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the likeliest token")
     top_k: int | None = Field(default=200, ge=1, description="draw from so many of the likeliest; null: from all")
-    sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of the first text; the next takes the next")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="draw from the fewest likeliest that have this share; null: from all"
+    )
+    sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of all texts; each is a row that draws apart")
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
     """Charge the model for every character of the validation part, in f32, and let it write."""
     folder, text = store().folder(model), store().folder(corpus)
@@ -72,7 +72,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         characters=survey["validation_characters"],
         bytes_utf8=survey["validation_bytes"],
     )
-    samples = [drawn(gpt, tokenizer, spec, number, place) for number in range(spec.samples)]
+    samples = drawn(gpt, tokenizer, spec, place) if spec.samples else []
     with store().draft() as draft:
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
@@ -109,12 +109,17 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
     return None
 
 
-def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, number: int, place: device.Device) -> Sample:
-    """The text that continues the prompt, cut at the asked length."""
-    sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, seed=spec.sample_seed + number)
+def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.Device) -> list[Sample]:
+    """The texts that continue the prompt, all drawn at once."""
+    sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, seed=spec.sample_seed)
     prompt = spec.prompt or opening(tokenizer)
-    text = continuation(gpt, tokenizer, prompt, spec.sample_characters, sampling, place)
-    return Sample(prompt=prompt, text=text, temperature=spec.temperature, seed=sampling.seed)
+    texts = [""] * spec.samples
+    for row, text in write(gpt, tokenizer, prompt, spec.sample_characters, sampling, place, rows=spec.samples):
+        texts[row] += text
+    return [
+        Sample(prompt=prompt, text=text, temperature=spec.temperature, seed=sampling.seed, row=row)
+        for row, text in enumerate(texts)
+    ]
 
 
 def opening(tokenizer: Tokenizer) -> str:
@@ -124,23 +129,6 @@ def opening(tokenizer: Tokenizer) -> str:
     except UnknownCharacter:
         return decode(tokenizer, [0])
     return "\n"
-
-
-def continuation(
-    gpt: GPT, tokenizer: Tokenizer, prompt: str, characters: int, spec: SamplingSpec, place: device.Device
-) -> str:
-    """What the model writes after `prompt`, `characters` long.
-
-    Bytes that make no character become U+FFFD. A token can be no more than a byte, so a few more are drawn than needed.
-    """
-    ids = next(encode(tokenizer, [prompt])).tolist()
-    tokens: Iterator[int] = sample(gpt, ids, spec, place)
-    written: list[int] = []
-    text = ""
-    while len(text) <= characters:
-        written += itertools.islice(tokens, characters - len(text) + 8)
-        text = decode(tokenizer, np.array(ids + written))[len(prompt) :]
-    return text[:characters]
 
 
 def scores_of(evaluation: Evaluation) -> Scores:

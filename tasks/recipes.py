@@ -126,7 +126,6 @@ RECIPES: dict[RecipeName, Recipe] = {
             training=TrainingSpec(
                 steps=5000,
                 batch=64,
-                accumulation=4,
                 optimizer="adamw",
                 learning_rate=3e-4,
                 weight_decay=0.01,

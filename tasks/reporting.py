@@ -1,5 +1,6 @@
 """The page about a run, put together from what lies in the store."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ PAGE = "page.json"
 HTML = "report.html"
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -54,7 +55,7 @@ def publish_report(
     return keep_page(page)
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
@@ -94,8 +95,13 @@ def page_of(report: Report) -> pages.RunPage:
 
 def evaluated_with(report: Report) -> EvaluationSpec:
     """The evaluation spec of the run that a report is about."""
-    settings = page_of(report).settings
-    return EvaluationSpec.model_validate({field: settings[field] for field in EvaluationSpec.model_fields})
+    return evaluation_spec(page_of(report).settings)
+
+
+def evaluation_spec(settings: Mapping[str, Any]) -> EvaluationSpec:
+    """The evaluation spec among a page's settings; an older page lacks the fields that came later."""
+    known = EvaluationSpec.model_fields.keys() & settings.keys()
+    return EvaluationSpec.model_validate({field: settings[field] for field in known})
 
 
 def html_of(report: Report) -> Path:

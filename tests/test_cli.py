@@ -152,12 +152,48 @@ def test_a_sample_is_the_same_for_the_same_seed_and_begins_with_the_prompt(bard:
     assert other.out != once.out
 
 
+def test_a_sample_on_its_way_is_the_sample_and_no_character_is_ever_broken(bard: Any) -> None:
+    # At this heat the bytes of the vocabulary come in runs, whole characters and none among them.
+    arguments = ("sample", "own/champion", "--characters", "200", "--temperature", "10", "--top-k", "0")
+    at_once, coming = bard(*arguments), bard(*arguments, "--stream")
+    assert at_once.out == coming.out and "\ufffd" in at_once.out
+    for said in (at_once, coming):
+        assert "tokens per second" in said.err
+    *pieces, last = [json.loads(line) for line in bard(*arguments, "--stream", "--json").out.splitlines()]
+    assert "".join(piece["text"] for piece in pieces) == last["text"] and len(last["text"]) == 200
+    assert last["prompt"] + last["text"] == at_once.out.removesuffix("\n")
+    assert last["tokens"] >= 200 and last["tokens_per_second"] > 0
+
+
+def test_texts_that_are_drawn_together_begin_with_the_one_that_is_drawn_alone(bard: Any) -> None:
+    arguments = ("sample", "own/champion", "--characters", "50", "--top-p", "0.95", "--json")
+    alone, three = (json.loads(bard(*arguments, "--count", count).out) for count in ("1", "3"))
+    assert alone["texts"] == [alone["text"]] == three["texts"][:1] and alone["top_p"] == 0.95
+    assert len(set(three["texts"])) == 3 and {len(text) for text in three["texts"]} == {50}
+    pieces = [json.loads(line) for line in bard(*arguments, "--count", "3", "--stream").out.splitlines()]
+    for row in range(3):
+        assert "".join(piece["text"] for piece in pieces[:-1] if piece["row"] == row) == three["texts"][row]
+    shown = bard(*arguments[:-1], "--count", "3").out
+    assert shown == "\n---\n".join(three["prompt"] + text for text in three["texts"]) + "\n"
+
+
+def test_an_evaluations_texts_are_those_that_bard_sample_draws(
+    bard: Any, trained: tuple[Path, dict[str, Any], str]
+) -> None:
+    drawn = json.loads(bard("sample", "own/champion", "--characters", "40", "--json").out)
+    assert drawn["text"] == trained[1]["sample"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("path", "own/chamion"), "own/champion"),
         (("show", "ffffffffffff"), "no object's digest begins with"),
         (("sample", "own/tiny"), "only a Model can write"),
+        (("sample", "own/champion", "--prompt", ""), "--prompt is empty"),
+        (("sample", "own/champion", "--top-p", "1.5"), "--top-p 1.5: input should be less than or equal to 1"),
+        (("sample", "own/champion", "--top-p", "0"), "--top-p 0.0: input should be greater than 0"),
+        (("sample", "own/champion", "--stream", "--count", "2"), "add --json"),
         (("train", "own", "--recipe", "tinny"), "did you mean tiny"),
         (("train", "own", "--set", "learning_rate"), "FIELD=VALUE"),
         (("train", "owm"), "own"),

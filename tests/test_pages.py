@@ -251,7 +251,7 @@ def test_the_page_shows_what_it_was_given() -> None:
         *("605,711", "1,790,111", "4,177", "543,878", "in 320 places, 0.52 %", "unwrap_lines 15,822 16,278 0"),
         *("1,234,567", "345,678 in embeddings", "2 min 41 s", "612 MiB", "38,120", "torch 2.13.0"),
         *("early_stop_after none", "compile false", "learning_rate changed 0.002", "1 changed for this run"),
-        *("temperature 0.8, seed 7", "Training stopped early", "6.5333 nats per token at step 20, after 10.0 s"),
+        *("temperature 0.8, seed 7, row 0", "Training stopped early", "6.5333 nats per token at step 20, after 10.0 s"),
         *("aaaaaaaa", "learn_vocabulary@1, 2026-11-22 12:01 UTC", "lower is better", "not measured in this run"),
     ):
         assert text in shown

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tasks.evaluation import EvaluationSpec
 from tasks.recipes import FIELDS, RECIPES, SPECS, Overrides, RecipeError, overrides_from, recipe
+from tasks.reporting import evaluation_spec
 
 
 def test_every_field_of_every_spec_has_one_flat_name() -> None:
@@ -58,6 +60,13 @@ def test_a_wrong_field_or_value_is_refused_with_the_legal_ones(given: dict[str, 
 def test_values_that_do_not_fit_together_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         recipe("small", overrides_from(given))
+
+
+def test_the_settings_of_a_page_that_knows_no_later_field_are_an_evaluation_spec() -> None:
+    settings = recipe("small", Overrides(samples=7)).settings()
+    assert evaluation_spec(settings) == EvaluationSpec(samples=7)
+    del settings["top_p"]
+    assert evaluation_spec(settings) == EvaluationSpec(samples=7)
 
 
 def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do() -> None:

@@ -1,4 +1,4 @@
-"""Laws of the score, and of the texts that are drawn."""
+"""Laws of the score."""
 
 import itertools
 import math
@@ -14,7 +14,6 @@ import model.scoring
 from model.batches import TooFewTokens
 from model.device import Device
 from model.gpt import GPT, build
-from model.sampling import SamplingSpec, sample
 from model.scoring import Score, score
 from model.spec import GPTSpec
 
@@ -111,59 +110,3 @@ def test_an_indifferent_model_pays_the_entropy_of_its_vocabulary() -> None:
 def test_nats_become_bits_per_unit() -> None:
     assert Score(nats=math.log(2) * 12, tokens=4).nats_per_token == pytest.approx(3 * math.log(2))
     assert Score(nats=math.log(2) * 12, tokens=4).bits_per(6) == pytest.approx(2)
-
-
-def drawn(gpt: GPT, spec: SamplingSpec, count: int = 30) -> list[int]:
-    """The first tokens after a prompt."""
-    return list(itertools.islice(sample(gpt, [1, 2, 3], spec, CPU), count))
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_the_same_seed_draws_the_same_text(spec: GPTSpec) -> None:
-    gpt = lively(spec)
-    torch.manual_seed(1)
-    first = drawn(gpt, SamplingSpec(seed=4))
-    torch.manual_seed(2)
-    assert drawn(gpt, SamplingSpec(seed=4)) == first
-    assert drawn(gpt, SamplingSpec(seed=5)) != first
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_temperature_zero_takes_the_likeliest_token(spec: GPTSpec) -> None:
-    gpt = lively(spec).eval()
-    ids = [1, 2, 3]
-    for _ in range(30):
-        with torch.no_grad():
-            ids.append(int(gpt(torch.tensor([ids[-spec.context :]]))[0, -1].argmax()))
-    assert drawn(gpt, SamplingSpec(temperature=0)) == ids[3:]
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("choices", [{"top_k": 1}, {"temperature": 1e-6, "top_k": None}])
-def test_one_choice_or_next_to_no_heat_takes_the_likeliest_token(spec: GPTSpec, choices: dict[str, float]) -> None:
-    gpt = lively(spec)
-    assert drawn(gpt, SamplingSpec.model_validate(choices)) == drawn(gpt, SamplingSpec(temperature=0))
-
-
-def test_of_equally_likely_tokens_one_choice_takes_the_first() -> None:
-    indifferent = build(SPECS[0], VOCABULARY)
-    assert drawn(indifferent, SamplingSpec(top_k=1), 5) == drawn(indifferent, SamplingSpec(temperature=0), 5) == [0] * 5
-
-
-def test_no_more_than_top_k_tokens_are_drawn_from() -> None:
-    indifferent = build(SPECS[0], VOCABULARY)
-    assert set(drawn(indifferent, SamplingSpec(top_k=3), 100)) == {0, 1, 2}
-    assert set(drawn(indifferent, SamplingSpec(top_k=None), 300)) == set(range(VOCABULARY))
-    assert set(drawn(indifferent, SamplingSpec(top_k=1000), 300)) == set(range(VOCABULARY))
-
-
-def test_tokens_are_drawn_in_the_shares_of_the_softmax_at_that_temperature() -> None:
-    gpt = lively(SPECS[0]).eval()
-    with torch.no_grad():
-        shares_V = (gpt(torch.tensor([[1, 2, 3]]))[0, -1] / 1.5).softmax(-1)
-    counts = np.zeros(VOCABULARY)
-    for seed in range(2000):
-        [first] = itertools.islice(sample(gpt, [1, 2, 3], SamplingSpec(temperature=1.5, seed=seed), CPU), 1)
-        counts[first] += 1
-    # 2,000 draws: a standard deviation is at most 0.011.
-    assert np.abs(counts / 2000 - shares_V.numpy()).max() < 0.05
