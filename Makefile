@@ -12,7 +12,7 @@ ifneq ($(wildcard ../shared/corpora),)
 export CORPORA_MIRROR ?= $(abspath ../shared/corpora)
 endif
 
-.PHONY: help train test lint up install clean
+.PHONY: help train plan test lint up install clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ help: ## list these commands
 
 train: .venv/installed ## corpus -> vocabulary -> shards -> GPT -> evaluation -> report -> champion
 	@.venv/bin/bard train $(CORPUS) --recipe $(RECIPE) $(foreach change,$(SET),--set $(change))
+
+plan: .venv/installed ## what such a training takes: memory by part, time, disk, and the same on rented graphics cards
+	@.venv/bin/bard plan $(CORPUS) --recipe $(RECIPE) $(foreach change,$(SET),--set $(change))
 
 up: .venv/installed ## server with UI, worker and all deployments; Ctrl-C stops all of it
 	@.venv/bin/bard up --port $(PORT)

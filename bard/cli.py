@@ -28,6 +28,15 @@ app.add_typer(corpora, name="corpus")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
 
+Fields = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="small, classic, lecture, bpe or tiny.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES", help="What training may take: 800MB, 2GiB, or free for what is free. [BARDFLOW_MEMORY_LIMIT]"
+    ),
+]
+
 DEFAULT_CORPUS = "tiny-shakespeare"
 FALLBACK_CORPUS = "synthetic"
 
@@ -46,14 +55,16 @@ def train(
     corpus: Annotated[
         str | None, typer.Argument(help=f"A name from `bard corpus list`. [default: {DEFAULT_CORPUS}]")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="small, classic, lecture, bpe or tiny.")] = "small",
-    set_: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")] = [],  # noqa: B006
+    recipe: RecipeOption = "small",
+    set_: Fields = [],  # noqa: B006
+    memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a GPT: corpus, vocabulary, shards, GPT, evaluation, report, champion."""
     prepare_prefect()
     from sources.download import FetchError
     from sources.spec import load_corpus
+    from tasks.planning import checked_limit
     from tasks.recipes import overrides_from
     from tasks.recipes import recipe as recipe_named
 
@@ -61,6 +72,7 @@ def train(
     overrides = overrides_from(dict(assignment(text) for text in set_))
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
+    checked_limit(memory_limit, chosen.training)
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -71,13 +83,13 @@ def train(
     unreachable: FetchError | None = None
     with server() as url, temporary_settings({PREFECT_API_URL: url}):
         try:
-            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides)
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides, memory_limit)
         except FetchError as error:
             if corpus is not None:
                 raise
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
-            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides)
+            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
         finally:
             # The last log lines and states are still on their way: let them arrive before the server goes.
             APILogHandler().flush()
@@ -85,6 +97,31 @@ def train(
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
     if unreachable is not None:
         tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")
+
+
+@app.command()
+def plan(
+    corpus: Annotated[str, typer.Argument(help="A name from `bard corpus list`.")] = DEFAULT_CORPUS,
+    recipe: RecipeOption = "small",
+    set_: Fields = [],  # noqa: B006
+    memory_limit: MemoryLimit = None,
+    price: Annotated[
+        list[str], typer.Option(metavar="CARD=DOLLARS", help="What an hour of a card of model/gpus.toml costs you.")
+    ] = [],  # noqa: B006
+    probe_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to try steps here, about; 0: not at all.")
+    ] = 15.0,
+    as_json: AsJson = False,
+) -> None:
+    """What a training will take: parameters, FLOPs, memory by part, time, disk, and the same on rented cards."""
+    prepare_prefect()
+    from bard.planning import foresee_run, table
+    from tasks.recipes import overrides_from
+    from tasks.recipes import recipe as recipe_named
+
+    chosen = recipe_named(recipe, overrides_from(dict(assignment(text) for text in set_)))
+    foreseen = foresee_run(corpus, chosen, memory_limit, dict(priced(text) for text in price), probe_seconds)
+    print(foreseen.model_dump_json(indent=2) if as_json else table(foreseen, chosen))
 
 
 @corpora.command("list")
@@ -387,6 +424,19 @@ def refused(error: "ValidationError") -> str:
         option = "--" + str(mistake["loc"][0]).replace("_", "-")
         lines.append(f"{option} {mistake['input']}: {mistake['msg'].lower()}; see bard sample --help")
     return "\n".join(lines)
+
+
+def priced(text: str) -> tuple[str, float]:
+    """`CARD=DOLLARS` read as a name and a number.
+
+    Raises:
+        BardError: it is not of this form.
+    """
+    name, equals, dollars = text.rpartition("=")
+    try:
+        return name, float(dollars if equals else "")
+    except ValueError as error:
+        raise BardError(f"--price {text} has no price; write --price CARD=DOLLARS, such as --price L4=0.71") from error
 
 
 def summary(outcome: "Outcome") -> str:

@@ -5,12 +5,14 @@ from prefect.states import Completed
 
 from bard.home import project_folder
 from flows.outcome import Outcome, outcome
+from model.plan import Plan
 from sources.spec import load_corpus
 from storage.handles import Checkpoint, TokenShards, Vocabulary
 from tasks.answers import Asking
 from tasks.champion import champion, crown, judge, note_text
 from tasks.corpus import clean_corpus, fetch_source
 from tasks.evaluation import evaluate_model, measure_baselines, unspellable
+from tasks.planning import checked_limit, plan_training
 from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from tasks.recipes import recipe as recipe_named
 from tasks.reporting import publish_report, show_in_prefect
@@ -26,7 +28,10 @@ from tasks.vocabulary import learn_vocabulary, tokenize_corpus
     validate_parameters=True,
 )
 def train_gpt(
-    corpus: str = "tiny-shakespeare", recipe: RecipeName = "small", overrides: Overrides = AS_THE_RECIPE_HAS_IT
+    corpus: str = "tiny-shakespeare",
+    recipe: RecipeName = "small",
+    overrides: Overrides = AS_THE_RECIPE_HAS_IT,
+    memory_limit: int | str | None = None,
 ) -> Outcome:
     """Train a GPT on a corpus by a recipe; what was answered before is not computed again.
 
@@ -34,19 +39,23 @@ def train_gpt(
         corpus: the name of a file in `corpora/`.
         recipe: what to train and how.
         overrides: fields of the recipe to change.
+        memory_limit: the most memory that training may take: bytes, a text such as 800MB or 2GiB, or free for what the
+            machine has free. It changes how a step is computed and not what, so no answer depends on it.
 
     Returns:
         What came out. The run's state says it in its message, and is named `Unchanged` where nothing had to be trained.
     """
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
+    checked_limit(memory_limit, chosen.training)
     with turn(corpus):
         ask = Asking()
         text = ask(clean_corpus, ask(fetch_source, spec), spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
+        plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
         shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
-        legs = train(ask, vocabulary, shards, chosen)
+        legs = train(ask, vocabulary, shards, chosen, plan)
         model = ask(export_model, best(legs), vocabulary, text)
 
         evaluation = ask(evaluate_model, model, text, chosen.evaluation)
@@ -65,12 +74,12 @@ def train_gpt(
     return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]
 
 
-def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe) -> list[Checkpoint]:
+def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan) -> list[Checkpoint]:
     """Leg after leg, until the last step or until the validation loss no longer falls."""
     checkpoint = ask(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
     legs: list[Checkpoint] = []
     for until in chosen.training.leg_ends():
-        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until)
+        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until, plan)
         legs.append(checkpoint)
         if is_hopeless(legs, chosen.training.patience):
             say(f"the validation loss no longer falls: stopping after step {until:,} of {chosen.training.steps:,}")

@@ -41,9 +41,9 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor | N
     return attended_BHTD.transpose(1, 2).reshape(B, T, H * D)
 
 
-def applied(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
+def applied(function: Any, *inputs: Any) -> Tensor:
     """`function.apply`, which torch leaves untyped."""
-    output: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    output: Tensor = function.apply(*inputs)
     return output
 
 
@@ -99,8 +99,7 @@ def weighted_backward(
     v_NTE: Tensor,
     weigh: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of q and k (2, N, T, D), and of v (N, T, D). The weights are computed again: their table would be T x
-    T.
+    """Gradients of q and k (2, N, T, D), and of v (N, T, D). The weights, a table of T x T, are computed again.
 
     With weights w, scores s and means m: ds = w / sum(w) * (g v - g m) (Dao et al. 2022, equation 4). The subtraction
     and the division are folded into the product: [g / sum, -g m / sum] times [v, 1]. The second term, rounded to bf16,

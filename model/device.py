@@ -59,14 +59,3 @@ def bf16_is_fast(name: str) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
-
-
-def peak_bytes(device: Device) -> int:
-    """The most memory this process has held: on CUDA the device's, elsewhere resident memory."""
-    if device.name == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -19,9 +19,9 @@ class Dropout:
         self._streams: dict[str, np.random.Generator | torch.Generator] = {}
 
     def mask(self, place: str, x_B: Tensor) -> Tensor:
-        """Zeros where x is dropped and 1 / (1 - share) where it is kept, in x's shape and type, for the next
-        windows.""" if x_B.device.type != "cpu": drawn = torch.rand(x_B.shape, generator=self._device_stream(place,
-        x_B.device), device=x_B.device)
+        """Zeros where x is dropped and 1 / (1 - share) elsewhere, in x's shape and type, for the next windows."""
+        if x_B.device.type != "cpu":
+            drawn = torch.rand(x_B.shape, generator=self._device_stream(place, x_B.device), device=x_B.device)
             return (drawn >= self.share).to(x_B.dtype).mul_(1 / (1 - self.share))
         dropped = min(255, round(self.share * 256))
         each = math.prod(x_B.shape[1:])

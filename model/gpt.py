@@ -23,8 +23,7 @@ def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
 
 
 def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
-    """A model that computes in `dtype`: blocks and the last norm are copies, to be copied again when the weights
-    change.
+    """A model that computes in `dtype`: blocks and last norm are copies, to be copied again when the weights change.
 
     Tables and the head are the very same parameters and stay in f32, because the gradient of a row is a sum over all of
     its token's occurrences. In f32 it is `gpt` itself.

@@ -129,6 +129,5 @@ def relu2_linear(a_NF: Tensor, w_CF: Tensor) -> Tensor:
 
 
 def rotary_attention(qkv_BTE: Tensor, turn: Turn, heads: int, epsilon: float) -> Tensor:
-    """Causal attention (B, T, C) of turned and normalised queries and keys, from (B, T, 3 C) of queries, keys,
-    values."""
+    """Causal attention (B, T, C) of turned and normalised queries and keys, from a joint projection (B, T, 3 C)."""
     return applied(_RotaryAttention, qkv_BTE, turn, heads, epsilon)

@@ -72,7 +72,7 @@ def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def orthogonalised(stack_NRC: Tensor) -> Tensor:
     """Each wide matrix with all of its singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
-    x = stack_NRC / torch.linalg.vector_norm(stack_NRC, dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    x: Tensor = stack_NRC / torch.linalg.vector_norm(stack_NRC, dim=(1, 2), keepdim=True).clamp_min(1e-7)
     a, b, c = QUINTIC
     for _ in range(QUINTIC_STEPS):
         gram = torch.bmm(x, x.transpose(1, 2))

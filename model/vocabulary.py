@@ -128,6 +128,20 @@ class VocabularySpec(BaseModel):
         return self
 
 
+def expected_size(spec: VocabularySpec, *, distinct: int, unseen: bool) -> int:
+    """The tokens of a vocabulary before it is learned, exactly for "char"; a bpe one has at most these.
+
+    `distinct` counts the training part's distinct characters; `unseen` says whether the validation part has others.
+    """
+    if spec.size is not None:
+        return spec.size
+    return distinct + (_BYTES if _spelled_in_bytes(spec, unseen) else 0)
+
+
+def _spelled_in_bytes(spec: VocabularySpec, unseen: bool) -> bool:
+    return spec.byte_fallback == "always" or (spec.byte_fallback == "auto" and unseen)
+
+
 def learn(pieces: Callable[[], Iterable[str]], spec: VocabularySpec, *, characters: int, unseen: bool) -> Tokenizer:
     """Learns a vocabulary from the training text; the same text and spec give the same `tokenizer.json`, byte for byte.
 
@@ -147,8 +161,7 @@ def learn(pieces: Callable[[], Iterable[str]], spec: VocabularySpec, *, characte
         distinct.update(piece)
     alphabet = sorted(distinct)
     if spec.kind == "char":
-        spell = spec.byte_fallback == "always" or (spec.byte_fallback == "auto" and unseen)
-        return _of_characters(alphabet) if not spell else _with_bytes(alphabet, [])
+        return _with_bytes(alphabet, []) if _spelled_in_bytes(spec, unseen) else _of_characters(alphabet)
     return _learn_characters(pieces, spec, characters, alphabet)
 
 

@@ -137,11 +137,17 @@ class Sample(PageModel):
 
 
 class Cost(PageModel):
-    """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one."""
+    """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one.
+
+    `peak_of` says whether the peak is a training leg's, or the process's whole life's where a system can not tell them
+    apart. `planned_peak_bytes` is what was foreseen before the start, None on pages from before there were plans.
+    """
 
     train_seconds: Seconds
     tokens_per_second: Annotated[float, Field(ge=0)]
     peak_bytes: Count
+    peak_of: Literal["leg", "process"] = "process"
+    planned_peak_bytes: Count | None = None
     device: str
     precision: str
     threads: Count
@@ -209,6 +215,7 @@ def render(page: RunPage) -> str:
         remarks=_remarks(page),
         rows=_score_rows(page),
         curve=_curve_view(page),
+        planned=_planned(page.cost),
     )
 
 
@@ -225,6 +232,7 @@ def markdown(page: RunPage, report: Path) -> str:
         ("parameters", wording.grouped(page.model.parameters)),
         ("training time", wording.span(page.cost.train_seconds)),
         ("peak memory", wording.memory(page.cost.peak_bytes)),
+        *(("planned peak memory", text) for text in _planned(page.cost)),
     ]
     rows = [
         (
@@ -359,6 +367,16 @@ def _curve_view(page: RunPage) -> _CurveView | None:
     )
     best = next(point for point in validated if point.step == page.best_step)
     return _CurveView(wide, narrow, best, averaged, validated)
+
+
+def _planned(cost: Cost) -> tuple[str, ...]:
+    """The planned peak and its error against the measured one; empty where there was no plan."""
+    if cost.planned_peak_bytes is None or not cost.peak_bytes:
+        return ()
+    error = 100 * (cost.planned_peak_bytes / cost.peak_bytes - 1)
+    sign = f"{error:+.1f}".replace("-", "\N{MINUS SIGN}")
+    whole = " (measured over the whole process)" if cost.peak_of == "process" else ""
+    return (f"{wording.memory(cost.planned_peak_bytes)}, {sign} % of the measured{whole}",)
 
 
 def _verdict_name(verdict: Verdict) -> str:

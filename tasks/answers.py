@@ -16,6 +16,7 @@ from storage.handles import Handle
 from storage.lineage import spell
 from storage.refs import Refs
 from storage.store import Origin, Store
+from tasks.caching import SameQuestion
 from tasks.saying import say
 
 P = ParamSpec("P")
@@ -73,9 +74,13 @@ def origin(**measured: Any) -> Origin:
     context = TaskRunContext.get()
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
+    policy = context.task.cache_policy
+    circumstances = policy.circumstances if isinstance(policy, SameQuestion) else ()
     handles: dict[str, str] = {}
     others: dict[str, Any] = {}
     for name, value in context.parameters.items():
+        if name in circumstances:
+            continue
         match value:
             case Handle():
                 handles[name] = spell(value)

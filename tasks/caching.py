@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect.cache_policies import CachePolicy
@@ -9,19 +10,32 @@ from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
 
+@dataclass
 class SameQuestion(CachePolicy):
     """A key from the task's name and version and from its inputs, and from nothing else.
 
     Prefect's own `INPUTS` leaves out the name, so that two tasks with equal inputs would serve each other's answers.
+    `circumstances` are the arguments that say how to compute and not what, such as a memory limit: an answer that was
+    computed under others is the answer all the same.
     """
+
+    circumstances: tuple[str, ...] = ()
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
         """`<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
         task = task_ctx.task
-        asked = json.dumps({name: spelled(value) for name, value in inputs.items()}, sort_keys=True, allow_nan=False)
+        asked = json.dumps(
+            {name: spelled(value) for name, value in inputs.items() if name not in self.circumstances},
+            sort_keys=True,
+            allow_nan=False,
+        )
         return f"{task.name}-{task.version}-{hashlib.sha256(asked.encode()).hexdigest()}"
+
+    def apart_from(self, *arguments: str) -> "SameQuestion":
+        """The same policy for a task that takes these arguments as circumstances."""
+        return replace(self, circumstances=arguments)
 
 
 def spelled(value: Any) -> Any:

@@ -184,11 +184,13 @@ def cost(legs: list[Checkpoint]) -> pages.Cost:
     """What the legs took together; device and software are the last leg's."""
     measured: list[dict[str, Any]] = [store().origin(leg).measured for leg in legs]
     seconds = sum(m["train_seconds"] for m in measured)
-    last = measured[-1]
+    last, highest = measured[-1], max(measured, key=lambda m: m["peak_bytes"])
     return pages.Cost(
         train_seconds=seconds,
         tokens_per_second=sum(m["tokens"] for m in measured) / seconds,
-        peak_bytes=max(m["peak_bytes"] for m in measured),
+        peak_bytes=highest["peak_bytes"],
+        peak_of=highest["peak_of"],
+        planned_peak_bytes=highest["planned_peak_bytes"],
         device=last["device"],
         precision=last["precision"],
         threads=last["threads"],

@@ -10,8 +10,10 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from model import device as devices
+from model import memory
 from model.folder import load_snapshot, save_model, save_snapshot
 from model.gpt import count_parameters
+from model.plan import Plan
 from model.scoring import score
 from model.spec import GPTSpec
 from model.training import Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
@@ -46,11 +48,15 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
         return store().keep(draft, Checkpoint, {"step": 0}, origin())
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
-def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int) -> Checkpoint:
-    """Train from the checkpoint until so many steps have been taken in all, then score the validation part."""
+@task(version="2", cache_policy=SAME_QUESTION.apart_from("plan"))
+def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
+    """Train from the checkpoint until so many steps have been taken in all, then score the validation part.
+
+    The plan says how a step is computed, not what, so a leg that was computed under another plan is the answer too.
+    """
     device = devices.choose(spec.precision)
-    training = Training(load_snapshot(store().folder(checkpoint)), spec, device)
+    of_this_leg = memory.forget_peak(device)
+    training = Training(load_snapshot(store().folder(checkpoint)), spec, device, plan.execution)
     train = read_shards(store().folder(shards), "train")
     validation = read_shards(store().folder(shards), "validation")[: spec.validation_tokens]
 
@@ -87,7 +93,10 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
             "seconds": seconds,
             "train_seconds": trained,
             "tokens": tokens,
-            "peak_bytes": devices.peak_bytes(device),
+            "peak_bytes": memory.peak_bytes(device),
+            "peak_of": "leg" if of_this_leg else "process",
+            "planned_peak_bytes": plan.peak.total,
+            "execution": plan.execution.model_dump(),
             "device": device.name,
             "precision": device.precision,
             "threads": torch.get_num_threads(),

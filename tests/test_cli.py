@@ -197,6 +197,11 @@ def test_an_evaluations_texts_are_those_that_bard_sample_draws(
         (("train", "own", "--recipe", "tinny"), "did you mean tiny"),
         (("train", "own", "--set", "learning_rate"), "FIELD=VALUE"),
         (("train", "owm"), "own"),
+        (("train", "own", "--memory-limit", "lots"), "800MB or 2GiB, or free"),
+        (("plan", "own", "--memory-limit", "1MB"), "the least that would do"),
+        (("plan", "owm"), "own"),
+        (("plan", "own", "--price", "L4"), "CARD=DOLLARS"),
+        (("plan", "own", "--price", "H9=1"), "T4, L4"),
         (("corpus", "add", "own", "--from", "texts/own.txt"), "exists already"),
         (("corpus", "add", "more", "--from", "texts/none.txt"), "none.txt"),
         (("corpus", "add", "More!", "--from", "texts/own.txt"), "a-z"),
@@ -207,6 +212,32 @@ def test_a_mistake_is_answered_with_what_to_do(bard: Any, arguments: tuple[str, 
     assert answer.code == 1
     assert said in answer.err and "Traceback" not in answer.err
     assert answer.out == ""
+
+
+def test_a_plan_says_whether_it_fits_how_long_it_takes_and_whether_the_cloud_is_worth_it(bard: Any) -> None:
+    arguments = ("plan", "own", "--recipe", "tiny", "--probe-seconds", "1", "--price", "L4=9.5")
+    said = bard(*arguments)
+    assert said.code == 0, said.err
+    for word in ("parameters", "FLOPs", "disk", "peak memory", "activations", "s a step", "H100", "9.50", "worth it?"):
+        assert word in said.out, word
+    foreseen = json.loads(bard(*arguments, "--json").out)
+    assert foreseen["peak_bytes"] == sum(foreseen["plan"]["moments"][foreseen["moment"]].values())
+    assert foreseen["training_seconds"] == pytest.approx(60 * foreseen["step_seconds"])
+    assert foreseen["checkpoints"] == 4
+
+
+def test_a_plan_has_the_vocabulary_that_training_learns(bard: Any, trained: tuple[Path, dict[str, Any], str]) -> None:
+    facts = json.loads(bard("show", trained[1]["model"][:8], "--json").out)["facts"]
+    settings = [word for text in SETTINGS for word in ("--set", text)]
+    arguments = ("plan", "own", "--recipe", "tiny", *settings, "--probe-seconds", "0", "--json")
+    known = json.loads(bard(*arguments).out)
+    (trained[0] / "corpora" / "twin.toml").write_text((trained[0] / "corpora" / "own.toml").read_text())
+    looked_at = json.loads(bard("plan", "twin", *arguments[2:]).out)
+    (trained[0] / "corpora" / "twin.toml").unlink()
+    for foreseen in (known, looked_at):
+        assert foreseen["vocabulary_size"] == facts["vocabulary_size"]
+        assert sum(foreseen["parameters"].values()) == facts["parameters"]
+        assert foreseen["step_seconds"] is None and "not known without a probe" in foreseen["verdict"]
 
 
 def test_a_local_text_is_added_looked_at_and_listed(bard: Any, trained: tuple[Path, dict[str, Any], str]) -> None:

@@ -2,17 +2,21 @@
 
 import ast
 import importlib
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prefect import Flow, Task
 from pydantic import BaseModel
 
 from storage.handles import Corpus, Vocabulary
-from tasks.caching import SameQuestion, spelled
+from tasks.caching import SAME_QUESTION, SameQuestion, spelled
+from tasks.vocabulary import learn_vocabulary
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ROOMS = ("flows", "tasks", "model", "storage", "sources", "pages", "bard")
@@ -98,8 +102,29 @@ def test_every_task_has_a_version_and_a_policy_of_ours() -> None:
     for name, task in tasks.items():
         assert isinstance(task, Task)
         assert task.version, name
-        # Fetching is the one thing that is asked each time: only the source knows whether it changed.
-        assert isinstance(task.cache_policy, SameQuestion) == (name != "fetch_source"), name
+        # Asked each time: only the source knows whether it changed, and only the machine what it has free.
+        assert isinstance(task.cache_policy, SameQuestion) == (name not in ("fetch_source", "plan_training")), name
+
+
+def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
+    left_out = {}
+    for name, task in members("tasks", Task).items():
+        assert isinstance(task, Task)
+        if isinstance(task.cache_policy, SameQuestion):
+            assert set(task.cache_policy.circumstances) <= set(inspect.signature(task.fn).parameters), name
+            left_out[name] = task.cache_policy.circumstances
+    assert {name: arguments for name, arguments in left_out.items() if arguments} == {"train_leg": ("plan",)}
+
+
+def test_a_circumstance_is_in_no_key_and_everything_else_is() -> None:
+    def key(policy: SameQuestion, **inputs: Any) -> str | None:
+        return policy.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {})  # type: ignore[arg-type]
+
+    policy = SAME_QUESTION.apart_from("threads")
+    assert key(policy, seed=1, threads=2) == key(policy, seed=1, threads=3) == key(SAME_QUESTION, seed=1)
+    assert key(policy, seed=1, threads=2) != key(policy, seed=2, threads=2)
+    assert key(policy, seed=1, threads={2}) == key(policy, seed=1, threads=2), "what is left out needs no spelling"
+    assert SAME_QUESTION.circumstances == ()
 
 
 def test_every_flow_is_deployed() -> None:

@@ -478,3 +478,23 @@ def test_a_rival_without_a_score_is_refused() -> None:
 )
 def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("planned", "of", "said"),
+    [
+        (634_000_000, "leg", "605 MiB, \N{MINUS SIGN}1.2 % of the measured"),
+        (706 * 2**20, "process", "706 MiB, +15.4 % of the measured (measured over the whole process)"),
+    ],
+)
+def test_the_planned_peak_stands_beside_the_measured_with_the_error(planned: int, of: Any, said: str) -> None:
+    page = a_page()
+    page = page.model_copy(update={"cost": page.cost.model_copy(update={"planned_peak_bytes": planned, "peak_of": of})})
+    assert "612 MiB" in render(page) and said in render(page)
+    assert f"| planned peak memory | {said} |" in markdown(page, REPORT)
+
+
+def test_a_page_from_before_there_were_plans_has_no_planned_peak() -> None:
+    page = a_page()
+    assert page.cost.planned_peak_bytes is None
+    assert "planned" not in render(page) and "planned" not in markdown(page, REPORT)

@@ -12,10 +12,13 @@ from flows.evaluate_gpt import evaluate_gpt
 from flows.outcome import Outcome
 from flows.refresh_corpora import refresh_corpora
 from flows.train_gpt import train_gpt
+from model.memory import BadLimit
+from model.plan import TooLittleMemory
 from sources.spec import CorpusError
-from storage.handles import KINDS
+from storage.handles import KINDS, Report
 from tasks.answers import refs, store
 from tasks.recipes import Overrides, RecipeError
+from tasks.reporting import page_of
 from tasks.vocabulary import tokenize_corpus
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
@@ -32,6 +35,10 @@ def answers(project: Path) -> Iterator[None]:
 
 def run(**changes: object) -> Outcome:
     return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+
+
+def limited(memory_limit: int | str) -> Outcome:
+    return train_gpt("own", "tiny", Overrides.model_validate(QUICK), memory_limit)
 
 
 def ran(task: Callable[[], object], caplog: pytest.LogCaptureFixture) -> dict[str, str]:
@@ -93,6 +100,45 @@ def test_another_learning_rate_trains_on_the_same_shards(caplog: pytest.LogCaptu
     for task in ("clean_corpus", "learn_vocabulary", "tokenize_corpus", "begin_training"):
         assert did[task] == "cached", task
     assert did["train_leg"] == "done"
+
+
+def test_another_memory_limit_trains_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    first = run()
+    did = ran(lambda: limited("8GB"), caplog)
+    assert did["train_leg"] == "cached"
+    assert limited(8 * 10**9).model == first.model
+
+
+def test_a_limit_is_kept_and_the_report_has_the_plan_beside_what_was_measured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outcome = limited("8GB")
+    (leg, *_) = [h for h in store().handles() if h.kind == "checkpoint" and store().facts(h)["step"] == 4]
+    measured = store().origin(leg).measured
+    assert 0 < measured["planned_peak_bytes"] < 8 * 10**9
+    assert measured["execution"]["micro_batch"] >= 1
+    assert "plan" not in store().origin(leg).spec
+    cost = page_of(Report(digest=Path(outcome.report).parent.name)).cost
+    assert cost.planned_peak_bytes == measured["planned_peak_bytes"]
+    assert "planned peak memory" in Path(outcome.report).read_text(encoding="utf-8")
+    assert any(line.startswith("plan: peak ") for line in caplog.messages)
+
+
+def test_the_limit_can_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_MEMORY_LIMIT", "1MB")
+    with pytest.raises(TooLittleMemory, match="the least that would do"):
+        run()
+    run_within = limited("8GB")  # an argument of its own wins
+    assert run_within.trained
+
+
+def test_too_small_a_limit_is_refused_before_training(project: Path) -> None:
+    with pytest.raises(BadLimit, match="800MB"):
+        limited("plenty")
+    assert not (project / "home" / "objects").exists()
+    with pytest.raises(TooLittleMemory, match="the least that would do"):
+        limited("1MB")
+    assert not [h for h in store().handles() if h.kind == "checkpoint"]
 
 
 def test_a_new_version_of_tokenize_does_not_refetch(caplog: pytest.LogCaptureFixture) -> None:

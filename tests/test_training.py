@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from model.batches import NOT_CHARGED, Batches, TooFewTokens
-from model.device import Device, NoSuchDevice, bf16_is_fast, choose, peak_bytes
+from model.device import Device, NoSuchDevice, bf16_is_fast, choose
 from model.folder import load_snapshot, save_snapshot
 from model.scoring import score
 from model.spec import GPTSpec
@@ -342,11 +342,6 @@ def test_the_device_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto") == Device("cpu", "bf16" if bf16_is_fast("cpu") else "f32")
 
 
-def test_peak_memory_covers_what_was_held() -> None:
-    held = np.ones(50_000_000, np.uint8)
-    assert peak_bytes(CPU) > held.nbytes
-
-
 @needs_cuda
 def test_a_graphics_card_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BARDFLOW_DEVICE", raising=False)
@@ -365,7 +360,6 @@ def test_a_step_on_a_graphics_card_is_a_step_on_a_cpu(gpt: GPTSpec, optimizer: A
     }
     assert losses[Device("cuda", "f32")] == pytest.approx(losses[CPU], rel=1e-2)
     assert losses[Device("cuda", "bf16")] == pytest.approx(losses[CPU], rel=5e-2)
-    assert peak_bytes(Device("cuda", "f32")) > 0
 
 
 @needs_cuda

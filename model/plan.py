@@ -1,0 +1,273 @@
+"""What a training will take before it is started: parameters, arithmetic, memory by part, disk. Pure arithmetic.
+
+The formulas follow what `model.training` and its neighbours hold at each moment; `benchmarks/memory_plan.py` measures
+how well. Shapes as in `model.gpt`: B windows of a micro-batch, T context, C width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bard.errors import BardError
+from model.execution import Execution
+from model.spec import GPTSpec
+from model.training import TrainingSpec
+
+# A plan is kept this much below a limit: it is within 10 % of what is measured, mostly within 3.
+MARGIN = 0.04
+
+
+class TooLittleMemory(BardError):
+    """No way to compute a step fits into the limit."""
+
+
+class Parameters(BaseModel):
+    """Counts of parameters: tables indexed by vocabulary or position (a tied table counts once), and all the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding: int
+    body: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embedding + self.body
+
+
+class Machine(BaseModel):
+    """Where a training is planned to run. `base` is what the process holds before it: the interpreter and libraries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["cpu", "cuda", "mps"]
+    precision: Literal["f32", "bf16"]
+    base: int
+
+
+class Parts(BaseModel):
+    """Bytes held at one moment, by what they are for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.model_dump().values())
+
+
+class Plan(BaseModel):
+    """How a training is to be computed, and the bytes that it then holds at each of its moments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    execution: Execution
+    machine: Machine
+    moments: dict[str, Parts]
+
+    @property
+    def moment(self) -> str:
+        """When the peak is reached."""
+        return max(self.moments, key=lambda name: self.moments[name].total)
+
+    @property
+    def peak(self) -> Parts:
+        """The peak by part."""
+        return self.moments[self.moment]
+
+
+def parameters(gpt: GPTSpec, vocabulary_size: int) -> Parameters:
+    """The parameters of `model.gpt.build(gpt, vocabulary_size)`, without building it."""
+    C, table = gpt.width, vocabulary_size * gpt.width
+    if gpt.architecture == "modern":
+        return Parameters(embedding=2 * table, body=gpt.layers * 12 * C * C)
+    norm = 2 * C if gpt.biases else C
+    block = 12 * C * C + (9 * C if gpt.biases else 0) + 2 * norm
+    return Parameters(embedding=(1 if gpt.tied else 2) * table + gpt.context * C, body=gpt.layers * block + norm)
+
+
+def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
+    """Floating-point operations of matrix products to train on a token: 6 N + 12 L C T.
+
+    PaLM's convention (Chowdhery et al. 2022, appendix B), which nanoGPT's `estimate_mfu` follows too: 2 N forward and
+    4 N backward, where N leaves out what is only looked up; attention's products over the whole context, though half of
+    it is masked. What is computed twice to save memory does not count.
+    """
+    counted = parameters(gpt, vocabulary_size).total
+    if gpt.architecture == "classic":
+        counted -= gpt.context * gpt.width
+    if not gpt.tied:
+        counted -= vocabulary_size * gpt.width
+    return 6 * counted + 12 * gpt.layers * gpt.width * gpt.context
+
+
+def flops_per_step(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec) -> int:
+    """Floating-point operations of one optimizer step."""
+    return flops_per_token(gpt, vocabulary_size) * training.batch * gpt.context
+
+
+def checkpoint_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
+    """A checkpoint on disk: weights in f32 (a tied table stands there twice) and the optimizer's state."""
+    weights = 4 * parameters(gpt, vocabulary_size).total
+    if gpt.tied:
+        weights += 4 * vocabulary_size * gpt.width
+    return weights + optimizer_bytes(gpt, vocabulary_size, training, execution)
+
+
+def disk_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
+    """All checkpoints of a run that goes to its last step: the first weights, and one for each leg."""
+    one = checkpoint_bytes(gpt, vocabulary_size, training, execution)
+    begun = one - optimizer_bytes(gpt, vocabulary_size, training, execution)
+    return begun + len(training.leg_ends()) * one
+
+
+def optimizer_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
+    """What the optimizer remembers: AdamW two numbers a parameter, Muon one for each of the blocks' matrices."""
+    numbers = 2 * parameters(gpt, vocabulary_size).total
+    if training.optimizer == "muon":
+        numbers -= block_matrices(gpt)
+    return numbers * (4 if execution.optimizer_state == "f32" else 2)
+
+
+def block_matrices(gpt: GPTSpec) -> int:
+    """Numbers in the blocks' matrices."""
+    return gpt.layers * 12 * gpt.width**2
+
+
+# Tokens in a micro-batch beyond which a step gets no faster.
+FAST_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
+# Logits that exist at once where nothing is said: 32 MiB in f32.
+FAST_LOGITS = 2**23
+LEAST_LOSS_TOKENS = 128
+
+
+def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine) -> Execution:
+    """The execution where memory is no matter: the fastest, and of equally fast ones the one that takes least."""
+    steps = math.ceil(training.batch * gpt.context / FAST_TOKENS[machine.device])
+    loss_tokens = min(FAST_TOKENS[machine.device], max(LEAST_LOSS_TOKENS, FAST_LOGITS // vocabulary_size))
+    return Execution(micro_batch=math.ceil(training.batch / steps), loss_tokens=loss_tokens)
+
+
+def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine, limit: int | None) -> Plan:
+    """The fastest execution whose planned peak stays below the limit in bytes; without a limit, the fastest.
+
+    Raises:
+        TooLittleMemory: none does; the message names the least limit that would do.
+    """
+    fastest = unlimited(gpt, vocabulary_size, training, machine)
+    if limit is None:
+        return foresee(gpt, vocabulary_size, training, fastest, machine)
+    plans = [foresee(gpt, vocabulary_size, training, e, machine) for e in economies(fastest)]
+    fitting = [plan for plan in plans if needed(plan) <= limit]
+    if not fitting:
+        least = min(plans, key=needed)
+        raise TooLittleMemory(
+            f"memory_limit is {limit:,} bytes, but the least that would do for this training is {needed(least):,} "
+            f"({least.peak.base:,} of them the program itself): give that much, or a smaller model; without a limit it "
+            f"takes {needed(plans[0]):,}"
+        )
+    return min(fitting, key=lambda plan: slowness(plan.execution, gpt, fastest))
+
+
+def needed(plan: Plan) -> int:
+    """The least limit that a plan fits into."""
+    return math.ceil(plan.peak.total * (1 + MARGIN))
+
+
+def economies(fastest: Execution) -> Iterator[Execution]:
+    """The fastest execution, and the ways to do the same in less memory."""
+    micro_batches = [fastest.micro_batch]
+    while micro_batches[-1] > 1:
+        micro_batches.append(math.ceil(micro_batches[-1] / 2))
+    loss_tokens = [fastest.loss_tokens]
+    while loss_tokens[-1] > LEAST_LOSS_TOKENS:
+        loss_tokens.append(max(LEAST_LOSS_TOKENS, loss_tokens[-1] // 2))
+    for state in ("f32", "bf16"):
+        for recompute in (False, True):
+            for micro_batch in micro_batches:
+                for tokens in loss_tokens:
+                    yield Execution(
+                        micro_batch=micro_batch, recompute=recompute, loss_tokens=tokens, optimizer_state=state
+                    )
+
+
+def slowness(execution: Execution, gpt: GPTSpec, fastest: Execution) -> tuple[bool, float]:
+    """What an execution costs, for comparison: first the optimizer's precision, which touches the result, then time.
+
+    Recomputing costs one forward pass more, a third of a step's arithmetic. What is paid once for each micro-batch and
+    each piece of the logits counts as so many tokens' time.
+    """
+    time = 1 + execution.recompute / 3
+    time += MICRO_BATCH_COST_TOKENS / (min(execution.micro_batch, fastest.micro_batch) * gpt.context)
+    time += LOSS_COST_TOKENS / execution.loss_tokens
+    return execution.optimizer_state != "f32", time
+
+
+# Measured, see benchmarks/LOG.md: what a micro-batch and a piece of the logits cost beside their tokens.
+MICRO_BATCH_COST_TOKENS = 100
+LOSS_COST_TOKENS = 10
+
+
+def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, machine: Machine) -> Plan:
+    """The bytes held at each moment of a leg where the peak may be."""
+    C, V, tokens = gpt.width, vocabulary_size, execution.micro_batch * gpt.context
+    total = parameters(gpt, V).total
+    number = 2 if machine.precision == "bf16" else 4
+    micro_batches = math.ceil(training.batch / execution.micro_batch)
+    state = optimizer_bytes(gpt, V, training, execution)
+    head = V * C
+    copies = 2 * (block_matrices(gpt) + head) if machine.precision == "bf16" else 0
+    kept = tokens * activation_bytes_per_token(gpt, execution, machine)
+    block = tokens * number * BLOCK_WIDTHS * C
+    logits = min(execution.loss_tokens, tokens) * V * (4 + number)
+
+    def parts(**given: int) -> Parts:
+        nothing = dict.fromkeys(Parts.model_fields, 0)
+        return Parts(**nothing | {"base": machine.base, "weights": 4 * total, "optimizer": state} | given)
+
+    largest = max(12 * C * C, head) if training.optimizer == "adamw" else 4 * C * C
+    return Plan(
+        execution=execution,
+        machine=machine,
+        moments={
+            # All activations are there; of gradients the head's, or all where another micro-batch was before.
+            "taking the loss": parts(
+                weights=4 * total + copies,
+                gradients=4 * (total if micro_batches > 1 else head),
+                activations=kept,
+                logits=logits,
+                workspace=tokens * C * number,
+            ),
+            # All gradients are there, and of activations those of one block.
+            "going back": parts(
+                weights=4 * total + copies,
+                gradients=4 * total,
+                activations=kept // max(1, gpt.layers) if not execution.recompute else kept,
+                workspace=block,
+            ),
+            "the optimizer's step": parts(gradients=4 * total, workspace=4 * largest),
+        },
+    )
+
+
+def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
+    """What the forward pass keeps of each token for the way back."""
+    number = 2 if machine.precision == "bf16" else 4
+    widths = 1 if execution.recompute else KEPT_WIDTHS[gpt.architecture]
+    return number * gpt.width * (gpt.layers * widths + 1)
+
+
+# Numbers of a width that a block keeps of each token.
+KEPT_WIDTHS = {"modern": 17, "classic": 17}
+# Numbers of a width that stand beside them for each token while a block's gradient is taken.
+BLOCK_WIDTHS = 12

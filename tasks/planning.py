@@ -1,0 +1,83 @@
+"""Before training: what it will take, and how to compute it so that it fits."""
+
+import os
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from model import device as devices
+from model import memory
+from model.plan import Machine, Parts, Plan, choose, flops_per_step, parameters
+from model.spec import GPTSpec
+from model.training import TrainingSpec
+from storage.handles import Vocabulary
+from tasks.answers import store
+from tasks.saying import say
+
+LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
+
+
+@task(version="1", cache_policy=NO_CACHE)
+def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
+    """Choose how to compute the training within the limit. Always asked: what is free is another matter each time.
+
+    Raises:
+        model.memory.BadLimit: the limit is not a number of bytes.
+        model.plan.TooLittleMemory: nothing fits into it; the message names the least that would do.
+    """
+    size = store().facts(vocabulary)["size"]
+    plan = planned(gpt, size, training, memory_limit)
+    counted = parameters(gpt, size)
+    say(
+        f"plan: {counted.total:,} parameters ({counted.embedding:,} in embeddings), "
+        f"{flops_per_step(gpt, size, training) * training.steps:.3g} FLOPs in {training.steps:,} steps"
+    )
+    say(f"plan: peak {in_megabytes(plan.peak.total)}, {by_part(plan.peak)}; {in_words(plan, training)}")
+    free = memory.free_bytes(devices.choose(training.precision))
+    if plan.peak.total > free:
+        say(
+            f"plan: only {in_megabytes(free)} are free here; --memory-limit free (or memory_limit=free) computes the "
+            "same in less, or says how much it needs"
+        )
+    return plan
+
+
+def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
+    """The plan for this process on this machine; without a limit of its own it takes BARDFLOW_MEMORY_LIMIT."""
+    device = devices.choose(training.precision)
+    limit = checked_limit(memory_limit, training)
+    machine = Machine.model_validate(
+        {"device": device.name, "precision": device.precision, "base": memory.resident_bytes(device)}
+    )
+    return choose(gpt, vocabulary_size, training, machine, limit)
+
+
+def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int | None:
+    """The limit in bytes, from the argument or else from BARDFLOW_MEMORY_LIMIT; None where neither is given.
+
+    Raises:
+        model.memory.BadLimit: it is not a number of bytes.
+    """
+    given = memory_limit if memory_limit is not None else os.environ.get(LIMIT_VARIABLE) or None
+    return None if given is None else memory.limit_bytes(given, devices.choose(training.precision))
+
+
+def in_megabytes(count: int) -> str:
+    """Bytes as `1,234 MB`."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+def by_part(parts: Parts) -> str:
+    """The parts of a peak in a line, the largest first; what is nothing is left out."""
+    listed = sorted(parts.model_dump().items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {in_megabytes(count)}" for name, count in listed if count >= 500_000)
+
+
+def in_words(plan: Plan, training: TrainingSpec) -> str:
+    """How a step is computed, in a few words."""
+    execution = plan.execution
+    words = [f"{-(-training.batch // execution.micro_batch):,} x {execution.micro_batch:,} windows a step"]
+    words += ["activations computed again"] if execution.recompute else []
+    words += [f"logits of {execution.loss_tokens:,} tokens at once"]
+    words += ["optimizer state in bf16"] if execution.optimizer_state == "bf16" else []
+    return ", ".join(words)

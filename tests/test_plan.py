@@ -1,0 +1,176 @@
+"""Laws of a plan: it counts what is there, and what it chooses fits and is the fastest that does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import cloud
+from model.device import Device
+from model.execution import Execution
+from model.folder import save_snapshot
+from model.gpt import build, count_parameters
+from model.plan import (
+    Machine,
+    TooLittleMemory,
+    checkpoint_bytes,
+    choose,
+    disk_bytes,
+    flops_per_token,
+    foresee,
+    needed,
+    parameters,
+    slowness,
+    unlimited,
+)
+from model.spec import GPTSpec
+from model.training import Training, TrainingSpec, begin
+
+MACHINE = Machine(device="cpu", precision="bf16", base=250_000_000)
+SHAPES = [
+    GPTSpec(layers=2, heads=2, width=16, context=8),
+    GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, tied=True),
+    GPTSpec(architecture="classic", layers=1, heads=2, width=24, context=16, biases=True),
+]
+LARGE = GPTSpec(architecture="classic", layers=12, heads=12, width=768, context=1024, tied=True)
+MIDDLE = GPTSpec(layers=6, heads=6, width=384, context=256)
+
+
+@pytest.mark.parametrize("gpt", SHAPES)
+def test_a_plan_counts_the_parameters_that_a_model_has(gpt: GPTSpec) -> None:
+    total, tables = count_parameters(build(gpt, 23))
+    assert (parameters(gpt, 23).total, parameters(gpt, 23).embedding) == (total, tables)
+
+
+def test_gpt2_has_its_published_parameters_and_nanogpts_arithmetic() -> None:
+    # 124,439,808 in GPT-2 as published; nanoGPT's estimate_mfu takes 6 N + 12 L H Q T, N without positions.
+    gpt2 = LARGE.model_copy(update={"biases": True})
+    assert parameters(gpt2, 50_257).total == 124_439_808
+    without_positions = 124_439_808 - 1024 * 768
+    assert flops_per_token(gpt2, 50_257) == 6 * without_positions + 12 * 12 * 12 * 64 * 1024
+
+
+@pytest.mark.parametrize("gpt", SHAPES)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("state", ["f32", "bf16"])
+def test_checkpoints_take_the_planned_space(gpt: GPTSpec, optimizer: Any, state: Any, tmp_path: Any) -> None:
+    training = TrainingSpec(steps=1, batch=2, optimizer=optimizer)
+    execution = Execution(micro_batch=2, optimizer_state=state)
+    ended = Training(begin(gpt, 23, 1), training, Device("cpu", "f32"), execution)
+    for _ in ended.steps(np.arange(100, dtype=np.uint16) % 23, 1):
+        pass
+    save_snapshot(ended.snapshot(), tmp_path)
+    found = sum(path.stat().st_size for path in tmp_path.iterdir())
+    header = 20_000  # names, shapes and steps
+    assert 0 <= found - checkpoint_bytes(gpt, 23, training, execution) < header
+    assert disk_bytes(gpt, 23, training, execution) > found - header
+
+
+training_specs = st.builds(
+    TrainingSpec,
+    batch=st.integers(1, 64),
+    optimizer=st.sampled_from(["adamw", "muon"]),
+)
+shapes = st.builds(
+    lambda architecture, layers, heads, context: GPTSpec(
+        architecture=architecture, layers=layers, heads=heads, width=64 * heads, context=context
+    ),
+    st.sampled_from(["classic", "modern"]),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.sampled_from([32, 256, 1024]),
+)
+vocabularies = st.sampled_from([65, 4181, 50_304])
+
+
+@given(shapes, vocabularies, training_specs, st.floats(0.2, 1.2))
+def test_what_is_chosen_fits_and_nothing_that_fits_is_faster(
+    gpt: GPTSpec, size: int, training: TrainingSpec, share: float
+) -> None:
+    free = choose(gpt, size, training, MACHINE, None)
+    limit = int(share * free.peak.total)
+    try:
+        plan = choose(gpt, size, training, MACHINE, limit)
+    except TooLittleMemory as refusal:
+        least = int(str(refusal).split("would do for this training is ")[1].split(" ")[0].replace(",", ""))
+        assert least > limit
+        assert needed(choose(gpt, size, training, MACHINE, least)) == least
+        with pytest.raises(TooLittleMemory):
+            choose(gpt, size, training, MACHINE, least - 1)
+    else:
+        assert needed(plan) <= limit
+        more = choose(gpt, size, training, MACHINE, 2 * limit)
+        fastest = unlimited(gpt, size, training, MACHINE)
+        assert slowness(more.execution, gpt, fastest) <= slowness(plan.execution, gpt, fastest)
+
+
+@given(shapes, vocabularies, training_specs)
+def test_with_memory_enough_a_limit_changes_nothing(gpt: GPTSpec, size: int, training: TrainingSpec) -> None:
+    free = choose(gpt, size, training, MACHINE, None)
+    assert choose(gpt, size, training, MACHINE, needed(free)) == free
+    assert free.execution == unlimited(gpt, size, training, MACHINE)
+
+
+@given(shapes, vocabularies, training_specs)
+def test_each_economy_takes_no_more(gpt: GPTSpec, size: int, training: TrainingSpec) -> None:
+    def peak(**changes: Any) -> int:
+        execution = unlimited(gpt, size, training, MACHINE).model_copy(update=changes)
+        return foresee(gpt, size, training, execution, MACHINE).peak.total
+
+    assert peak(recompute=True) <= peak()
+    assert peak(optimizer_state="bf16") <= peak()
+    assert peak(loss_tokens=128) <= peak()
+    assert peak(micro_batch=1, recompute=True) <= peak(recompute=True) + 4 * parameters(gpt, size).total
+
+
+def test_logits_of_a_whole_batch_are_in_no_plan() -> None:
+    plan = choose(LARGE, 50_304, TrainingSpec(batch=4), MACHINE, None)
+    whole = 4 * 1024 * 50_304 * 4
+    assert plan.peak.logits < whole / 8
+
+
+def test_too_small_a_limit_is_refused_with_the_least_that_would_do() -> None:
+    with pytest.raises(
+        TooLittleMemory, match=r"memory_limit is 1,000,000 bytes, but the least .* is [0-9,]+ .*smaller"
+    ):
+        choose(MIDDLE, 65, TrainingSpec(batch=64), MACHINE, 1_000_000)
+
+
+def test_half_the_memory_is_had_without_touching_the_optimizers_precision_where_activations_weigh_most() -> None:
+    training = TrainingSpec(batch=64)
+    whole = foresee(MIDDLE, 65, training, Execution(micro_batch=64), MACHINE)
+    half = choose(MIDDLE, 65, training, MACHINE, whole.peak.total // 2)
+    assert half.execution.optimizer_state == "f32"
+    assert half.execution.micro_batch < 64
+
+
+def test_a_card_that_is_too_small_says_so_and_a_larger_one_takes_the_whole_batch() -> None:
+    listed = cloud.cards({})
+    tiny = listed["L4"].model_copy(update={"memory_mib": 700})
+    refused = cloud.rented(LARGE, 50_304, TrainingSpec(batch=4), "tiny", tiny)
+    assert refused.seconds is None and "least that would do" in refused.why
+    offers = [cloud.rented(LARGE, 50_304, TrainingSpec(batch=4), name, card) for name, card in listed.items()]
+    assert all(offer.execution is not None and offer.execution.micro_batch == 4 for offer in offers)
+    seconds = {offer.card: offer.seconds or 0 for offer in offers}
+    assert seconds["H100 80GB"] < seconds["A100 80GB"] < seconds["L4"] < seconds["T4"]
+
+
+def test_prices_are_the_users_own_if_given() -> None:
+    assert cloud.cards({"L4": 0.5})["L4"].dollars_per_hour == 0.5
+    with pytest.raises(cloud.CardError, match=r"'L5', but model/gpus.toml has T4, L4"):
+        cloud.cards({"L5": 1.0})
+    with pytest.raises(cloud.CardError, match="negative"):
+        cloud.cards({"L4": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("here", "said"), [(60.0, "no: this machine is done"), (1e6, "sooner is worth"), (None, "does not fit here")]
+)
+def test_the_verdict_is_plain(here: float | None, said: str) -> None:
+    offers = [
+        cloud.rented(MIDDLE, 65, TrainingSpec(steps=1000, batch=64), name, card)
+        for name, card in cloud.cards({}).items()
+    ]
+    assert said in cloud.worth(here, offers)
