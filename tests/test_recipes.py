@@ -53,7 +53,6 @@ def test_a_wrong_field_or_value_is_refused_with_the_legal_ones(given: dict[str, 
         ({"heads": 5}, "not divisible by heads 5"),
         ({"vocabulary_size": 300}, "size=300"),
         ({"vocabulary_kind": "bpe"}, "needs a size"),
-        ({"accumulation": 5}, "not divisible by accumulation 5"),
         ({"biases": True}, "no biases"),
     ],
 )

@@ -229,7 +229,7 @@ def test_an_autocast_around_it_changes_nothing(spec: GPTSpec) -> None:
     gpt = lively(spec)
     expected = texts_drawn(gpt, [[1, 2]], SamplingSpec(), 20)
     for cached in (True, False):
-        with Device("cpu", "bf16").autocast():
+        with torch.autocast("cpu", torch.bfloat16):
             assert texts_drawn(gpt, [[1, 2]], SamplingSpec(), 20, cached=cached) == expected
 
 

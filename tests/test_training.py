@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from safetensors import safe_open
 
 from model.batches import NOT_CHARGED, Batches, TooFewTokens
 from model.device import Device, NoSuchDevice, bf16_is_fast, choose
+from model.dropout import Dropout
+from model.execution import Execution
 from model.folder import load_snapshot, save_snapshot
+from model.optimizers import Muon, rounded_at_random
 from model.scoring import score
 from model.spec import GPTSpec
 from model.training import (
@@ -37,6 +39,7 @@ from model.training import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
+WHOLE = Execution(micro_batch=64)
 VOCABULARY = 23
 MODERN = GPTSpec(layers=2, heads=2, width=16, context=8)
 CLASSIC = GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", tied=True)
@@ -49,9 +52,11 @@ def some_text(length: int = 300) -> npt.NDArray[np.uint16]:
     return np.where(np.arange(length) % 3 == 0, 7, drawn).astype(np.uint16)
 
 
-def run(snapshot: Snapshot, spec: TrainingSpec, until: int, device: Device = CPU) -> Snapshot:
+def run(
+    snapshot: Snapshot, spec: TrainingSpec, until: int, device: Device = CPU, execution: Execution = WHOLE
+) -> Snapshot:
     """One leg."""
-    training = Training(snapshot, spec, device)
+    training = Training(snapshot, spec, device, execution)
     for _ in training.steps(some_text(), until):
         pass
     return training.snapshot()
@@ -74,23 +79,28 @@ def assert_same(one: Snapshot, other: Snapshot) -> None:
             assert torch.equal(tensor, theirs[name]), name
 
 
-LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), (1, 2)))
+EXECUTIONS = [
+    WHOLE,
+    Execution(micro_batch=4, loss_tokens=5),
+    Execution(micro_batch=3, recompute=True, optimizer_state="bf16"),
+]
+LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS))
 
 
-@pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "accumulation"), LEGS)
+@pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "execution"), LEGS)
 @settings(deadline=None, max_examples=3)
 @given(cuts=st.sets(st.integers(1, 8), min_size=1, max_size=3))
 def test_two_legs_equal_one(
-    gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, accumulation: int, cuts: set[int]
+    gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, execution: Execution, cuts: set[int]
 ) -> None:
     gpt = gpt.model_copy(update={"dropout": dropout})
-    spec = TrainingSpec(steps=9, batch=6, warmup_steps=2, optimizer=optimizer, accumulation=accumulation)
+    spec = TrainingSpec(steps=9, batch=6, warmup_steps=2, optimizer=optimizer)
     first, device = begin(gpt, VOCABULARY, 1), Device("cpu", precision)
-    undisturbed = run(first, spec, 9, device)
+    undisturbed = run(first, spec, 9, device, execution)
     resumed = through_files(first)
     for until in [*sorted(cuts), 9]:
         torch.manual_seed(until)  # whatever the new process draws first
-        resumed = through_files(run(resumed, spec, until, device))
+        resumed = through_files(run(resumed, spec, until, device, execution))
     assert_same(undisturbed, resumed)
     assert not torch.equal(undisturbed.weights["tokens.weight"], first.weights["tokens.weight"])
 
@@ -110,14 +120,14 @@ def test_two_legs_equal_one_on_two_threads(precision: Any) -> None:
 def test_scoring_between_two_steps_does_not_change_the_training(gpt: GPTSpec) -> None:
     spec = TrainingSpec(steps=6, batch=4)
     first = begin(gpt.model_copy(update={"dropout": 0.3}), VOCABULARY, 1)
-    watched = Training(first, spec, CPU)
+    watched = Training(first, spec, CPU, WHOLE)
     for _ in watched.steps(some_text(), 6):
         score(watched.gpt, some_text(20), before=0, device=CPU)
     assert_same(watched.snapshot(), run(first, spec, 6))
 
 
 def test_a_snapshot_stays_as_it_was_taken() -> None:
-    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(steps=6, batch=4), CPU)
+    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(steps=6, batch=4), CPU, WHOLE)
     steps = training.steps(some_text(), 6)
     next(steps)
     taken, kept = training.snapshot(), through_files(training.snapshot())
@@ -137,7 +147,7 @@ def test_training_on_does_not_touch_the_snapshot_it_began_from(optimizer: Any) -
 
 def test_a_finished_run_takes_no_further_step() -> None:
     done = run(begin(MODERN, VOCABULARY, 1), TrainingSpec(steps=2, batch=2), 2)
-    assert list(Training(done, TrainingSpec(steps=2, batch=2), CPU).steps(some_text(), 2)) == []
+    assert list(Training(done, TrainingSpec(steps=2, batch=2), CPU, WHOLE).steps(some_text(), 2)) == []
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -166,9 +176,9 @@ def test_first_weights_come_from_the_seed_alone() -> None:
     assert not torch.equal(one.weights["tokens.weight"], begin(CLASSIC, VOCABULARY, 2).weights["tokens.weight"])
 
 
-def gradient(snapshot: Snapshot, spec: TrainingSpec) -> dict[str, torch.Tensor]:
+def gradient(snapshot: Snapshot, spec: TrainingSpec, execution: Execution = WHOLE) -> dict[str, torch.Tensor]:
     """The gradient of the first step, read from AdamW's first mean, which is 1 - beta1 of it."""
-    after = run(snapshot, spec.model_copy(update={"optimizer": "adamw"}), 1)
+    after = run(snapshot, spec.model_copy(update={"optimizer": "adamw"}), 1, execution=execution)
     return {
         name.removesuffix("/exp_avg"): mean / (1 - spec.beta1)
         for name, mean in after.optimizer.items()
@@ -176,27 +186,84 @@ def gradient(snapshot: Snapshot, spec: TrainingSpec) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4, 8])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("micro_batch", "loss_tokens"), [(40, 1000), (20, 7), (7, 320), (1, 3)])
 @pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
-def test_accumulation_does_not_change_the_gradient(gpt: GPTSpec, accumulation: int) -> None:
+def test_the_way_a_step_is_computed_does_not_change_the_gradient(
+    gpt: GPTSpec, micro_batch: int, loss_tokens: int, recompute: bool
+) -> None:
     # One step of trained weights on, so that no gradient is zero for want of a head.
     first = begin(gpt, VOCABULARY, 1)
     first = Snapshot(0, gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
     # 40 windows of 300 tokens fill one epoch, so this batch holds the short ones too.
-    spec = TrainingSpec(batch=40, accumulation=accumulation, clip=None)
+    spec = TrainingSpec(batch=40, clip=None)
     batch = Batches(some_text(), context=8, batch=40, seed=spec.seed).at(0)
     assert (batch.targets_BT == NOT_CHARGED).any()
     model = restore(first)
     F.cross_entropy(model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten()).backward()
-    for name, found in gradient(first, spec).items():
+    execution = Execution(micro_batch=micro_batch, loss_tokens=loss_tokens, recompute=recompute)
+    for name, found in gradient(first, spec, execution).items():
         expected = model.get_parameter(name).grad
         assert expected is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_dropout_falls_on_the_same_places_however_a_step_is_computed(gpt: GPTSpec) -> None:
+    first = begin(gpt.model_copy(update={"dropout": 0.4}), VOCABULARY, 1)
+    first = Snapshot(0, first.gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
+    spec = TrainingSpec(batch=12, clip=None)
+    whole = gradient(first, spec)
+    for execution in (Execution(micro_batch=5), Execution(micro_batch=1, recompute=True)):
+        for name, found in gradient(first, spec, execution).items():
+            torch.testing.assert_close(found, whole[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_bf16_gradients_are_f32_gradients_rounded(gpt: GPTSpec) -> None:
+    spec = TrainingSpec(batch=8, clip=None, optimizer="adamw")
+    first = begin(gpt, VOCABULARY, 1)
+    first = Snapshot(0, gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
+    exact = run(first, spec, 1)
+    rounded = run(first, spec, 1, Device("cpu", "bf16"))
+    for name, mean in exact.optimizer.items():
+        if name.endswith("/exp_avg"):
+            assert (rounded.optimizer[name] - mean).norm() < 0.05 * mean.norm(), name
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
+    mask = Dropout(share, seed=1, step=2).mask("here", torch.empty(64, 100, 7))
+    assert abs(float((mask == 0).float().mean()) - share) < 0.01
+    assert abs(float(mask.mean()) - 1) < 0.01
+
+
+def test_muon_is_torchs_muon_up_to_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 16), (16, 64), (64, 16), (16, 16)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    muon = Muon(ours, lr=0.1, weight_decay=0.2, momentum=0.95, precision=torch.bfloat16)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.95)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        muon.step()
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < 0.02 * (other - 1).norm()
+
+
+def test_state_rounded_at_random_is_right_on_average() -> None:
+    x = torch.full((100_000,), 1.001)
+    rounded = rounded_at_random(x.clone(), np.random.default_rng(0))
+    assert set(rounded.tolist()) == {1.0, 1.0078125}
+    assert abs(float(rounded.double().mean()) - 1.001) < 1e-4
+
+
 def test_a_step_reports_the_mean_loss_of_its_charged_tokens() -> None:
-    first, spec = begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=40, accumulation=4)
-    step = next(Training(first, spec, CPU).steps(some_text(), 1))
+    first, spec = begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=40)
+    step = next(Training(first, spec, CPU, Execution(micro_batch=10)).steps(some_text(), 1))
     batch = Batches(some_text(), context=8, batch=40, seed=spec.seed).at(0)
     assert step.tokens == int((batch.targets_BT != NOT_CHARGED).sum())
     assert math.isclose(float(step.loss), math.log(VOCABULARY), rel_tol=1e-5)
@@ -257,15 +324,17 @@ def test_every_optimizer_follows_the_schedule(optimizer: Any) -> None:
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     gpt = restore(begin(CLASSIC.model_copy(update={"biases": True}), VOCABULARY, 1))
     names = {id(p): name for name, p in gpt.named_parameters()}
-    adamw, muon = make_optimizers(gpt, TrainingSpec(optimizer="muon", weight_decay=0.3), CPU)
-    tables, vectors = adamw.param_groups
-    assert {names[id(p)] for p in tables["params"]} == {"tokens.weight", "positions.weight"}
-    assert all(p.dim() == 1 for p in vectors["params"])
-    assert {names[id(p)] for p in muon.param_groups[0]["params"]} == {
+    spec = TrainingSpec(optimizer="muon", weight_decay=0.3)
+    tables, vectors, *muons = make_optimizers(gpt, spec, CPU, WHOLE)
+    groups = [o.param_groups[0] for o in (tables, vectors, *muons)]
+    assert {names[id(p)] for p in groups[0]["params"]} == {"tokens.weight", "positions.weight"}
+    assert all(p.dim() == 1 for p in groups[1]["params"])
+    assert all(isinstance(muon, Muon) for muon in muons)
+    assert {names[id(p)] for group in groups[2:] for p in group["params"]} == {
         n for n, p in gpt.named_parameters() if n.startswith("blocks.") and p.dim() == 2
     }
-    assert (tables["weight_decay"], vectors["weight_decay"], muon.param_groups[0]["weight_decay"]) == (0.3, 0.0, 0.3)
-    owned = [p for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, *(0.3 for _ in muons)]
+    owned = [p for group in groups for p in group["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(names)
 
 
@@ -276,7 +345,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
 def test_a_small_repeating_text_is_learned_by_heart(gpt: GPTSpec, optimizer: Any, precision: Any) -> None:
     text = np.tile(np.arange(VOCABULARY, dtype=np.uint16), 20)
     spec = TrainingSpec(steps=80, batch=8, optimizer=optimizer, learning_rate=0.02, warmup_steps=5)
-    training = Training(begin(gpt, VOCABULARY, 1), spec, Device("cpu", precision))
+    training = Training(begin(gpt, VOCABULARY, 1), spec, Device("cpu", precision), WHOLE)
     losses = [float(step.loss) for step in training.steps(text, 80)]
     assert losses[0] > 3
     assert losses[-1] < 0.1
@@ -290,14 +359,9 @@ def test_weights_that_ran_away_are_reported() -> None:
 
 
 def test_a_text_shorter_than_a_window_is_refused_before_the_first_step() -> None:
-    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=2), CPU)
+    training = Training(begin(MODERN, VOCABULARY, 1), TrainingSpec(batch=2), CPU, WHOLE)
     with pytest.raises(TooFewTokens):
         next(training.steps(some_text(8), 1))
-
-
-def test_a_batch_that_does_not_split_evenly_is_refused() -> None:
-    with pytest.raises(ValidationError, match="batch 10 is not divisible by accumulation 3"):
-        TrainingSpec(batch=10, accumulation=3)
 
 
 @given(st.integers(1, 1000), st.integers(1, 300))
@@ -355,7 +419,7 @@ def test_a_graphics_card_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyP
 def test_a_step_on_a_graphics_card_is_a_step_on_a_cpu(gpt: GPTSpec, optimizer: Any) -> None:
     first, spec = begin(gpt, VOCABULARY, 1), TrainingSpec(steps=5, batch=8, optimizer=optimizer)
     losses = {
-        device: [float(s.loss) for s in Training(first, spec, device).steps(some_text(), 5)]
+        device: [float(s.loss) for s in Training(first, spec, device, WHOLE).steps(some_text(), 5)]
         for device in (CPU, Device("cuda", "f32"), Device("cuda", "bf16"))
     }
     assert losses[Device("cuda", "f32")] == pytest.approx(losses[CPU], rel=1e-2)
