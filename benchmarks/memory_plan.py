@@ -58,8 +58,9 @@ def child(name: str) -> None:
 
     from model import device as devices
     from model.folder import load_snapshot, save_snapshot
-    from model.memory import limit_bytes, resident_bytes
+    from model.memory import limit_bytes
     from model.plan import Machine, choose
+    from model.probe import settled_bytes
     from model.scoring import score
     from model.spec import GPTSpec
     from model.training import Training, TrainingSpec, begin
@@ -69,7 +70,7 @@ def child(name: str) -> None:
     spec = TrainingSpec.model_validate({"steps": STEPS, "batch": batch, "optimizer": optimizer})
     device = devices.choose(spec.precision)
     machine = Machine.model_validate(
-        {"device": device.name, "precision": device.precision, "base": resident_bytes(device)}
+        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
     )
     plan = choose(gpt, size, spec, machine, None if limit is None else limit_bytes(limit, device))
     tokens = np.random.default_rng(0).integers(0, size, (batch + 2) * gpt.context).astype(np.uint32)
@@ -78,7 +79,7 @@ def child(name: str) -> None:
         training = Training(load_snapshot(Path(folder)), spec, device, plan.execution)
         losses = [float(step.loss) for step in training.steps(tokens, STEPS)]
         score(training.gpt, tokens[: 2 * gpt.context], before=0, device=devices.Device(device.name, "f32"))
-        save_snapshot(training.snapshot(), Path(folder))
+        save_snapshot(training.state(), Path(folder))
     print(json.dumps({"plan": plan.model_dump(), "moment": plan.moment, "losses": losses}))
 
 

@@ -1,12 +1,14 @@
 """A finished model as a folder that `transformers` opens, a training snapshot as files, and back. No pickles."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bard.errors import BardError
 from model.gpt import GPT, build
@@ -85,20 +87,53 @@ def spec_of(config: dict[str, Any]) -> GPTSpec:
 
 def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
     """Write `weights.safetensors`, `optimizer.safetensors` and `state.json`."""
-    # A tied table appears under two names; safetensors wants each tensor to own its bytes.
-    save_file({n: w.clone() for n, w in snapshot.weights.items()}, folder / "weights.safetensors", METADATA)
-    save_file(snapshot.optimizer, folder / "optimizer.safetensors", METADATA)
+    save_file(each_its_own(snapshot.weights), folder / "weights.safetensors", METADATA)
+    save_file(each_its_own(snapshot.optimizer), folder / "optimizer.safetensors", METADATA)
     state = {"step": snapshot.step, "vocabulary_size": snapshot.vocabulary_size, "gpt": snapshot.gpt.model_dump()}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
+def each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a copy of those that share another's bytes (a tied table): safetensors wants none shared."""
+    owners: dict[int, str] = {}
+    return {
+        name: tensor if owners.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
+        for name, tensor in ((n, t.detach().cpu().contiguous()) for n, t in tensors.items())
+    }
+
+
+class Stored(Mapping[str, Tensor]):
+    """A safetensors file's tensors by name, each mapped into memory when it is asked for and gone when it is let go.
+
+    Copied from here one by one into a model or an optimizer, a file is never in memory beside its copy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def load_snapshot(folder: Path) -> Snapshot:
-    """Read what `save_snapshot` wrote."""
+    """Read what `save_snapshot` wrote. Its tensors come when they are asked for, so the folder must stay."""
     state = json.loads((folder / "state.json").read_text())
     return Snapshot(
         step=state["step"],
         gpt=GPTSpec.model_validate(state["gpt"]),
         vocabulary_size=state["vocabulary_size"],
-        weights=load_file(folder / "weights.safetensors"),
-        optimizer=load_file(folder / "optimizer.safetensors"),
+        weights=Stored(folder / "weights.safetensors"),
+        optimizer=Stored(folder / "optimizer.safetensors"),
     )

@@ -11,7 +11,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from bard.errors import BardError
+from model.attention import QUERIES
 from model.execution import Execution
+from model.optimizers import STACKED
 from model.spec import GPTSpec
 from model.training import TrainingSpec
 
@@ -226,16 +228,20 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     micro_batches = math.ceil(training.batch / execution.micro_batch)
     state = optimizer_bytes(gpt, V, training, execution)
     head = V * C
-    copies = 2 * (block_matrices(gpt) + head) if machine.precision == "bf16" else 0
+    copies = 2 * (total - tables(gpt, V)) if machine.precision == "bf16" else 0
     kept = tokens * activation_bytes_per_token(gpt, execution, machine)
-    block = tokens * number * BLOCK_WIDTHS * C
-    logits = min(execution.loss_tokens, tokens) * V * (4 + number)
+    block = tokens * block_bytes_per_token(gpt, machine)
+    again = tokens * activation_bytes_per_token(gpt, ONE_BLOCK, machine) // max(1, gpt.layers) * execution.recompute
+    at_once = min(execution.loss_tokens, tokens)
+    # f32 logits, their logarithms and the gradient in the products' type; the head, converted; its gradient, twice.
+    logits = at_once * V * (8 + number) + (number * head if number < 4 else 0) + 4 * head
+    ends = tokens * number * C * 2  # the last norm's output and its gradient
 
     def parts(**given: int) -> Parts:
         nothing = dict.fromkeys(Parts.model_fields, 0)
         return Parts(**nothing | {"base": machine.base, "weights": 4 * total, "optimizer": state} | given)
 
-    largest = max(12 * C * C, head) if training.optimizer == "adamw" else 4 * C * C
+    largest = orthogonalising_bytes(gpt, number) if training.optimizer == "muon" else 0
     return Plan(
         execution=execution,
         machine=machine,
@@ -246,28 +252,73 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
                 gradients=4 * (total if micro_batches > 1 else head),
                 activations=kept,
                 logits=logits,
-                workspace=tokens * C * number,
+                workspace=ends,
             ),
-            # All gradients are there, and of activations those of one block.
+            # The last block's gradient is taken while all activations are still there.
             "going back": parts(
                 weights=4 * total + copies,
-                gradients=4 * total,
-                activations=kept // max(1, gpt.layers) if not execution.recompute else kept,
-                workspace=block,
+                gradients=4 * (total if micro_batches > 1 else head),
+                activations=kept + again,
+                workspace=block + ends,
             ),
-            "the optimizer's step": parts(gradients=4 * total, workspace=4 * largest),
+            # All gradients are there, and of activations those of one block.
+            "the first block": parts(
+                weights=4 * total + copies,
+                gradients=4 * total,
+                activations=kept if execution.recompute else kept // max(1, gpt.layers),
+                workspace=block + ends + again,
+            ),
+            "the optimizer's step": parts(weights=4 * total + copies, gradients=4 * total, workspace=largest),
         },
     )
 
 
+def tables(gpt: GPTSpec, vocabulary_size: int) -> int:
+    """Numbers in tables and head, of which no working copy is made."""
+    return parameters(gpt, vocabulary_size).embedding
+
+
+def orthogonalising_bytes(gpt: GPTSpec, number: int) -> int:
+    """What Muon needs beside its state for its largest stack: the update in f32, and products in their type."""
+    stack = min(STACKED, gpt.layers * 8 * gpt.width**2)
+    return stack * (4 + 4 + 4 * number)
+
+
+ONE_BLOCK = Execution(micro_batch=1)
+
+
 def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
-    """What the forward pass keeps of each token for the way back."""
-    number = 2 if machine.precision == "bf16" else 4
-    widths = 1 if execution.recompute else KEPT_WIDTHS[gpt.architecture]
-    return number * gpt.width * (gpt.layers * widths + 1)
+    """What the forward pass keeps of each token for the way back.
+
+    In bf16 on a CPU, in widths C, a modern block keeps two norms' outputs, turned queries and keys, values (beside
+    ones), attention's output twice and the MLP's 4 C; a classic one its two norms' inputs and outputs and 8 C of the
+    MLP's.
+    """
+    number, C = (2 if machine.precision == "bf16" else 4), gpt.width
+    dropped = gpt.dropout > 0
+    if execution.recompute:
+        widths = 1.0
+        if dropped:
+            widths += 2
+    elif machine.precision == "bf16" and machine.device == "cpu":
+        widths = KEPT_LEAN[gpt.architecture] + (2 if dropped else 0)
+    else:
+        widths = KEPT_PLAIN[gpt.architecture] + (2 if dropped else 0)
+    if gpt.architecture == "classic" and dropped:
+        # Attention with dropout is written out: weights, mask, and their product, each heads x T for a token.
+        widths += (1 if execution.recompute else 3) * gpt.heads * gpt.context / C
+    return int(number * C * (gpt.layers * widths + 1))
 
 
-# Numbers of a width that a block keeps of each token.
-KEPT_WIDTHS = {"modern": 17, "classic": 17}
+def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
+    """What stands beside them for each token while one block's gradient is taken."""
+    number, C = (2 if machine.precision == "bf16" else 4), gpt.width
+    table = gpt.heads * (gpt.context if gpt.architecture == "classic" and gpt.dropout else min(QUERIES, gpt.context))
+    return number * (BLOCK_WIDTHS * C + 2 * table)
+
+
+# Numbers of a width that a block keeps of each token, by our own functions and by torch's.
+KEPT_LEAN = {"modern": 11.2, "classic": 17.2}
+KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}
 # Numbers of a width that stand beside them for each token while a block's gradient is taken.
-BLOCK_WIDTHS = 12
+BLOCK_WIDTHS = 10

@@ -9,7 +9,7 @@ import torch
 
 from model.device import Device
 from model.execution import Execution
-from model.memory import forget_peak, peak_bytes
+from model.memory import forget_peak, peak_bytes, resident_bytes
 from model.scoring import score
 from model.spec import GPTSpec
 from model.training import Training, TrainingSpec, begin
@@ -24,6 +24,22 @@ class Probe(NamedTuple):
     validation_token_seconds: float
     peak_bytes: int
     threads: int
+
+
+def settled_bytes(device: Device) -> int:
+    """What this process holds once everything that a training loads on the way is there.
+
+    torch loads its compiler with the first optimizer, and products bring kernels and threads: 115 MB on a CPU. A step
+    of a tiny model brings all of them, so that a plan begins from what is measured.
+    """
+    gpt = GPTSpec(layers=1, heads=2, width=32, context=16)
+    here = Training(begin(gpt, 8, 0), TrainingSpec(steps=1, batch=4), device, Execution(micro_batch=2))
+    tokens = random_tokens(8, 200)
+    for _ in here.steps(tokens, 1):
+        pass
+    score(here.gpt, tokens, before=0, device=Device(device.name, "f32"))
+    forget_peak(device)
+    return resident_bytes(device)
 
 
 def probe(

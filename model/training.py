@@ -1,7 +1,7 @@
 """Training is a fold over legs: a snapshot in, steps one by one, a snapshot out."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,8 +72,8 @@ class Snapshot:
     step: int
     gpt: GPTSpec
     vocabulary_size: int
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -192,18 +192,23 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """A copy of the state as it stands."""
-        weights = {name: copied(tensor) for name, tensor in self.gpt.state_dict().items()}
+        now = self.state()
+        weights, optimizer = ({n: copied(t) for n, t in part.items()} for part in (now.weights, now.optimizer))
+        return Snapshot(now.step, now.gpt, now.vocabulary_size, weights, optimizer)
+
+    def state(self) -> Snapshot:
+        """The state itself, in the training's own memory: whoever keeps it does so before the next step."""
         optimizer = {
-            f"{name}/{key}": copied(value)
+            f"{name}/{key}": value
             for name, parameter, owner in self._owned()
             for key, value in owner.state[parameter].items()
         }
-        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, weights, optimizer)
+        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
 
-    def _load_optimizers(self, saved: dict[str, Tensor]) -> None:
+    def _load_optimizers(self, saved: Mapping[str, Tensor]) -> None:
         for name, parameter, owner in self._owned():
             prefix = f"{name}/"
-            state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+            state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
             # AdamW counts its steps on the CPU whatever the device, unless it is fused on a GPU.
             dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
             owner.state[parameter] = {
@@ -223,7 +228,10 @@ def restore(snapshot: Snapshot) -> GPT:
     """The snapshot's model, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         gpt = build(snapshot.gpt, snapshot.vocabulary_size)
-    gpt.load_state_dict(snapshot.weights)
+    with torch.no_grad():
+        # One by one: weights that still lie in a file are then never in memory twice.
+        for name, weight in gpt.state_dict().items():
+            weight.copy_(snapshot.weights[name])
     return gpt
 
 

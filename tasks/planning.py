@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from model import device as devices
 from model import memory
 from model.plan import Machine, Parts, Plan, choose, flops_per_step, parameters
+from model.probe import settled_bytes
 from model.spec import GPTSpec
 from model.training import TrainingSpec
 from storage.handles import Vocabulary
@@ -47,7 +48,7 @@ def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_l
     device = devices.choose(training.precision)
     limit = checked_limit(memory_limit, training)
     machine = Machine.model_validate(
-        {"device": device.name, "precision": device.precision, "base": memory.resident_bytes(device)}
+        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
     )
     return choose(gpt, vocabulary_size, training, machine, limit)
 

@@ -86,7 +86,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
         f"{tokens / trained:,.0f} tokens per second"
     )
     with store().draft() as draft:
-        save_snapshot(training.snapshot(), draft.folder)
+        save_snapshot(training.state(), draft.folder)
         (draft.folder / LOG).write_text("".join(f"{line.model_dump_json()}\n" for line in log))
         facts = {"step": until, "validation_nats_per_token": held_out.nats_per_token}
         measured: dict[str, Any] = {

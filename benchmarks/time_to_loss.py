@@ -1,0 +1,213 @@
+"""How long a training takes to reach the loss that nanoGPT's CPU preset ends with, on tiny Shakespeare.
+
+    python benchmarks/time_to_loss.py --text PATH [--nanogpt PATH] [--rounds 3] [SIDE ...]
+
+A SIDE is a recipe, with changes if need be: `sprint`, `small:steps=900`. With --nanogpt, a checkout's own `train.py`
+runs its CPU preset; without it, our recipe `classic`, which is the same preset, stands for it. The sides run in turn,
+each in a process of its own, in every round. Seconds are of training alone: evaluation is counted for nobody. Losses
+are over the whole validation part in disjoint windows, in nats per character.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CHECKOUT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from bard.home import thread_environment  # noqa: E402
+from model import device as devices  # noqa: E402
+from model.classic import BLOCK_NAMES, ClassicGPT  # noqa: E402
+from model.plan import Machine, flops_per_token, unlimited  # noqa: E402
+from model.scoring import score  # noqa: E402
+from model.spec import GPTSpec  # noqa: E402
+from model.training import Training, begin  # noqa: E402
+from tasks.recipes import Recipe, overrides_from, recipe  # noqa: E402
+
+TRAINED = 0.9
+PRESET = [
+    "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64",
+    "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]  # fmt: skip
+CPU = devices.Device("cpu", "f32")
+
+
+def tokens_of(text: str) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", list[str]]:
+    """The training and the validation part as ids of characters, cut where nanoGPT cuts, and the characters."""
+    characters = sorted(set(text))
+    number = {character: i for i, character in enumerate(characters)}
+    ids = np.array([number[character] for character in text], np.uint16)
+    cut = int(len(text) * TRAINED)
+    return ids[:cut], ids[cut:], characters
+
+
+def chosen(side: str) -> Recipe:
+    """`name` or `name:field=value,…` as a recipe."""
+    name, _, changes = side.partition(":")
+    given = dict(change.split("=", 1) for change in changes.split(",") if change)
+    return recipe(name, overrides_from({field: json.loads(value) for field, value in given.items()}))
+
+
+def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
+    """Train a recipe and score it `evaluations` times on the way: seconds of training and losses."""
+    train, held_out, characters = tokens_of(text.read_text(encoding="utf-8"))
+    chosen_recipe = chosen(side)
+    gpt, spec = chosen_recipe.gpt, chosen_recipe.training
+    device = devices.choose(spec.precision)
+    machine = Machine.model_validate({"device": device.name, "precision": device.precision, "base": 0})
+    training = Training(
+        begin(gpt, len(characters), spec.seed), spec, device, unlimited(gpt, len(characters), spec, machine)
+    )
+    every = max(1, spec.steps // evaluations)
+    seconds, points = 0.0, []
+    begun = time.perf_counter()
+    for step in training.steps(train, spec.steps):
+        if step.number % every == 0 or step.number == spec.steps:
+            float(step.loss)
+            seconds += time.perf_counter() - begun
+            nats = score(training.gpt, held_out, before=int(train[-1]), device=CPU).nats_per_token
+            points.append((seconds, nats))
+            begun = time.perf_counter()
+    tokens = spec.steps * spec.batch * gpt.context
+    return {
+        "points": points,
+        "tokens_per_second": tokens / seconds,
+        "flops_per_second": tokens * flops_per_token(gpt, len(characters)) / seconds,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
+    """Run the checkout's own train.py, time its steps by its own lines, and score its last checkpoint."""
+    train, held_out, characters = tokens_of(text.read_text(encoding="utf-8"))
+    data = checkout / "data" / "shakespeare_char"
+    train.tofile(data / "train.bin")
+    held_out.tofile(data / "val.bin")
+    meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)),
+            "stoi": {c: i for i, c in enumerate(characters)}}  # fmt: skip
+    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(
+            [sys.executable, "train.py", *PRESET, f"--out_dir={out}", "--always_save_checkpoint=True"],
+            cwd=checkout, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        checkpoint = torch.load(Path(out) / "ckpt.pt", weights_only=True)
+    lines = re.findall(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", done.stdout, re.MULTILINE)
+    milliseconds = {int(step): float(spent) for step, spent in lines}
+    scored = {int(step) for step in re.findall(r"^step (\d+):", done.stdout, re.MULTILINE)}
+    usual = statistics.median(milliseconds.values())
+    # The line of a step after an evaluation tells the time of both: such a step counts as a usual one.
+    seconds = sum(usual if n in scored else spent for n, spent in milliseconds.items() if n < checkpoint["iter_num"])
+    weights = {
+        name: weight.t() if any(f".{theirs}.weight" in name for theirs in BLOCK_NAMES.values()) and weight.dim() == 2
+        else weight
+        for name, weight in checkpoint["model"].items()
+    }  # fmt: skip
+    spec = GPTSpec(architecture="classic", layers=4, heads=4, width=128, context=64, activation="gelu", tied=True)
+    gpt = ClassicGPT(spec, len(characters))
+    gpt.load_transformers(weights)
+    nats = score(gpt, held_out, before=int(train[-1]), device=CPU).nats_per_token
+    tokens = checkpoint["iter_num"] * 12 * 64
+    return {
+        "points": [(seconds / 1000, nats)],
+        "tokens_per_second": tokens / seconds * 1000,
+        "flops_per_second": tokens * flops_per_token(spec, len(characters)) / seconds * 1000,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Operations a second in products of 2048 x 2048 matrices, the median of five."""
+    a = torch.randn(2048, 2048).to(dtype)
+    rates = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        for _ in range(3):
+            a @ a
+        rates.append(3 * 2 * 2048**3 / (time.perf_counter() - begun))
+    return statistics.median(rates[1:])
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """One side in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), *arguments],
+        stdout=subprocess.PIPE, text=True, check=True, env=os.environ | thread_environment(),
+    )  # fmt: skip
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def main() -> None:
+    """Run all sides in turn and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sides", nargs="*", default=["sprint", "small"], metavar="SIDE")
+    parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare's input.txt")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of github.com/karpathy/nanoGPT")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=10, help="scores on the way of each of our sides")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        if given.child == "nanogpt":
+            print(json.dumps(train_nanogpt(given.nanogpt.resolve(), given.text)))
+        elif given.child == "rates":
+            print(json.dumps([product_rate(torch.float32), product_rate(torch.bfloat16)]))
+        else:
+            print(json.dumps(train_ours(given.child, given.text, given.evaluations)))
+        return
+    if not given.text.is_file():
+        parser.error(f"--text {given.text} is not a file; give the path of tiny Shakespeare's input.txt")
+    if given.nanogpt and not (given.nanogpt / "train.py").is_file():
+        parser.error(f"--nanogpt {given.nanogpt} has no train.py; give a checkout of github.com/karpathy/nanoGPT")
+    reference = "nanogpt" if given.nanogpt else "classic"
+    for side in given.sides:
+        chosen(side)
+    rounds = []
+    common = ["--text", str(given.text.resolve()), "--evaluations", str(given.evaluations)]
+    if given.nanogpt:
+        common += ["--nanogpt", str(given.nanogpt.resolve())]
+    for number in range(given.rounds):
+        f32, bf16 = run([*common, "--child", "rates"])
+        print(f"round {number + 1}: products of 2048 x 2048: f32 {f32 / 1e9:,.0f}, bf16 {bf16 / 1e9:,.0f} GFLOP/s")
+        answers = {side: run([*common, "--child", side]) for side in (reference, *given.sides)}
+        finish, mark = answers[reference]["points"][-1]
+        for side, answer in answers.items():
+            reached = next((s for s, nats in answer["points"] if nats <= mark), None)
+            by_then = [nats for s, nats in answer["points"] if s <= finish]
+            answer |= {"ratio": finish / reached if reached else None, "then": by_then[-1] if by_then else None}
+            print(
+                f"  {side:<28} {answer['points'][-1][0]:7.1f} s to {answer['points'][-1][1]:.4f}; "
+                f"the mark {mark:.4f} after "
+                f"{f'{reached:.1f} s, 1/{finish / reached:.1f}' if reached else 'more than that'}; at {finish:.1f} s "
+                f"{f'{by_then[-1]:.4f}' if by_then else 'none yet'}; {answer['tokens_per_second']:,.0f} tokens/s, "
+                f"{answer['flops_per_second'] / 1e9:,.0f} GFLOP/s ({answer['flops_per_second'] / f32:.0%} of f32, "
+                f"{answer['flops_per_second'] / bf16:.0%} of bf16); peak {answer['peak_bytes'] / 1e6:,.0f} MB",
+                flush=True,
+            )
+        rounds.append(answers)
+    for side in given.sides:
+        ratios = [answers[side]["ratio"] or 0.0 for answers in rounds]
+        then = [answers[side]["then"] for answers in rounds if answers[side]["then"] is not None]
+        print(
+            f"median {side}: the mark {statistics.median(ratios):.1f} x sooner than {reference}"
+            + (f"; at its finish {statistics.median(then):.4f} nats per character" if then else "")
+        )
+
+
+if __name__ == "__main__":
+    main()
