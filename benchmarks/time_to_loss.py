@@ -109,9 +109,9 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
     lines = re.findall(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", done.stdout, re.MULTILINE)
     milliseconds = {int(step): float(spent) for step, spent in lines}
     scored = {int(step) for step in re.findall(r"^step (\d+):", done.stdout, re.MULTILINE)}
-    usual = statistics.median(milliseconds.values())
-    # The line of a step after an evaluation tells the time of both: such a step counts as a usual one.
-    seconds = sum(usual if n in scored else spent for n, spent in milliseconds.items() if n < checkpoint["iter_num"])
+    # It prints every tenth step; those after an evaluation tell the time of both, and the first pays for the start.
+    steps = [spent for n, spent in milliseconds.items() if n and n not in scored]
+    seconds = statistics.mean(steps) * checkpoint["iter_num"]
     weights = {
         name: weight.t() if any(f".{theirs}.weight" in name for theirs in BLOCK_NAMES.values()) and weight.dim() == 2
         else weight
@@ -142,11 +142,12 @@ def product_rate(dtype: torch.dtype) -> float:
     return statistics.median(rates[1:])
 
 
-def run(arguments: list[str]) -> dict[str, Any]:
-    """One side in a process of its own."""
+def run(side: str, arguments: list[str]) -> dict[str, Any]:
+    """One side in a process of its own; nanoGPT in the environment as it is, ours in the one that `bard` sets."""
+    environment = dict(os.environ) if side == "nanogpt" else os.environ | thread_environment()
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), *arguments],
-        stdout=subprocess.PIPE, text=True, check=True, env=os.environ | thread_environment(),
+        [sys.executable, str(Path(__file__).resolve()), *arguments, "--child", side],
+        stdout=subprocess.PIPE, text=True, check=True, env=environment,
     )  # fmt: skip
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -182,9 +183,9 @@ def main() -> None:
     if given.nanogpt:
         common += ["--nanogpt", str(given.nanogpt.resolve())]
     for number in range(given.rounds):
-        f32, bf16 = run([*common, "--child", "rates"])
+        f32, bf16 = run("rates", common)
         print(f"round {number + 1}: products of 2048 x 2048: f32 {f32 / 1e9:,.0f}, bf16 {bf16 / 1e9:,.0f} GFLOP/s")
-        answers = {side: run([*common, "--child", side]) for side in (reference, *given.sides)}
+        answers = {side: run(side, common) for side in (reference, *given.sides)}
         finish, mark = answers[reference]["points"][-1]
         for side, answer in answers.items():
             reached = next((s for s, nats in answer["points"] if nats <= mark), None)

@@ -61,6 +61,7 @@ class Parts(BaseModel):
     activations: int
     logits: int
     workspace: int
+    holes: int
 
     @property
     def total(self) -> int:
@@ -238,8 +239,9 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     ends = tokens * number * C * 2  # the last norm's output and its gradient
 
     def parts(**given: int) -> Parts:
-        nothing = dict.fromkeys(Parts.model_fields, 0)
-        return Parts(**nothing | {"base": machine.base, "weights": 4 * total, "optimizer": state} | given)
+        passing = sum(given.get(part, 0) for part in ("activations", "logits", "workspace"))
+        held = {"base": machine.base, "optimizer": state, "holes": int(passing * holes_share(gpt, machine))}
+        return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
     largest = orthogonalising_bytes(gpt, number) if training.optimizer == "muon" else 0
     return Plan(
@@ -317,6 +319,18 @@ def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
 
+def holes_share(gpt: GPTSpec, machine: Machine) -> float:
+    """What lies unused between what is kept and what comes and goes, as a share of both.
+
+    glibc's heap is not moved together: with every large tensor mapped on its own there were no holes, and a step took
+    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes.
+    """
+    if machine.device != "cpu":
+        return 0.0
+    return HOLES[gpt.architecture] if machine.precision == "bf16" else HOLES["classic"]
+
+
+HOLES = {"modern": 0.9, "classic": 0.4}
 # Numbers of a width that a block keeps of each token, by our own functions and by torch's.
 KEPT_LEAN = {"modern": 11.2, "classic": 17.2}
 KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}

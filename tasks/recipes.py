@@ -12,7 +12,7 @@ from model.vocabulary import VocabularySpec
 from storage.shards import ShardSpec
 from tasks.evaluation import EvaluationSpec
 
-RecipeName = Literal["small", "classic", "lecture", "bpe", "tiny"]
+RecipeName = Literal["small", "sprint", "classic", "lecture", "bpe", "tiny"]
 
 
 class RecipeError(BardError):
@@ -89,6 +89,20 @@ RECIPES: dict[RecipeName, Recipe] = {
             name="small",
             gpt=GPTSpec(layers=3, heads=6, width=192, context=128),
             training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
+        ),
+        # The shortest way to the loss that nanoGPT's CPU preset ends with (benchmarks/time_to_loss.py).
+        Recipe(
+            name="sprint",
+            gpt=GPTSpec(layers=2, heads=2, width=128, context=64),
+            training=TrainingSpec(
+                steps=140,
+                batch=32,
+                learning_rate=0.02,
+                muon_learning_rate=0.06,
+                warmup_steps=4,
+                final_learning_rate=0.02,
+                leg_steps=140,
+            ),
         ),
         # nanoGPT's config/train_shakespeare_char.py with its README's CPU settings (it rates it 1.88).
         Recipe(
