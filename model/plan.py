@@ -234,8 +234,8 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     block = tokens * block_bytes_per_token(gpt, machine)
     again = tokens * activation_bytes_per_token(gpt, ONE_BLOCK, machine) // max(1, gpt.layers) * execution.recompute
     at_once = min(execution.loss_tokens, tokens)
-    # f32 logits, their logarithms and the gradient in the products' type; the head, converted; its gradient, twice.
-    logits = at_once * V * (8 + number) + (number * head if number < 4 else 0) + 4 * head
+    logits = at_once * V * (8 + number)  # in f32, their logarithms, and the gradient in the products' type
+    heads = (number * head if number < 4 else 0) + 4 * head  # converted, and a micro-batch's gradient of it
     ends = tokens * number * C * 2  # the last norm's output and its gradient
 
     def parts(**given: int) -> Parts:
@@ -254,7 +254,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
                 gradients=4 * (total if micro_batches > 1 else head),
                 activations=kept,
                 logits=logits,
-                workspace=ends,
+                workspace=ends + heads,
             ),
             # The last block's gradient is taken while all activations are still there.
             "going back": parts(
@@ -267,7 +267,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
             "the first block": parts(
                 weights=4 * total + copies,
                 gradients=4 * total,
-                activations=kept if execution.recompute else kept // max(1, gpt.layers),
+                activations=kept // max(1, gpt.layers),
                 workspace=block + ends + again,
             ),
             "the optimizer's step": parts(weights=4 * total + copies, gradients=4 * total, workspace=largest),
