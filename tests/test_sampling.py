@@ -347,7 +347,7 @@ def test_top_p_takes_the_fewest_tokens_that_have_that_share() -> None:
     assert set(drawn(indifferent, SamplingSpec(top_k=4, top_p=0.45), 100)) == {0, 1}
 
 
-# In steps of 1/1024: logits closer than rounding can tell have equal shares, and are then taken in the order of their ids.
+# In steps of 1/1024: logits closer than rounding can tell have equal shares, and are taken in the order of their ids.
 logits = st.lists(
     st.integers(-8192, 8192).map(lambda n: n / 1024) | st.sampled_from([0.0, 1.0, -math.inf]), min_size=1, max_size=40
 ).filter(lambda values: max(values) > -math.inf)
