@@ -32,7 +32,7 @@ class ClassicGPT(nn.Module):
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width)
         self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
-        self.norm = nn.LayerNorm(spec.width, bias=spec.biases)
+        self.norm = LayerNorm(spec.width, bias=spec.biases)
         self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
         if spec.tied:
             self.head.weight = self.tokens.weight
@@ -57,7 +57,8 @@ class ClassicGPT(nn.Module):
         `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
         """
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        x_BTC = (self.tokens(ids_BT) + self.positions(positions_T)).to(self.norm.weight.dtype)
+        dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
+        x_BTC = (self.tokens(ids_BT) + self.positions(positions_T)).to(dtype)
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         for i, block in enumerate(self.blocks):
@@ -152,6 +153,14 @@ BLOCK_NAMES = {
 }
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in f32 whatever x is: in bf16 on a CPU its weight's gradient was 5 % off for 4,096 rows (torch 2.13)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C), normalised, in its own type."""
+        return super().forward(x.float()).to(x.dtype)
+
+
 class _Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -159,10 +168,10 @@ class _Block(nn.Module):
         super().__init__()
         self.heads, self.activation = spec.heads, ACTIVATIONS[spec.activation]
         width, biases = spec.width, spec.biases
-        self.attention_norm = nn.LayerNorm(width, bias=biases)
+        self.attention_norm = LayerNorm(width, bias=biases)
         self.attention_in = nn.Linear(width, 3 * width, bias=biases)
         self.attention_out = nn.Linear(width, width, bias=biases)
-        self.mlp_norm = nn.LayerNorm(width, bias=biases)
+        self.mlp_norm = LayerNorm(width, bias=biases)
         self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
         self.mlp_out = nn.Linear(4 * width, width, bias=biases)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 class Dropout:
     """The masks of one step. Each place in the model has a stream of its own, from which windows draw in order.
 
-    On a CPU the bits come from numpy's SFC64, eight elements a draw: torch's generator needs one draw an element on one
-    core. A share is so rounded to 256ths, and what is kept is scaled accordingly. Elsewhere the device draws.
+    On a CPU the bits come from numpy's SFC64, four elements a draw: torch's generator needs one draw an element on one
+    core. A share is so rounded to 65,536ths, and what is kept is scaled accordingly. Elsewhere the device draws.
     """
 
     def __init__(self, share: float, *, seed: int, step: int) -> None:
@@ -23,12 +23,12 @@ class Dropout:
         if x_B.device.type != "cpu":
             drawn = torch.rand(x_B.shape, generator=self._device_stream(place, x_B.device), device=x_B.device)
             return (drawn >= self.share).to(x_B.dtype).mul_(1 / (1 - self.share))
-        dropped = min(255, round(self.share * 256))
+        dropped = min(2**16 - 1, max(1, round(self.share * 2**16)))
         each = math.prod(x_B.shape[1:])
-        draws = -(-each // 8)  # whole draws a window, so that a stream does not know which windows come together
-        bits = self._stream(place).integers(0, 2**64, (x_B.shape[0], draws), np.uint64).view(np.uint8)
+        draws = -(-each // 4)  # whole draws a window, so that a stream does not know which windows come together
+        bits = self._stream(place).integers(0, 2**64, (x_B.shape[0], draws), np.uint64).view(np.uint16)
         kept = torch.from_numpy(bits[:, :each] >= dropped).view(x_B.shape)
-        return kept.to(x_B.dtype).mul_(256 / (256 - dropped))
+        return kept.to(x_B.dtype).mul_(2**16 / (2**16 - dropped))
 
     def _seeds(self, place: str) -> list[int]:
         return [self.seed, self.step, *place.encode()]

@@ -23,17 +23,17 @@ def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
 
 
 def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
-    """A model that computes in `dtype`: blocks and last norm are copies, to be copied again when the weights change.
+    """A model whose blocks multiply in `dtype`: their linear layers are copies, to be copied again when weights change.
 
-    Tables and the head are the very same parameters and stay in f32, because the gradient of a row is a sum over all of
-    its token's occurrences. In f32 it is `gpt` itself.
+    All the rest are the very same parameters and stay in f32, because their gradients are long sums: a table's row's
+    over all occurrences of its token, a LayerNorm's over all tokens. In f32 it is `gpt` itself.
     """
     if dtype == torch.float32:
         return gpt
-    shared = {id(m): m for name, m in gpt.named_children() if name in ("tokens", "positions", "head")}
-    copied = copy.deepcopy(gpt, shared)
-    for name, module in copied.named_children():
-        if name in ("blocks", "norm"):
+    shared = [m for m in gpt.modules() if isinstance(m, nn.Embedding | nn.LayerNorm)] + [gpt.head]
+    copied = copy.deepcopy(gpt, {id(m): m for m in shared})
+    for module in copied.blocks.modules():
+        if isinstance(module, nn.Linear):
             module.to(dtype)
     return copied
 

@@ -1,6 +1,7 @@
 """The modern block's arithmetic in bf16 on a CPU, in as few passes over memory as torch's kernels allow.
 
-Each function is checked against its plain spelling in `model.modern`, forward and backward (`tests/test_lean.py`).
+Outputs and gradients are checked against those of the same model in f32, which takes none of these ways
+(`tests/test_gpt.py`).
 """
 
 from typing import Any
@@ -90,9 +91,8 @@ class _RotaryAttention(torch.autograd.Function):
         qkv_3BHTD = qkv_BTE.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
         qk_2BHTD = qkv_3BHTD[:2].contiguous()
         scale_2BHT1 = inverse_norms(qk_2BHTD, epsilon)
-        scale_2BHT1[1] *= (
-            D**0.5
-        )  # keys have norm sqrt(D); queries norm 1, which is sqrt(D) times the scores' 1 / sqrt(D)
+        # Keys get norm sqrt(D), queries 1 instead of sqrt(D): the scores' 1 / sqrt(D) is in them.
+        scale_2BHT1[1] *= D**0.5
         turned_2BHTD = turn.by(qk_2BHTD).mul_(scale_2BHT1)
         q_NTD, k_NTD = turned_2BHTD.view(2, B * H, T, D)
         v_NTE = beside_ones(qkv_3BHTD[2])

@@ -186,7 +186,8 @@ def draw(logits_V: Logits, spec: SamplingSpec, generator: np.random.Generator) -
     with np.errstate(over="ignore"):  # next to no heat: minus infinity is what is meant
         shares = np.exp((logits_V[ids].astype(np.float64) - logits_V[likeliest]) / spec.temperature)
     if spec.top_p is not None and spec.top_p < 1:
-        order = np.argsort(-shares, kind="stable")
+        # By logits: two that differ may have one share, and then the likelier comes first all the same.
+        order = np.argsort(-logits_V[ids], kind="stable")
         reached = np.cumsum(shares[order])
         nucleus = order[: np.searchsorted(reached, spec.top_p * reached[-1]) + 1]
         ids, shares = ids[nucleus], shares[nucleus]

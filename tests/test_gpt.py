@@ -94,6 +94,30 @@ def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
         assert (exact_BTV - rounded_BTV.float()).abs().max() < 0.05 * exact_BTV.abs().max()
 
 
+@pytest.mark.parametrize("T", [5, 128, 129, 300])
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(architecture: str, T: int) -> None:
+    # Attention's queries are taken in pieces of 128, so T is on both sides of one and of two.
+    spec = GPTSpec.model_validate(
+        {"architecture": architecture, "layers": 2, "heads": 3, "width": 48, "context": 300, "activation": "relu2"}
+    )
+    gpt = build(spec, 23)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    ids_BT = torch.randint(0, 23, (2, T), generator=generator)
+    asked_BTC = torch.randn(2, T, 48, generator=generator)
+    found: dict[torch.dtype, tuple[torch.Tensor, ...]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        working = working_copy(gpt, dtype)
+        hidden_BTC = working.hidden(ids_BT)
+        inputs = [p for name, p in working.named_parameters() if name != "head.weight"]
+        found[dtype] = (hidden_BTC, *torch.autograd.grad(hidden_BTC, inputs, asked_BTC.to(dtype)))
+    for exact, rounded in zip(found[torch.float32], found[torch.bfloat16], strict=True):
+        assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_rotary_attention_sees_only_the_distance_between_positions() -> None:
     cosine_TD, sine_TD = rotary_tables(32, 8)
     query_D, key_D = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()

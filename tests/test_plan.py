@@ -119,9 +119,11 @@ def test_each_economy_takes_no_more(gpt: GPTSpec, size: int, training: TrainingS
         execution = unlimited(gpt, size, training, MACHINE).model_copy(update=changes)
         return foresee(gpt, size, training, execution, MACHINE).peak.total
 
-    # The block that is being computed again is there as a whole, and its input besides.
-    inputs = unlimited(gpt, size, training, MACHINE).micro_batch * gpt.context * gpt.width * 4
-    assert peak(recompute=True) <= peak() + 4 * inputs
+    if gpt.layers > 1:
+        # What is computed again, a whole block, is there beside its input, which otherwise nobody keeps.
+        tokens = unlimited(gpt, size, training, MACHINE).micro_batch * gpt.context
+        number = 2 if MACHINE.precision == "bf16" else 4
+        assert peak(recompute=True) <= peak() + 2 * tokens * gpt.width * number
     assert peak(optimizer_state="bf16") <= peak()
     assert peak(loss_tokens=128) <= peak()
     assert peak(micro_batch=1, recompute=True) <= peak(recompute=True) + 4 * parameters(gpt, size).total
