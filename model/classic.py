@@ -154,7 +154,10 @@ BLOCK_NAMES = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm in f32 whatever x is: in bf16 on a CPU its weight's gradient was 5 % off for 4,096 rows (torch 2.13)."""
+    """LayerNorm in f32, whatever x is.
+
+    In bf16 on a CPU its weight's gradient was 5 % too small for 4,096 rows (torch 2.13; benchmarks/LOG.md).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C), normalised, in its own type."""
