@@ -11,8 +11,6 @@ are over the whole validation part in disjoint windows, in nats per character.
 import argparse
 import json
 import os
-import pickle
-import re
 import resource
 import statistics
 import subprocess
@@ -22,26 +20,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CHECKOUT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
+from worker import product_rate, run_nanogpt, write_data
 
-from bard.home import thread_environment  # noqa: E402
-from model import device as devices  # noqa: E402
-from model.classic import BLOCK_NAMES, ClassicGPT  # noqa: E402
-from model.plan import Machine, flops_per_token, unlimited  # noqa: E402
-from model.scoring import score  # noqa: E402
-from model.spec import GPTSpec  # noqa: E402
-from model.training import Training, begin  # noqa: E402
-from tasks.recipes import Recipe, overrides_from, recipe  # noqa: E402
+from bard.home import thread_environment
+from model import device as devices
+from model.classic import BLOCK_NAMES, ClassicGPT
+from model.plan import Machine, flops_per_token, unlimited
+from model.scoring import score
+from model.spec import GPTSpec
+from model.training import Training, begin
+from tasks.recipes import Recipe, overrides_from, recipe
 
 TRAINED = 0.9
 PRESET = [
-    "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64",
-    "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000",
-    "--dropout=0.0",
+    "config/train_shakespeare_char.py", "--eval_iters=20", "--block_size=64", "--batch_size=12", "--n_layer=4",
+    "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0",
 ]  # fmt: skip
 CPU = devices.Device("cpu", "f32")
 
@@ -94,24 +91,13 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
 def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
     """Run the checkout's own train.py, time its steps by its own lines, and score its last checkpoint."""
     train, held_out, characters = tokens_of(text.read_text(encoding="utf-8"))
-    data = checkout / "data" / "shakespeare_char"
-    train.tofile(data / "train.bin")
-    held_out.tofile(data / "val.bin")
-    meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)),
-            "stoi": {c: i for i, c in enumerate(characters)}}  # fmt: skip
-    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
-    with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run(
-            [sys.executable, "train.py", *PRESET, f"--out_dir={out}", "--always_save_checkpoint=True"],
-            cwd=checkout, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        checkpoint = torch.load(Path(out) / "ckpt.pt", weights_only=True)
-    lines = re.findall(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", done.stdout, re.MULTILINE)
-    milliseconds = {int(step): float(spent) for step, spent in lines}
-    scored = {int(step) for step in re.findall(r"^step (\d+):", done.stdout, re.MULTILINE)}
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data", Path(folder) / "out"
+        write_data(data, train, held_out, characters)
+        ran = run_nanogpt(checkout, data, [*PRESET, f"--out_dir={out}", "--always_save_checkpoint=True"])
+        checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
     # It prints every tenth step; those after an evaluation tell the time of both, and the first pays for the start.
-    steps = [spent for n, spent in milliseconds.items() if n and n not in scored]
-    seconds = statistics.mean(steps) * checkpoint["iter_num"]
+    seconds = statistics.mean(ran.undisturbed.values()) * checkpoint["iter_num"]
     weights = {
         name: weight.t() if any(f".{theirs}.weight" in name for theirs in BLOCK_NAMES.values()) and weight.dim() == 2
         else weight
@@ -126,20 +112,8 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
         "points": [(seconds / 1000, nats)],
         "tokens_per_second": tokens / seconds * 1000,
         "flops_per_second": tokens * flops_per_token(spec, len(characters)) / seconds * 1000,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "peak_bytes": ran.peak,
     }
-
-
-def product_rate(dtype: torch.dtype) -> float:
-    """Operations a second in products of 2048 x 2048 matrices, the median of five."""
-    a = torch.randn(2048, 2048).to(dtype)
-    rates = []
-    for _ in range(6):
-        begun = time.perf_counter()
-        for _ in range(3):
-            a @ a
-        rates.append(3 * 2 * 2048**3 / (time.perf_counter() - begun))
-    return statistics.median(rates[1:])
 
 
 def run(side: str, arguments: list[str]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.attention import attend
+from model.attention import applied, attend
 from model.cache import KeyValueCache, Reach
 from model.dropout import Dropout
 from model.spec import GPTSpec
+from model.tables import rows_of
 
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -58,7 +58,7 @@ class ClassicGPT(nn.Module):
         """
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
-        x_BTC = (self.tokens(ids_BT) + self.positions(positions_T)).to(dtype)
+        x_BTC = (rows_of(self.tokens.weight, ids_BT) + self.positions(positions_T)).to(dtype)
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         for i, block in enumerate(self.blocks):
@@ -218,11 +218,30 @@ def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Te
     return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
 
 
-def checkpointed(block: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
+def checkpointed(block: nn.Module, recompute: bool, x_BTC: Tensor, *others: Any) -> Tensor:
     """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
-    if recompute:
-        # Masks are inputs, so that no random state has to be put back.
-        again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return again
-    output: Tensor = block(*inputs)
+    output: Tensor = applied(_Recomputed, block, x_BTC, *others) if recompute else block(x_BTC, *others)
     return output
+
+
+class _Recomputed(torch.autograd.Function):
+    """torch.utils.checkpoint without what it puts back (masks are inputs, so there is no random state) and loads.
+
+    It loads torch's compiler, 75 MB, and who computes twice is short of memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, block: nn.Module, x_BTC: Tensor, *others: Any) -> Tensor:
+        ctx.block, ctx.others = block, others
+        ctx.save_for_backward(x_BTC)
+        output: Tensor = block(x_BTC, *others)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, g_BTC: Tensor) -> tuple[Tensor | None, ...]:
+        (x_BTC,) = ctx.saved_tensors
+        x_BTC = x_BTC.detach().requires_grad_()
+        with torch.enable_grad():
+            output_BTC = ctx.block(x_BTC, *ctx.others)
+        output_BTC.backward(g_BTC)
+        return None, x_BTC.grad, *(None for _ in ctx.others)

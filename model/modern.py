@@ -12,6 +12,7 @@ from model.classic import ACTIVATIONS, add_dropped, checkpointed
 from model.dropout import Dropout
 from model.lean import Turn, relu2_linear, rms_norm, rotary_attention
 from model.spec import GPTSpec
+from model.tables import rows_of
 
 EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
@@ -44,7 +45,7 @@ class ModernGPT(nn.Module):
         `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
         """
         T = ids_BT.shape[1]
-        x_BTC = norm(self.tokens(ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
+        x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))

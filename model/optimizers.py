@@ -1,22 +1,82 @@
 """AdamW from torch for tables and vectors, Muon for matrices, and their state in half the memory."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 # Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024,
 # https://kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
-# Matrices are orthogonalised in stacks of at most so many elements: 64 MB of products at a time.
-STACKED = 2**23
+# Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time.
+STACKED = 2**21
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer:
+    """Parameters that are updated together, and what is remembered of each between two steps.
+
+    Not a torch.optim.Optimizer: the first of those loads torch's compiler, 75 MB and a second of every process.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        self.peak, self.weight_decay = peak, weight_decay
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Update every parameter that has a gradient, and let the gradients go."""
+        moved = [p for p in self.parameters if p.grad is not None]
+        for p in moved:
+            if not self.state.get(p):
+                self.state[p] = self.begun(p)
+        self.update(moved, [p.grad for p in moved if p.grad is not None], learning_rate)
+        for p in moved:
+            p.grad = None
+
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is remembered of a parameter before its first step."""
+        raise NotImplementedError
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+        """One update in place."""
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Loshchilov & Hutter 2019, as torch computes it."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, betas: tuple[float, float]
+    ) -> None:
+        super().__init__(parameters, peak=peak, weight_decay=weight_decay)
+        self.betas = betas
+
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Both means at zero; the count of steps lies where torch's update wants it."""
+        counted_on = parameter.device if parameter.is_cuda else "cpu"
+        return {
+            "step": torch.zeros((), device=counted_on),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+        """torch's update, fused where it is."""
+        steps, means, squares = ([self.state[p][key] for p in parameters] for key in ("step", "exp_avg", "exp_avg_sq"))
+        adamw(
+            parameters, gradients, means, squares, [], steps,
+            fused=not any(p.device.type == "mps" for p in parameters),
+            amsgrad=False, maximize=False, eps=1e-8,
+            beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024): torch.optim.Muon's update, equal shapes stacked into one product.
 
     torch's takes the matrices one by one; the update is the same up to rounding (`tests/test_training.py`).
@@ -24,39 +84,28 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        *,
-        lr: float,
-        weight_decay: float,
-        momentum: float,
-        precision: torch.dtype,
+        self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, momentum: float, precision: torch.dtype
     ) -> None:
-        self.precision = precision
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(parameters, peak=peak, weight_decay=weight_decay)
+        self.momentum, self.precision = momentum, precision
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
-        if closure is not None:
-            raise TypeError("Muon takes no closure: compute the gradients first, then call step()")
-        for group in self.param_groups:
-            for stack in stacks(p for p in group["params"] if p.grad is not None):
-                self._update(stack, group["lr"], group["weight_decay"], group["momentum"])
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """No momentum."""
+        return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def _update(self, stack: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        gradients = [p.grad for p in stack if p.grad is not None]
-        for p in stack:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in stack]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)
-        wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
-        torch._foreach_mul_(stack, 1 - lr * weight_decay)
-        for p, orthogonal in zip(stack, orthogonalised(wide), strict=True):
-            rows, columns = p.shape
-            p.add_(orthogonal.t() if rows > columns else orthogonal, alpha=-lr * max(1, rows / columns) ** 0.5)
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+        """One update of every matrix, stack by stack."""
+        gradient_of = dict(zip(parameters, gradients, strict=True))
+        for stack in stacks(parameters):
+            buffers = [self.state[p]["momentum_buffer"] for p in stack]
+            torch._foreach_lerp_(buffers, [gradient_of[p] for p in stack], 1 - self.momentum)
+            updates = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
+            wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
+            torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
+            for p, orthogonal in zip(stack, orthogonalised(wide), strict=True):
+                rows, columns = p.shape
+                scale = learning_rate * max(1, rows / columns) ** 0.5
+                p.add_(orthogonal.t() if rows > columns else orthogonal, alpha=-scale)
 
 
 def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -80,7 +129,7 @@ def orthogonalised(stack_NRC: Tensor) -> Tensor:
     return x
 
 
-def widened(optimizer: torch.optim.Optimizer) -> None:
+def widened(optimizer: Optimizer) -> None:
     """Bring state that rests in bf16 to f32, for a step."""
     for state in optimizer.state.values():
         for key, value in state.items():
@@ -88,7 +137,7 @@ def widened(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = value.float()
 
 
-def narrowed(optimizer: torch.optim.Optimizer, bits: np.random.Generator) -> None:
+def narrowed(optimizer: Optimizer, bits: np.random.Generator) -> None:
     """Lay an optimizer's f32 state to rest in bf16, rounded up or down at random so that it is right on average.
 
     Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step.
@@ -107,6 +156,6 @@ def rounded_at_random(x: Tensor, bits: np.random.Generator) -> Tensor:
     return raised.view(torch.float32).to(torch.bfloat16)
 
 
-def owners(optimizers: Iterable[torch.optim.Optimizer]) -> dict[int, Any]:
+def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:
     """Which optimizer owns a parameter, by the parameter's id."""
-    return {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
+    return {id(p): o for o in optimizers for p in o.parameters}

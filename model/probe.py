@@ -29,8 +29,8 @@ class Probe(NamedTuple):
 def settled_bytes(device: Device) -> int:
     """What this process holds once everything that a training loads on the way is there.
 
-    torch loads its compiler with the first optimizer, and products bring kernels and threads: 115 MB on a CPU. A step
-    of a tiny model brings all of them, so that a plan begins from what is measured.
+    Products bring kernels and threads, 40 MB on a CPU. A step of a tiny model brings all of them, so that a plan begins
+    from what is measured.
     """
     gpt = GPTSpec(layers=1, heads=2, width=32, context=16)
     here = Training(begin(gpt, 8, 0), TrainingSpec(steps=1, batch=4), device, Execution(micro_batch=2))

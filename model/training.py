@@ -16,9 +16,9 @@ from model.device import Device, Precision
 from model.dropout import Dropout
 from model.execution import Execution
 from model.gpt import GPT, build, working_copy
-from model.loss import head_loss
-from model.optimizers import Muon, narrowed, owners, stacks, widened
+from model.optimizers import AdamW, Muon, Optimizer, narrowed, owners, stacks, widened
 from model.spec import GPTSpec
+from model.tables import head_loss
 
 
 class Diverged(BardError):
@@ -155,15 +155,15 @@ class Training:
             inputs_BT = batch.inputs_BT[rows].to(self.device.name, non_blocking=True)
             targets_BT = batch.targets_BT[rows].to(self.device.name, non_blocking=True)
             hidden_BTC = self.working.hidden(inputs_BT, dropout, recompute=self.execution.recompute)
-            micro_loss = head_loss(
-                hidden_BTC.flatten(0, 1),
+            micro_loss, dhidden_BTC = head_loss(
+                hidden_BTC.detach(),
                 self.working.head.weight,
-                targets_BT.flatten(),
+                targets_BT,
                 charged=charged,
                 tokens=self.execution.loss_tokens,
             )
-            micro_loss.backward()  # type: ignore[no-untyped-call]
-            loss += micro_loss.detach()
+            hidden_BTC.backward(dhidden_BTC)  # type: ignore[no-untyped-call]
+            loss += micro_loss
         return loss, charged
 
     def _hand_over(self, theirs: nn.Parameter) -> None:
@@ -181,14 +181,11 @@ class Training:
         resting = self.execution.optimizer_state == "bf16"
         bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step]))
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
             if resting:
                 widened(optimizer)
-            optimizer.step()
+            optimizer.step(optimizer.peak * factor)
             if resting:
                 narrowed(optimizer, bits)
-            optimizer.zero_grad(set_to_none=True)
 
     def snapshot(self) -> Snapshot:
         """A copy of the state as it stands."""
@@ -218,7 +215,7 @@ class Training:
                 for key, value in state.items()
             }
 
-    def _owned(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
+    def _owned(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         owner = owners(self.optimizers)
         for name, parameter in self.gpt.named_parameters():
             yield name, parameter, owner[id(parameter)]
@@ -235,11 +232,11 @@ def restore(snapshot: Snapshot) -> GPT:
     return gpt
 
 
-def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution) -> list[torch.optim.Optimizer]:
+def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution) -> list[Optimizer]:
     """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
 
-    Only matrices and tables decay, as in nanoGPT. Each parameter group keeps its `peak` learning rate beside `lr`.
-    State that rests in bf16 is widened for one optimizer at a time, so there each owns a stack of matrices or a table.
+    Only matrices and tables decay, as in nanoGPT. State that rests in bf16 is widened for one optimizer at a time, so
+    there each owns a stack of matrices or a table.
     """
     named = dict(gpt.named_parameters())
     matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
@@ -249,27 +246,22 @@ def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Exe
     tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
     apart = execution.optimizer_state == "bf16"
     decayed = [[p] for p in tables] if apart else [tables]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [{"params": parameters, "weight_decay": decay, "peak": spec.learning_rate}],
-            lr=spec.learning_rate,
-            betas=(spec.beta1, spec.beta2),
-            fused=device.name != "mps",
-        )
+    adamws = [
+        AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
         for parameters, decay in [*((p, spec.weight_decay) for p in decayed), (vectors, 0.0)]
         if parameters
     ]
-    optimizers.extend(
+    muons = [
         Muon(
-            [{"params": stack, "peak": spec.muon_learning_rate}],  # type: ignore[list-item]
-            lr=spec.muon_learning_rate,
+            stack,
+            peak=spec.muon_learning_rate,
             weight_decay=spec.weight_decay,
             momentum=0.95,
             precision=device.dtype,
         )
         for stack in stacks(named[n] for n in sorted(matrices))
-    )
-    return optimizers
+    ]
+    return [*adamws, *muons]
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from model.device import Device, NoSuchDevice, bf16_is_fast, choose
 from model.dropout import Dropout
 from model.execution import Execution
 from model.folder import load_snapshot, save_snapshot
-from model.optimizers import Muon, rounded_at_random
+from model.optimizers import AdamW, Muon, rounded_at_random
 from model.scoring import score
 from model.spec import GPTSpec
 from model.training import (
@@ -240,20 +242,59 @@ def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
     assert abs(float(mask.mean()) - 1) < 0.01
 
 
-def test_muon_is_torchs_muon_up_to_rounding() -> None:
+BETAS = (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "apart"),
+    [
+        (
+            lambda p: Muon(p, peak=0.1, weight_decay=0.2, momentum=0.95, precision=torch.bfloat16),
+            lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.2, momentum=0.95),
+            0.02,
+        ),
+        (
+            lambda p: AdamW(p, peak=0.1, weight_decay=0.2, betas=BETAS),
+            lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, betas=BETAS, fused=True),
+            0.0,
+        ),
+    ],
+    ids=["muon", "adamw"],
+)
+def test_an_optimizer_is_torchs_up_to_rounding(ours: Any, theirs: Any, apart: float) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(16, 16), (16, 64), (64, 16), (16, 16)]
-    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    muon = Muon(ours, lr=0.1, weight_decay=0.2, momentum=0.95, precision=torch.bfloat16)
-    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.95)
+    one, other = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizer, reference = ours(one), theirs(other)
     for _ in range(3):
-        for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn(one.shape, generator=generator)
-            other.grad = one.grad.clone()
-        muon.step()
+        for p, q in zip(one, other, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        optimizer.step(0.1)
         reference.step()
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one - other).norm() < 0.02 * (other - 1).norm()
+    for p, q in zip(one, other, strict=True):
+        assert p.grad is None
+        assert (p - q).norm() <= apart * (q - 1).norm()
+
+
+def test_a_training_does_not_load_the_compiler() -> None:
+    code = """
+import sys, numpy as np
+from model.probe import probe
+from model.device import Device
+from model.execution import Execution
+from model.spec import GPTSpec
+from model.training import TrainingSpec
+gpt = GPTSpec(layers=1, heads=1, width=8, context=8)
+for architecture in ("modern", "classic"):
+    gpt = gpt.model_copy(update={"architecture": architecture})
+    for recompute in (False, True):
+        how = Execution(micro_batch=1, recompute=recompute)
+        probe(gpt, 9, TrainingSpec(batch=2), how, Device("cpu", "f32"), seconds=0)
+print([name for name in sys.modules if name == "torch._dynamo"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_state_rounded_at_random_is_right_on_average() -> None:
@@ -328,15 +369,14 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     names = {id(p): name for name, p in gpt.named_parameters()}
     spec = TrainingSpec(optimizer="muon", weight_decay=0.3)
     tables, vectors, *muons = make_optimizers(gpt, spec, CPU, WHOLE)
-    groups = [o.param_groups[0] for o in (tables, vectors, *muons)]
-    assert {names[id(p)] for p in groups[0]["params"]} == {"tokens.weight", "positions.weight"}
-    assert all(p.dim() == 1 for p in groups[1]["params"])
+    assert {names[id(p)] for p in tables.parameters} == {"tokens.weight", "positions.weight"}
+    assert all(p.dim() == 1 for p in vectors.parameters)
     assert all(isinstance(muon, Muon) for muon in muons)
-    assert {names[id(p)] for group in groups[2:] for p in group["params"]} == {
+    assert {names[id(p)] for muon in muons for p in muon.parameters} == {
         n for n, p in gpt.named_parameters() if n.startswith("blocks.") and p.dim() == 2
     }
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, *(0.3 for _ in muons)]
-    owned = [p for group in groups for p in group["params"]]
+    assert [o.weight_decay for o in (tables, vectors, *muons)] == [0.3, 0.0, *(0.3 for _ in muons)]
+    owned = [p for o in (tables, vectors, *muons) for p in o.parameters]
     assert len(owned) == len({id(p) for p in owned}) == len(names)
 
 

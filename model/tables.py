@@ -1,0 +1,71 @@
+"""The two ends of a GPT: rows of a table at the start, a head's cross entropy at the end.
+
+Both tables are V x C, and both gradients are added in place to the one that there is: never a second one, and never
+the logits of all tokens.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import applied
+from model.batches import NOT_CHARGED
+
+
+def rows_of(table_VC: Tensor, ids_BT: Tensor) -> Tensor:
+    """The rows (B, T, C) of `table_VC` with these ids.
+
+    Where `table_VC.grad` is there already, going back adds the gradient of only these rows to it.
+    """
+    return applied(_Rows, table_VC, ids_BT)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_VC: Tensor, ids_BT: Tensor) -> Tensor:
+        ctx.table_VC = table_VC
+        ctx.save_for_backward(ids_BT)
+        return F.embedding(ids_BT, table_VC)
+
+    @staticmethod
+    def backward(ctx: Any, g_BTC: Tensor) -> tuple[Tensor | None, None]:
+        (ids_BT,) = ctx.saved_tensors
+        if ctx.table_VC.grad is None:
+            return torch.ops.aten.embedding_dense_backward(g_BTC, ids_BT, len(ctx.table_VC), -1, False), None
+        rows_U, places_BT = ids_BT.unique(return_inverse=True)
+        dense_UC = torch.ops.aten.embedding_dense_backward(g_BTC, places_BT, len(rows_U), -1, False)
+        ctx.table_VC.grad.index_add_(0, rows_U, dense_UC)
+        return None, None
+
+
+@torch.no_grad()
+def head_loss(
+    hidden_BTC: Tensor, head_VC: Tensor, targets_BT: Tensor, *, charged: int, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """-log softmax(hidden head)[target], summed over the targets that are charged and divided by `charged`: f32, ().
+
+    With it comes its gradient with respect to `hidden_BTC`; that with respect to the head is added to `head_VC.grad`.
+    Logits exist for `tokens` tokens at a time and gradients are computed with them, so that a batch needs tokens x V
+    and not B x T x V (Wijmans et al. 2024 go further and never hold a whole row).
+    """
+    hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
+    weight_VC = head_VC.to(hidden_NC.dtype)
+    if head_VC.grad is None:
+        head_VC.grad = torch.zeros_like(head_VC)
+    total = torch.zeros((), device=hidden_NC.device)
+    dhidden_NC = torch.empty_like(hidden_NC)
+    for first in range(0, len(hidden_NC), tokens):
+        part = slice(first, first + tokens)
+        logits_nV = (hidden_NC[part] @ weight_VC.t()).float()
+        logs_nV = F.log_softmax(logits_nV, -1)
+        total += F.nll_loss(logs_nV, targets_N[part], reduction="sum", ignore_index=NOT_CHARGED)
+        asked_n1 = (targets_N[part] != NOT_CHARGED).unsqueeze(1)
+        dlogits_nV = logs_nV.exp_().mul_(asked_n1 / charged)
+        right_n1 = targets_N[part].unsqueeze(1).clamp_min(0)
+        dlogits_nV.scatter_add_(1, right_n1, asked_n1.to(dlogits_nV.dtype).div_(-charged))
+        dlogits_nV = dlogits_nV.to(hidden_NC.dtype)
+        torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[part])
+        head_VC.grad += dlogits_nV.t() @ hidden_NC[part]
+    return total / charged, dhidden_NC.view_as(hidden_BTC)
