@@ -235,7 +235,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     again = tokens * block_activation_bytes(gpt, ONE_BLOCK, machine) * execution.recompute
     at_once = min(execution.loss_tokens, tokens)
     logits = at_once * V * (8 + number)  # in f32, their logarithms, and the gradient in the products' type
-    heads = (number * head if number < 4 else 0) + 4 * head  # converted, and a micro-batch's gradient of it
+    heads = (2 if number < 4 else 1) * number * head  # converted, and a piece's gradient of it
     ends = tokens * number * C * 2  # the last norm's output and its gradient
 
     def parts(**given: int) -> Parts:
