@@ -303,20 +303,27 @@ def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine)
         widths = 1.0
         if dropped:
             widths += 2
-    elif machine.precision == "bf16" and machine.device == "cpu":
+    elif on_our_own(machine):
         widths = KEPT_LEAN[gpt.architecture] + (2 if dropped else 0)
     else:
         widths = KEPT_PLAIN[gpt.architecture] + (2 if dropped else 0)
     if gpt.architecture == "classic" and dropped:
-        # Attention with dropout is written out: weights, mask, and their product, each heads x T for a token.
-        widths += (1 if execution.recompute else 3) * gpt.heads * gpt.context / C
+        # A mask of heads x T for a token; where attention with dropout is written out, weights and their product too.
+        kept = 1 if execution.recompute or on_our_own(machine) else 3
+        widths += kept * gpt.heads * gpt.context / C
     return int(number * C * widths)
+
+
+def on_our_own(machine: Machine) -> bool:
+    """Whether blocks are computed by model.lean's and model.attention's functions, and not by torch's."""
+    return machine.precision == "bf16" and machine.device == "cpu"
 
 
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     """What stands beside them for each token while one block's gradient is taken."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
-    table = gpt.heads * (gpt.context if gpt.architecture == "classic" and gpt.dropout else min(QUERIES, gpt.context))
+    written_out = gpt.architecture == "classic" and gpt.dropout and not on_our_own(machine)
+    table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
 
@@ -328,7 +335,7 @@ def holes_share(gpt: GPTSpec, machine: Machine) -> float:
     """
     if machine.device != "cpu":
         return 0.0
-    return HOLES[gpt.architecture] if machine.precision == "bf16" else HOLES["classic"]
+    return HOLES[gpt.architecture] if on_our_own(machine) else HOLES["classic"]
 
 
 HOLES = {"modern": 0.9, "classic": 0.4}

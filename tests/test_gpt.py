@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from model.dropout import Dropout
 from model.folder import NotAModel, load_model, save_model
 from model.gpt import GPT, build, count_parameters, working_copy
 from model.lean import Turn
@@ -97,7 +98,10 @@ def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
 
 @pytest.mark.parametrize("T", [5, 128, 129, 300])
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
-def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(architecture: str, T: int) -> None:
+@pytest.mark.parametrize("dropped", [0.0, 0.3])
+def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(
+    architecture: str, T: int, dropped: float
+) -> None:
     # Attention's queries are taken in pieces of 128, so T is on both sides of one and of two.
     spec = GPTSpec.model_validate(
         {"architecture": architecture, "layers": 2, "heads": 3, "width": 48, "context": 300, "activation": "relu2"}
@@ -112,7 +116,7 @@ def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(architectu
     found: dict[torch.dtype, tuple[torch.Tensor, ...]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         working = working_copy(gpt, dtype)
-        hidden_BTC = working.hidden(ids_BT)
+        hidden_BTC = working.hidden(ids_BT, Dropout(dropped, seed=1, step=2) if dropped else None)
         inputs = [p for name, p in working.named_parameters() if name != "head.weight"]
         found[dtype] = (hidden_BTC, *torch.autograd.grad(hidden_BTC, inputs, asked_BTC.to(dtype)))
     for exact, rounded in zip(found[torch.float32], found[torch.bfloat16], strict=True):
