@@ -42,24 +42,23 @@ class _Rows(torch.autograd.Function):
 
 @torch.no_grad()
 def head_loss(
-    hidden_BTC: Tensor, head_VC: Tensor, targets_BT: Tensor, *, charged: int, tokens: int
+    hidden_BTC: Tensor, head_VC: Tensor, targets_BT: Tensor, *, charged: int, tokens: int, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """-log softmax(hidden head)[target], summed over the targets that are charged and divided by `charged`: f32, ().
+    """-log softmax(scale * hidden head)[target] in f32, (): the sum over charged targets, divided by `charged`.
 
     With it comes its gradient with respect to `hidden_BTC`; that with respect to the head is added to `head_VC.grad`.
     Logits exist for `tokens` tokens at a time and gradients are computed with them, so that a batch needs tokens x V
     and not B x T x V (Wijmans et al. 2024 go further and never hold a whole row).
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
-    weight_VC = head_VC.to(hidden_NC.dtype)
+    weight_VC = (head_VC if scale == 1 else head_VC * scale).to(hidden_NC.dtype)
     if head_VC.grad is None:
         head_VC.grad = torch.zeros_like(head_VC)
     total = torch.zeros((), device=hidden_NC.device)
     dhidden_NC = torch.empty_like(hidden_NC)
     for first in range(0, len(hidden_NC), tokens):
         part = slice(first, first + tokens)
-        logits_nV = (hidden_NC[part] @ weight_VC.t()).float()
-        logs_nV = F.log_softmax(logits_nV, -1)
+        logs_nV = F.log_softmax((hidden_NC[part] @ weight_VC.t()).float(), -1)
         total += F.nll_loss(logs_nV, targets_N[part], reduction="sum", ignore_index=NOT_CHARGED)
         asked_n1 = (targets_N[part] != NOT_CHARGED).unsqueeze(1)
         dlogits_nV = logs_nV.exp_().mul_(asked_n1 / charged)
@@ -67,5 +66,5 @@ def head_loss(
         dlogits_nV.scatter_add_(1, right_n1, asked_n1.to(dlogits_nV.dtype).div_(-charged))
         dlogits_nV = dlogits_nV.to(hidden_NC.dtype)
         torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[part])
-        head_VC.grad += dlogits_nV.t() @ hidden_NC[part]
+        head_VC.grad.add_(dlogits_nV.t() @ hidden_NC[part], alpha=scale)
     return total / charged, dhidden_NC.view_as(hidden_BTC)

@@ -41,6 +41,12 @@ class TrainingSpec(BaseModel):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
+    logit_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="of logits in training alone; above 1, what was learned by heart weighs less",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="linear", description="of the learning rates, from their peak down to `final_learning_rate` times it"
     )
@@ -161,6 +167,7 @@ class Training:
                 targets_BT,
                 charged=charged,
                 tokens=self.execution.loss_tokens,
+                scale=self.spec.logit_scale,
             )
             hidden_BTC.backward(dhidden_BTC)  # type: ignore[no-untyped-call]
             loss += micro_loss

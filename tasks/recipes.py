@@ -87,7 +87,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     for recipe in (
         Recipe(
             name="small",
-            gpt=GPTSpec(layers=3, heads=6, width=192, context=128),
+            gpt=GPTSpec(layers=3, heads=3, width=192, context=128),
             training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
         ),
         # The shortest way to the loss that nanoGPT's CPU preset ends with (benchmarks/time_to_loss.py).
@@ -154,7 +154,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         Recipe(
             name="bpe",
             vocabulary=VocabularySpec(kind="bpe", size=2048),
-            gpt=GPTSpec(layers=3, heads=6, width=192, context=64),
+            gpt=GPTSpec(layers=3, heads=3, width=192, context=64),
             training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
         ),
         Recipe(

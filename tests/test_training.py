@@ -213,6 +213,19 @@ def test_the_way_a_step_is_computed_does_not_change_the_gradient(
 
 
 @pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_scaled_logits_have_the_gradient_of_scaled_logits(gpt: GPTSpec) -> None:
+    first = begin(gpt, VOCABULARY, 1)
+    first = Snapshot(0, gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
+    spec = TrainingSpec(batch=8, clip=None, logit_scale=1.3)
+    batch, model = Batches(some_text(), context=8, batch=8, seed=spec.seed).at(0), restore(first)
+    F.cross_entropy(1.3 * model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten()).backward()
+    for name, found in gradient(first, spec, Execution(micro_batch=3, loss_tokens=7)).items():
+        expected = model.get_parameter(name).grad
+        assert expected is not None
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
 def test_dropout_falls_on_the_same_places_however_a_step_is_computed(gpt: GPTSpec) -> None:
     first = begin(gpt.model_copy(update={"dropout": 0.4}), VOCABULARY, 1)
     first = Snapshot(0, first.gpt, VOCABULARY, run(first, TrainingSpec(batch=8), 5).weights, {})
