@@ -82,7 +82,8 @@ def train(what: Case) -> dict[str, Any]:
             losses.append(float(step.loss))
             seconds.append(time.perf_counter() - begun)
             begun = time.perf_counter()
-        score(training.gpt, tokens[: 2 * what.gpt.context], before=0, device=devices.Device(device.name, "f32"))
+        validation, in_f32 = tokens[: (what.batch + 2) * what.gpt.context], devices.Device(device.name, "f32")
+        score(training.gpt, validation, before=0, device=in_f32, execution=plan.execution)
         save_snapshot(training.state(), Path(folder))
     return {
         "plan": plan.model_dump(),

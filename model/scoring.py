@@ -9,13 +9,12 @@ import torch.nn.functional as F
 
 from model.batches import Tokens, TooFewTokens
 from model.device import Device
+from model.execution import Execution
 from model.gpt import GPT
 
-# Logits in one forward pass: 134 MB in f32, which is 8,025 tokens at a vocabulary of 4,181.
-PASS_LOGITS = 2**25
-# Tokens in one forward pass: with a small vocabulary it is the MLP's activations that would grow (2.2 GiB for tiny
-# Shakespeare's validation part at width 192 in one go).
-PASS_TOKENS = 2**14
+# Tokens in one forward pass, and logits at once: 34 MB in f32.
+PASS_TOKENS = 2**12
+PASS_LOGITS = 2**23
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,12 @@ class Score:
 
 
 @torch.inference_mode()
-def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> Score:
+def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device, execution: Execution | None = None) -> Score:
     """Charge every token, in disjoint windows of the model's context, as published losses do.
 
     `before` is the token that precedes the text (the last of the training part): it is the context of the first token,
-    so that this one is charged too. The last window is short; sums are in f64.
+    so that this one is charged too. The last window is short; sums are in f64. No more windows and logits are computed
+    at once than in `execution`, so that scoring after training takes no more memory than training.
 
     Raises:
         TooFewTokens: the text is empty.
@@ -50,7 +50,9 @@ def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> Score:
     gpt.eval()
     context, vocabulary_size = gpt.context, gpt.tokens.weight.shape[0]
     total = 0.0
-    rows = max(1, min(PASS_LOGITS // vocabulary_size, PASS_TOKENS) // context)
+    rows, at_once = max(1, PASS_TOKENS // context), max(1, PASS_LOGITS // vocabulary_size)
+    if execution is not None:
+        rows, at_once = min(rows, execution.micro_batch), min(at_once, execution.loss_tokens)
     for start in range(0, len(tokens), rows * context):
         target = tokens[start : start + rows * context].astype(np.int64)
         previous = np.array([before]) if start == 0 else tokens[start - 1 : start]
@@ -60,8 +62,11 @@ def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> Score:
             if first == last:
                 continue
             inputs_BT = torch.from_numpy(source[first:last]).view(shape).to(device.name)
-            targets_BT = torch.from_numpy(target[first:last]).view(shape).to(device.name)
-            logits_BTV = gpt(inputs_BT)
-            nats = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-            total += float(nats.sum(dtype=torch.float64) if device.name != "mps" else nats.cpu().double().sum())
+            targets_N = torch.from_numpy(target[first:last]).to(device.name)
+            hidden_NC = gpt.hidden(inputs_BT).flatten(0, 1)
+            for hidden_nC, targets_n in zip(
+                torch.split(hidden_NC, at_once), torch.split(targets_N, at_once), strict=True
+            ):
+                nats_n = F.cross_entropy(gpt.head(hidden_nC).float(), targets_n, reduction="none")
+                total += float(nats_n.sum(dtype=torch.float64) if device.name != "mps" else nats_n.cpu().double().sum())
     return Score(total, len(tokens))

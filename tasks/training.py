@@ -80,7 +80,13 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
             seconds.append(time.monotonic() - begun)
             losses = []
     trained = time.monotonic() - begun
-    held_out = score(training.gpt, validation, before=int(train[-1:][0]), device=devices.Device(device.name, "f32"))
+    held_out = score(
+        training.gpt,
+        validation,
+        before=int(train[-1:][0]),
+        device=devices.Device(device.name, "f32"),
+        execution=plan.execution,
+    )
     say(
         f"step {until:,}: train {log[-1].train_nats:.4f}, validation {held_out.nats_per_token:.4f} nats per token, "
         f"{tokens / trained:,.0f} tokens per second"

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.scoring
 from model.batches import TooFewTokens
 from model.device import Device
+from model.execution import Execution
 from model.gpt import GPT, build
 from model.scoring import Score, score
 from model.spec import GPTSpec
@@ -65,12 +65,12 @@ def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, before:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_the_score_is_the_same_whatever_the_pass_size(spec: GPTSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_is_the_same_however_much_is_computed_at_once(spec: GPTSpec) -> None:
     gpt, tokens = lively(spec), some_text(1003)
     expected = score(gpt, tokens, before=3, device=CPU).nats
-    for rows in (1, 2, 7, 64, 125, 126):
-        monkeypatch.setattr(model.scoring, "PASS_LOGITS", rows * spec.context * VOCABULARY)
-        assert math.isclose(score(gpt, tokens, before=3, device=CPU).nats, expected, rel_tol=1e-6)
+    for rows, logits in itertools.product((1, 2, 7, 64, 126), (1, 5, 10_000)):
+        found = score(gpt, tokens, before=3, device=CPU, execution=Execution(micro_batch=rows, loss_tokens=logits))
+        assert math.isclose(found.nats, expected, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS)
