@@ -49,7 +49,7 @@ def prefect_environment() -> dict[str, str]:
     # Prefect makes its own folder but not the one above it, and a server without its folder retries in vain.
     prefect.mkdir(parents=True, exist_ok=True)
     proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
-    return thread_environment() | {
+    return computing_environment() | {
         # One database and one result store for `bard up` and for temporary servers: they share the cached answers.
         "PREFECT_HOME": str(prefect),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
@@ -69,15 +69,18 @@ def prefect_environment() -> dict[str, str]:
     }
 
 
-def thread_environment() -> dict[str, str]:
-    """How long torch's threads wait awake for each other; set it before `import torch`. A setting of the user's wins.
+def computing_environment() -> dict[str, str]:
+    """How torch's threads wait and how memory is given back; to be set before Python starts. The user's settings win.
 
-    Left alone they wait awake for ever: two trainings at once on 2 cores took 1,978 ms a step, and 105 ms asleep. But
-    falling asleep costs 70 us, as long as many an operation of a small model takes; 3,000 turns are about 40 us.
+    Left alone, GNU OpenMP's threads wait awake for ever: two trainings at once on 2 cores took 1,978 ms a step, and 105
+    asleep. But falling asleep costs 70 us, as long as many an operation of a small model takes.
+
+    glibc gives freed memory at the heap's top back and takes it again, a page fault for every 4 KiB: 4,479 in a step of
+    the recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). What exceeds 32 MiB is given back as before.
     """
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
-        return {}
-    return {"GOMP_SPINCOUNT": "3000"}
+    given = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
+    given |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+    return {name: value for name, value in given.items() if name not in os.environ}
 
 
 def up_lock() -> Path:

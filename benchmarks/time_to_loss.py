@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from worker import product_rate, run_nanogpt, write_data
 
-from bard.home import thread_environment
+from bard.home import computing_environment
 from model import device as devices
 from model.classic import BLOCK_NAMES, ClassicGPT
 from model.plan import Machine, flops_per_token, unlimited
@@ -118,7 +118,7 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
 
 def run(side: str, arguments: list[str]) -> dict[str, Any]:
     """One side in a process of its own; nanoGPT in the environment as it is, ours in the one that `bard` sets."""
-    environment = dict(os.environ) if side == "nanogpt" else os.environ | thread_environment()
+    environment = dict(os.environ) if side == "nanogpt" else os.environ | computing_environment()
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), *arguments, "--child", side],
         stdout=subprocess.PIPE, text=True, check=True, env=environment,

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from pydantic import BaseModel, ConfigDict  # noqa: E402
 
-from bard.home import thread_environment  # noqa: E402
+from bard.home import computing_environment  # noqa: E402
 from model.spec import GPTSpec  # noqa: E402
 from model.training import TrainingSpec, begin  # noqa: E402
 
@@ -102,7 +102,7 @@ def random_tokens(vocabulary_size: int, count: int) -> "np.ndarray[tuple[int], n
 def measured(what: Case) -> dict[str, Any]:
     """Train in a process of its own, in the environment that `bard` sets, and measure that process from outside."""
     command = [sys.executable, str(Path(__file__).resolve()), what.model_dump_json()]
-    out, peak = outside(command, os.environ | thread_environment(), CHECKOUT)
+    out, peak = outside(command, os.environ | computing_environment(), CHECKOUT)
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer | {"measured": peak}
 

@@ -17,8 +17,8 @@ from model.optimizers import STACKED
 from model.spec import GPTSpec
 from model.training import TrainingSpec
 
-# A plan is kept this much below a limit.
-MARGIN = 0.04
+# A plan is kept this much below a limit: as much as plans were off (benchmarks/memory_plan.py).
+MARGIN = 0.1
 
 
 class TooLittleMemory(BardError):
