@@ -14,6 +14,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
 # Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time.
 STACKED = 2**21
+# Elements that are rounded at random at once; a multiple of the four that one draw gives.
+ROUNDED = 2**20
 
 
 class Optimizer:
@@ -150,10 +152,14 @@ def narrowed(optimizer: Optimizer, bits: np.random.Generator) -> None:
 
 def rounded_at_random(x: Tensor, bits: np.random.Generator) -> Tensor:
     """x in bf16: one of its two neighbours, the nearer one more often. x is overwritten."""
-    draws = torch.from_numpy(bits.integers(0, 2**64, -(-x.numel() // 4), np.uint64).view(np.int16)[: x.numel()])
-    lower = draws.to(x.device).to(torch.int32).bitwise_and_(0xFFFF).view(x.shape)
-    raised = x.view(torch.int32).add_(lower).bitwise_and_(-0x10000)
-    return raised.view(torch.float32).to(torch.bfloat16)
+    rounded = torch.empty_like(x, dtype=torch.bfloat16)
+    # In pieces: what is drawn takes another 6 bytes an element.
+    parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, rounded))
+    for part, into in zip(*parts, strict=True):
+        drawn = bits.integers(0, 2**64, -(-part.numel() // 4), np.uint64).view(np.int16)[: part.numel()]
+        lower = torch.from_numpy(drawn).to(x.device).to(torch.int32).bitwise_and_(0xFFFF)
+        into.copy_(part.view(torch.int32).add_(lower).bitwise_and_(-0x10000).view(torch.float32))
+    return rounded
 
 
 def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:
