@@ -30,15 +30,42 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter that has a gradient, and let the gradients go."""
+    def step(
+        self, learning_rate: float, *, keep_gradients: bool = False, resting: np.random.Generator | None = None
+    ) -> None:
+        """Update every parameter that has a gradient, and let the gradients go, or set them to zero where they are.
+
+        With `resting`, what is remembered rests in bf16 between two steps, rounded with its bits.
+        """
         moved = [p for p in self.parameters if p.grad is not None]
         for p in moved:
             if not self.state.get(p):
-                self.state[p] = self.begun(p)
-        self.update(moved, [p.grad for p in moved if p.grad is not None], learning_rate)
+                begun = self.begun(p)
+                self.state[p] = begun if resting is None else {key: at_rest(value) for key, value in begun.items()}
+        gradients = [p.grad for p in moved if p.grad is not None]
+        if resting is None:
+            self.update(moved, gradients, learning_rate)
+        else:
+            self.update_at_rest(moved, gradients, learning_rate, resting)
         for p in moved:
-            p.grad = None
+            if keep_gradients and p.grad is not None:
+                p.grad.zero_()
+            else:
+                p.grad = None
+
+    def update_at_rest(
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float, bits: np.random.Generator
+    ) -> None:
+        """`update` with all that is remembered brought to f32, and laid to rest again where it was."""
+        places = {p: self.state[p] for p in parameters}
+        for p in parameters:
+            self.state[p] = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in places[p].items()}
+        self.update(parameters, gradients, learning_rate)
+        for p in parameters:
+            for key, value in self.state[p].items():
+                if value is not places[p][key]:
+                    round_at_random(value, places[p][key], bits)
+            self.state[p] = places[p]
 
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is remembered of a parameter before its first step."""
@@ -70,6 +97,31 @@ class AdamW(Optimizer):
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
         """torch's update, fused where it is."""
         steps, means, squares = ([self.state[p][key] for p in parameters] for key in ("step", "exp_avg", "exp_avg_sq"))
+        self._update(parameters, gradients, means, squares, steps, learning_rate)
+
+    def update_at_rest(
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float, bits: np.random.Generator
+    ) -> None:
+        """The same in pieces of ROUNDED elements, since the largest table's means would take as much as is saved."""
+        for p, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[p]
+            flat = (t.view(-1) for t in (p, gradient, state["exp_avg"], state["exp_avg_sq"]))
+            for p_n, g_n, mean_n, square_n in zip(*(torch.split(t, ROUNDED) for t in flat), strict=True):
+                wide_mean_n, wide_square_n, step = mean_n.float(), square_n.float(), state["step"].clone()
+                self._update([p_n], [g_n], [wide_mean_n], [wide_square_n], [step], learning_rate)
+                round_at_random(wide_mean_n, mean_n, bits)
+                round_at_random(wide_square_n, square_n, bits)
+            state["step"] = state["step"] + 1
+
+    def _update(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        steps: list[Tensor],
+        learning_rate: float,
+    ) -> None:
         adamw(
             parameters, gradients, means, squares, [], steps,
             fused=not any(p.device.type == "mps" for p in parameters),
@@ -131,35 +183,23 @@ def orthogonalised(stack_NRC: Tensor) -> Tensor:
     return x
 
 
-def widened(optimizer: Optimizer) -> None:
-    """Bring state that rests in bf16 to f32, for a step."""
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if value.dtype == torch.bfloat16:
-                state[key] = value.float()
+def at_rest(value: Tensor) -> Tensor:
+    """What is remembered before the first step, in bf16; a count stays as it is."""
+    return value.to(torch.bfloat16) if value.dim() else value
 
 
-def narrowed(optimizer: Optimizer, bits: np.random.Generator) -> None:
-    """Lay an optimizer's f32 state to rest in bf16, rounded up or down at random so that it is right on average.
+def round_at_random(x: Tensor, into: Tensor, bits: np.random.Generator) -> None:
+    """Write x in bf16: one of its two neighbours, the nearer one more often, so that it is right on average.
 
-    Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step.
+    Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step. x
+    is overwritten.
     """
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if value.dtype == torch.float32 and value.dim():
-                state[key] = rounded_at_random(value, bits)
-
-
-def rounded_at_random(x: Tensor, bits: np.random.Generator) -> Tensor:
-    """x in bf16: one of its two neighbours, the nearer one more often. x is overwritten."""
-    rounded = torch.empty_like(x, dtype=torch.bfloat16)
     # In pieces: what is drawn takes another 6 bytes an element.
-    parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, rounded))
-    for part, into in zip(*parts, strict=True):
+    parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, into))
+    for part, place in zip(*parts, strict=True):
         drawn = bits.integers(0, 2**64, -(-part.numel() // 4), np.uint64).view(np.int16)[: part.numel()]
         lower = torch.from_numpy(drawn).to(x.device).to(torch.int32).bitwise_and_(0xFFFF)
-        into.copy_(part.view(torch.int32).add_(lower).bitwise_and_(-0x10000).view(torch.float32))
-    return rounded
+        place.copy_(part.view(torch.int32).add_(lower).bitwise_and_(-0x10000).view(torch.float32))
 
 
 def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:

@@ -245,8 +245,6 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
         return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
     largest = orthogonalising_bytes(gpt, number) if training.optimizer == "muon" else 0
-    if execution.optimizer_state == "bf16":
-        largest = max(largest, widening_bytes(gpt, V, training))
     return Plan(
         execution=execution,
         machine=machine,
@@ -282,14 +280,6 @@ def orthogonalising_bytes(gpt: GPTSpec, number: int) -> int:
     """What Muon needs beside its state for its largest stack: the update in f32, and products in their type."""
     stack = min(STACKED, gpt.layers * 8 * gpt.width**2)
     return stack * (4 + 4 + 4 * number)
-
-
-def widening_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec) -> int:
-    """What AdamW's moments of its largest table take in f32 beyond bf16, and one of them rounded beside that."""
-    tables = [vocabulary_size * gpt.width]
-    if training.optimizer == "adamw":
-        tables.append(4 * gpt.width**2)
-    return max(tables) * (2 * (4 - 2) + 2)
 
 
 ONE_BLOCK = Execution(micro_batch=1)

@@ -16,7 +16,8 @@ from model.device import Device, Precision
 from model.dropout import Dropout
 from model.execution import Execution
 from model.gpt import GPT, build, working_copy
-from model.optimizers import AdamW, Muon, Optimizer, narrowed, owners, stacks, widened
+from model.memory import give_back
+from model.optimizers import AdamW, Muon, Optimizer, owners, stacks
 from model.spec import GPTSpec
 from model.tables import head_loss
 
@@ -116,7 +117,7 @@ class Training:
         self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
         for theirs in self.copies:
             theirs.register_post_accumulate_grad_hook(self._hand_over)  # type: ignore[no-untyped-call]
-        self.optimizers = make_optimizers(self.gpt, spec, device, execution)
+        self.optimizers = make_optimizers(self.gpt, spec, device)
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
@@ -145,6 +146,13 @@ class Training:
                     + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
                 )
             yield Step(self.step, loss, spec.learning_rate * factor, charged)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let gradients go and give freed memory back: scoring and keeping, which follow, need other memory."""
+        for parameter in self.gpt.parameters():
+            parameter.grad = None
+        give_back()
 
     def _gradients(self, batches: Batches) -> tuple[Tensor, int]:
         """The step's mean loss and the tokens it is a mean of; gradients of it are added to the weights' own."""
@@ -185,14 +193,14 @@ class Training:
 
     def _update(self, factor: float) -> None:
         """One step of every optimizer at `factor` times its peak learning rate."""
-        resting = self.execution.optimizer_state == "bf16"
         bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step]))
         for optimizer in self.optimizers:
-            if resting:
-                widened(optimizer)
-            optimizer.step(optimizer.peak * factor)
-            if resting:
-                narrowed(optimizer, bits)
+            optimizer.step(
+                optimizer.peak * factor,
+                # Where several micro-batches add to gradients, all of them stand at the peak: freed, they leave holes.
+                keep_gradients=self.execution.micro_batch < self.spec.batch,
+                resting=bits if self.execution.optimizer_state == "bf16" else None,
+            )
 
     def snapshot(self) -> Snapshot:
         """A copy of the state as it stands."""
@@ -239,11 +247,10 @@ def restore(snapshot: Snapshot) -> GPT:
     return gpt
 
 
-def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Execution) -> list[Optimizer]:
+def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[Optimizer]:
     """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
 
-    Only matrices and tables decay, as in nanoGPT. State that rests in bf16 is widened for one optimizer at a time, so
-    there each owns a stack of matrices or a table.
+    Only matrices and tables decay, as in nanoGPT.
     """
     named = dict(gpt.named_parameters())
     matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
@@ -251,11 +258,9 @@ def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device, execution: Exe
         matrices = set()
     rest = [p for n, p in named.items() if n not in matrices]
     tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
-    apart = execution.optimizer_state == "bf16"
-    decayed = [[p] for p in tables] if apart else [tables]
     adamws = [
         AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
-        for parameters, decay in [*((p, spec.weight_decay) for p in decayed), (vectors, 0.0)]
+        for parameters, decay in ((tables, spec.weight_decay), (vectors, 0.0))
         if parameters
     ]
     muons = [
