@@ -32,7 +32,7 @@ TIME = Path("/usr/bin/time")
 
 
 class Case(BaseModel):
-    """A training on random tokens. `memory_limit` as in a run; `products`: also time the step's own matrix products."""
+    """A training on random tokens; `memory_limit` as in a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

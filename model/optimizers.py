@@ -1,5 +1,6 @@
 """AdamW from torch for tables and vectors, Muon for matrices, and their state in half the memory."""
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -18,7 +19,7 @@ STACKED = 2**21
 ROUNDED = 2**20
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Parameters that are updated together, and what is remembered of each between two steps.
 
     Not a torch.optim.Optimizer: the first of those loads torch's compiler, 75 MB and a second of every process.
@@ -67,13 +68,13 @@ class Optimizer:
                     round_at_random(value, places[p][key], bits)
             self.state[p] = places[p]
 
+    @abstractmethod
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is remembered of a parameter before its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
         """One update in place."""
-        raise NotImplementedError
 
 
 class AdamW(Optimizer):
