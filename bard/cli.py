@@ -237,7 +237,7 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     if history:
         print("history")
         for entry in history:
-            print(f"  {entry.at[:16]}  {entry.handle}  {entry.by}: {entry.why}")
+            print(f"  {entry.number:>3}  {entry.at[:16]}  {entry.handle}  {entry.by}: {entry.why}")
 
 
 @app.command()
@@ -270,6 +270,29 @@ def explain(ref: Ref, as_json: AsJson = False) -> None:
             print(f"{'':<12} from {declared}{f', by way of {came_from}' if came_from != declared else ''}")
             for name, file in a.manifest.files.items():
                 print(f"{'':<12} {name}: {file.bytes:,} bytes, sha256 {file.sha256}")
+
+
+@app.command()
+def rollback(
+    corpus: Annotated[str, typer.Argument(help="The corpus whose champion goes back.")],
+    to: Annotated[
+        str | None, typer.Option(help="A number or digest from `bard show NAME/champion`. [default: the one before]")
+    ] = None,
+    why: Annotated[str | None, typer.Option(help="The reason, for the history.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the champion before this one back, or one of the history; a training under way is not disturbed."""
+    prepare_prefect()
+    from getpass import getuser
+
+    from tasks.champion import rollback as roll_back
+
+    before, now = roll_back(corpus.removesuffix("/champion"), to=to, by=f"rollback ({getuser()})", why=why)
+    if as_json:
+        print_json({"before": before.model_dump(mode="json"), "now": now.model_dump(mode="json")})
+        return
+    print(f"{corpus.removesuffix('/champion')}/champion was {before.handle}, is {now.handle}")
+    print(f"its {now.number} moves: bard show {corpus.removesuffix('/champion')}/champion")
 
 
 @app.command()

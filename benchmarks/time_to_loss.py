@@ -76,7 +76,7 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
         if step.number % every == 0 or step.number == spec.steps:
             float(step.loss)
             seconds += time.perf_counter() - begun
-            nats = score(training.gpt, held_out, before=int(train[-1]), device=CPU).nats_per_token
+            nats = score(training.gpt, held_out, before=train[-1:], device=CPU).nats_per_token
             points.append((seconds, nats))
             begun = time.perf_counter()
     tokens = spec.steps * spec.batch * gpt.context
@@ -106,7 +106,7 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
     spec = GPTSpec(architecture="classic", layers=4, heads=4, width=128, context=64, activation="gelu", tied=True)
     gpt = ClassicGPT(spec, len(characters))
     gpt.load_transformers(weights)
-    nats = score(gpt, held_out, before=int(train[-1]), device=CPU).nats_per_token
+    nats = score(gpt, held_out, before=train[-1:], device=CPU).nats_per_token
     tokens = checkpoint["iter_num"] * 12 * 64
     return {
         "points": [(seconds / 1000, nats)],

@@ -83,7 +83,7 @@ def train(what: Case) -> dict[str, Any]:
             seconds.append(time.perf_counter() - begun)
             begun = time.perf_counter()
         validation, in_f32 = tokens[: (what.batch + 2) * what.gpt.context], devices.Device(device.name, "f32")
-        score(training.gpt, validation, before=0, device=in_f32, execution=plan.execution)
+        score(training.gpt, validation, before=validation[:1], device=in_f32, execution=plan.execution)
         save_snapshot(training.state(), Path(folder))
     return {
         "plan": plan.model_dump(),

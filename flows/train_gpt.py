@@ -8,6 +8,7 @@ from flows.outcome import Outcome, outcome
 from model.plan import Plan
 from sources.spec import load_corpus
 from storage.handles import Checkpoint, TokenShards, Vocabulary
+from storage.refs import RefMoved
 from tasks.answers import Asking
 from tasks.champion import champion, crown, judge, note_text
 from tasks.corpus import clean_corpus, fetch_source
@@ -60,13 +61,17 @@ def train_gpt(
 
         evaluation = ask(evaluate_model, model, text, chosen.evaluation)
         baselines = ask(measure_baselines, text)
-        seat = champion(corpus)
-        rival = seat and (unspellable(seat.model, text) or ask(evaluate_model, seat.model, text, chosen.evaluation))
-        judgement = judge(corpus, recipe, model, evaluation, seat, rival)
-
-        changed = sorted(overrides.changes())
-        report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
-        moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
+        while True:
+            seat = champion(corpus)
+            rival = seat and (unspellable(seat.model, text) or ask(evaluate_model, seat.model, text, chosen.evaluation))
+            judgement = judge(corpus, recipe, model, evaluation, seat, rival)
+            changed = sorted(overrides.changes())
+            report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
+            try:
+                moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
+                break
+            except RefMoved as moved_meanwhile:
+                say(f"{moved_meanwhile}: judging again")
     show_in_prefect(corpus, report)
     came_out = outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
     name = "Completed" if came_out.trained else "Unchanged"

@@ -37,7 +37,7 @@ def settled_bytes(device: Device) -> int:
     tokens = random_tokens(8, 200)
     for _ in here.steps(tokens, 1):
         pass
-    score(here.gpt, tokens, before=0, device=Device(device.name, "f32"))
+    score(here.gpt, tokens, before=tokens[:1], device=Device(device.name, "f32"))
     forget_peak(device)
     return resident_bytes(device)
 
@@ -73,7 +73,7 @@ def probe(
     timed = []
     for _ in range(2):
         begun = time.monotonic()
-        score(gpt_here, tokens, before=0, device=Device(device.name, "f32"))
+        score(gpt_here, tokens, before=tokens[:1], device=Device(device.name, "f32"))
         timed.append(time.monotonic() - begun)
     return Probe(step, min(timed) / gpt.context, peak, torch.get_num_threads())
 

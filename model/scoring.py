@@ -1,11 +1,14 @@
 """How well a model predicts a text: every token charged, in nats."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.batches import Tokens, TooFewTokens
 from model.device import Device
@@ -15,6 +18,8 @@ from model.gpt import GPT
 # Tokens in one forward pass, and logits at once: 34 MB in f32.
 PASS_TOKENS = 2**12
 PASS_LOGITS = 2**23
+
+Charges = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,39 +39,115 @@ class Score:
         return self.nats / math.log(2) / units
 
 
-@torch.inference_mode()
-def score(gpt: GPT, tokens: Tokens, *, before: int, device: Device, execution: Execution | None = None) -> Score:
-    """Charge every token, in disjoint windows of the model's context, as published losses do.
-
-    `before` is the token that precedes the text (the last of the training part): it is the context of the first token,
-    so that this one is charged too. The last window is short; sums are in f64. No more windows and logits are computed
-    at once than in `execution`, so that scoring after training takes no more memory than training.
+def score(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, execution: Execution | None = None) -> Score:
+    """The whole charge for a text in disjoint windows: the sum of `charges`, in f64.
 
     Raises:
-        TooFewTokens: the text is empty.
+        TooFewTokens: as `charges`.
     """
+    return total(charges(gpt, tokens, before=before, device=device, execution=execution))
+
+
+def total(charged: Charges) -> Score:
+    """The sum of tokens' charges, in f64."""
+    return Score(float(charged.sum(dtype=np.float64)), len(charged))
+
+
+@torch.inference_mode()
+def charges(
+    gpt: GPT,
+    tokens: Tokens,
+    *,
+    before: Tokens,
+    device: Device,
+    stride: int | None = None,
+    execution: Execution | None = None,
+) -> Charges:
+    """What each token costs, in nats: minus the log of the share that the model gave it.
+
+    Windows of the model's context follow each other by `stride` tokens and charge their last `stride`. Left out, it is
+    the context: disjoint windows, as published losses have, in which a token sees what precedes it in its window and
+    the one token before that. With half the context each token sees at least half a context.
+
+    `before` is the text that precedes (the training part): its end is the context of the first tokens, so that these
+    are charged like the others; at least one token. No more windows and logits are computed at once than `execution`
+    has, so that scoring after training takes no more memory than training.
+
+    Raises:
+        TooFewTokens: there is no text, or nothing before it.
+        ValueError: the stride is not from 1 to the context.
+    """
+    context = gpt.context
+    stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride {stride} was given, but windows of {context} tokens follow by 1 to {context}")
     if not len(tokens):
         raise TooFewTokens("the text to score has no tokens; give the validation part at least one")
+    if not len(before):
+        raise TooFewTokens("no token precedes the text to score, but its first needs one; give the training part's end")
     gpt.eval()
-    context, vocabulary_size = gpt.context, gpt.tokens.weight.shape[0]
-    total = 0.0
-    rows, at_once = max(1, PASS_TOKENS // context), max(1, PASS_LOGITS // vocabulary_size)
+    rows, at_once = max(1, PASS_TOKENS // context), max(1, PASS_LOGITS // gpt.tokens.weight.shape[0])
     if execution is not None:
         rows, at_once = min(rows, execution.micro_batch), min(at_once, execution.loss_tokens)
-    for start in range(0, len(tokens), rows * context):
-        target = tokens[start : start + rows * context].astype(np.int64)
-        previous = np.array([before]) if start == 0 else tokens[start - 1 : start]
-        source = np.concatenate([previous.astype(np.int64), target[:-1]])
-        whole = len(target) // context * context
-        for first, last, shape in ((0, whole, (-1, context)), (whole, len(target), (1, -1))):
-            if first == last:
-                continue
-            inputs_BT = torch.from_numpy(source[first:last]).view(shape).to(device.name)
-            targets_N = torch.from_numpy(target[first:last]).to(device.name)
-            hidden_NC = gpt.hidden(inputs_BT).flatten(0, 1)
-            for hidden_nC, targets_n in zip(
-                torch.split(hidden_NC, at_once), torch.split(targets_N, at_once), strict=True
-            ):
-                nats_n = F.cross_entropy(gpt.head(hidden_nC).float(), targets_n, reduction="none")
-                total += float(nats_n.sum(dtype=torch.float64) if device.name != "mps" else nats_n.cpu().double().sum())
-    return Score(total, len(tokens))
+    charged = np.empty(len(tokens), np.float32)
+    done = 0
+    for windows_BT, new in _windows(tokens, before, context, stride, rows):
+        ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
+        nats_N = _nats(gpt, ids_BT, new, at_once)
+        charged[done : done + len(nats_N)] = nats_N.cpu().numpy()
+        done += len(nats_N)
+    return charged
+
+
+def _nats(gpt: GPT, ids_BT: Tensor, new: int, at_once: int) -> Tensor:
+    """The charges of each row's last `new` tokens, one row after the other."""
+    hidden_NC = gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)
+    targets_N = ids_BT[:, -new:].flatten()
+    pieces = zip(torch.split(hidden_NC, at_once), torch.split(targets_N, at_once), strict=True)
+    return torch.cat([F.cross_entropy(gpt.head(h_nC).float(), t_n, reduction="none") for h_nC, t_n in pieces])
+
+
+def _windows(
+    tokens: Tokens, before: Tokens, context: int, stride: int, rows: int
+) -> Iterator[tuple[npt.NDArray[np.unsignedinteger], int]]:
+    """Windows of equal length, (B, inputs + 1), and how many tokens at the end of each are new; in the text's order."""
+    # One token more than the inputs: the last is only a target.
+    lead = before[max(0, len(before) - (context - stride + 1)) : len(before)]
+    start = 0
+    while start < len(tokens):
+        reach = min(len(lead) + start, context - stride + 1)
+        whole = (len(tokens) - start) // stride
+        # Windows that reach back as far as the next one does stand in one pass; at the start of a text each is longer.
+        alike = min(whole, rows) if reach == context - stride + 1 else min(whole, 1)
+        stop = start + alike * stride if alike else len(tokens)
+        head = lead[len(lead) - max(0, reach - start) :] if start < reach else lead[:0]
+        span = np.concatenate([head, tokens[max(0, start - reach) : stop]])
+        if alike:
+            yield np.lib.stride_tricks.sliding_window_view(span, reach + stride)[::stride], stride
+        else:
+            yield span[None], stop - start
+        start = stop
+
+
+def characters_started(spellings: list[bytes]) -> npt.NDArray[np.int64]:
+    """How many characters begin in each token of a vocabulary, from its bytes: UTF-8's continuations begin none."""
+    return np.array([sum(byte & 0xC0 != 0x80 for byte in spelled) for spelled in spellings])
+
+
+def by_character(charged: Charges, started: npt.NDArray[np.int64]) -> Charges:
+    """Tokens' charges spread over the characters of the raw text; the sum stays.
+
+    `started[i]` is how many characters begin in token i: they share its charge equally, and a token in which none
+    begins (the later bytes of one) adds to the character before it. So two models of different vocabularies can be
+    compared character by character.
+
+    Raises:
+        ValueError: no character begins in the first token.
+    """
+    if len(started) and not started[0]:
+        raise ValueError("the first token begins no character; the text has to be encoded from its start")
+    last = np.cumsum(started)
+    begun = started > 0
+    shared = np.repeat(charged[begun].astype(np.float64) / started[begun], started[begun])
+    np.add.at(shared, last[~begun] - 1, charged[~begun])
+    return shared.astype(np.float32)

@@ -381,15 +381,24 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     A line of the listing is an id, a tab, and the token's text in quotes, or its bytes where they are no whole text.
     """
     tokenizer.save(str(folder / TOKENIZER_FILE))
-    tokens = sorted((i, token) for token, i in tokenizer.get_vocab().items())
+    spelled = spellings(tokenizer)
+    if isinstance(tokenizer.decoder, ByteLevelDecoder):
+        shown = [_readable_bytes(token) for token in spelled]
+    else:
+        single = _BYTES if tokenizer.model.byte_fallback else 0
+        shown = [f"bytes {token.hex()}" if i < single else _readable(token.decode()) for i, token in enumerate(spelled)]
+    lines = (f"{i}\t{text}\n" for i, text in enumerate(shown))
+    (folder / LISTING_FILE).write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def spellings(tokenizer: Tokenizer) -> list[bytes]:
+    """The UTF-8 bytes that each token adds to a text, by id; a token may begin or end within a character."""
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=itemgetter(1))]
     if isinstance(tokenizer.decoder, ByteLevelDecoder):
         byte_of = _byte_of_sign()
-        shown = [_readable_bytes(bytes(byte_of[sign] for sign in token)) for _, token in tokens]
-    else:
-        byte_tokens = _BYTE_TOKENS if tokenizer.model.byte_fallback else ()
-        shown = [f"bytes {token[3:5].lower()}" if token in byte_tokens else _readable(token) for _, token in tokens]
-    lines = (f"{i}\t{text}\n" for (i, _), text in zip(tokens, shown, strict=True))
-    (folder / LISTING_FILE).write_text("".join(lines), encoding="utf-8", newline="")
+        return [bytes(byte_of[sign] for sign in token) for token in tokens]
+    byte_of_token = dict(zip(_BYTE_TOKENS if tokenizer.model.byte_fallback else (), range(_BYTES), strict=False))
+    return [bytes([byte_of_token[token]]) if token in byte_of_token else token.encode() for token in tokens]
 
 
 def load(path: Path) -> Tokenizer:

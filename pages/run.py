@@ -80,11 +80,18 @@ class ModelFacts(PageModel):
 
 
 class Scores(PageModel):
-    """The loss over the whole validation part, and the tokens, characters and UTF-8 bytes it was spent on."""
+    """The loss over the whole validation part, and the tokens, characters and UTF-8 bytes it was spent on.
+
+    The first three are of disjoint windows, `sliding_bits_per_character` of windows in which every token sees at least
+    half a context. `compressed_bytes` is the length of the file that the model made of the text and that was read
+    back, None where none was made. Pages from before there were such figures have None.
+    """
 
     nats_per_token: Bits
     bits_per_character: Bits
     bits_per_byte: Bits
+    sliding_bits_per_character: Bits | None = None
+    compressed_bytes: Count | None = None
     tokens: Count
     characters: Count
     bytes_utf8: Count
@@ -100,12 +107,16 @@ class Baseline(PageModel):
 
 
 class Verdict(PageModel):
-    """Whether this run became its corpus's champion, why, and the champion it met (none the first time)."""
+    """Whether this run became its corpus's champion, why, and the champion it met (none the first time).
+
+    `interval` bounds this run's bits per character minus the rival's, with the confidence that `reason` names.
+    """
 
     moved: bool
     reason: str
     rival: str | None = None
     rival_bits_per_character: Bits | None = None
+    interval: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _a_rival_has_a_score(self) -> Self:
@@ -134,6 +145,19 @@ class Sample(PageModel):
     temperature: Annotated[float, Field(ge=0)]
     seed: int
     row: Count = 0
+
+
+class Memorised(PageModel):
+    """How much of the samples stands word for word in the training part, beside as much of the validation part.
+
+    Shares are of characters in verbatim stretches, of at least `characters` each; the longest ones are quoted.
+    """
+
+    characters: Count
+    sampled_share: Annotated[float, Field(ge=0, le=1)]
+    sampled_longest: str
+    validation_share: Annotated[float, Field(ge=0, le=1)]
+    validation_longest: str
 
 
 class Cost(PageModel):
@@ -182,6 +206,7 @@ class RunPage(PageModel):
     best_step: Count
     stopped_early: bool
     samples: tuple[Sample, ...]
+    memorised: Memorised | None = None
     cost: Cost
     lineage: tuple[LineageStep, ...]
 

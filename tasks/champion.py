@@ -2,12 +2,18 @@
 
 from typing import NamedTuple
 
+from bard.errors import BardError
+from model.comparison import CONFIDENCE, compare
 from pages.run import Verdict
 from storage.handles import Corpus, Evaluation, Model, Report
-from storage.refs import Entry
+from storage.refs import Entry, RefMoved
 from tasks.answers import refs, store
-from tasks.evaluation import scores_of
+from tasks.evaluation import charges_of, scores_of
 from tasks.saying import say
+
+# What a training's seed alone brings: the standard deviation of bits per character as a share of them
+# (benchmarks/LOG.md, "Luck").
+LUCK = 0.002
 
 
 class Seat(NamedTuple):
@@ -40,7 +46,7 @@ def champion(corpus: str) -> Seat | None:
 def judge(
     corpus: str, recipe: str, model: Model, evaluation: Evaluation, seat: Seat | None, rival: Evaluation | str | None
 ) -> Judgement:
-    """Whether the model takes the seat: only if it needs fewer bits per character on the same text.
+    """Whether the model takes the seat: only if it surely needs fewer bits per character on the same text.
 
     The first judgement of a model under one evaluation stands: asked again, it is read from the recipe's history, so
     that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
@@ -60,14 +66,29 @@ def judge(
         return Judgement(Verdict(moved=True, reason=reason), against, False)
     theirs = scores_of(rival).bits_per_character
     if seat.model == model:
-        verdict = Verdict(moved=False, reason="the same model is the champion already")
-    elif own < theirs:
-        reason = f"it needs {theirs - own:.4f} bits per character less than the champion before it, {name}"
-        verdict = Verdict(moved=True, reason=reason, rival=name, rival_bits_per_character=theirs)
-    else:
-        reason = f"it lost to the champion, {name}, by {own - theirs:.4f} bits per character"
-        verdict = Verdict(moved=False, reason=reason, rival=name, rival_bits_per_character=theirs)
+        return Judgement(Verdict(moved=False, reason="the same model is the champion already"), against, False)
+    found = compare(charges_of(evaluation), charges_of(rival), luck=LUCK * theirs)
+    interval = f"{CONFIDENCE:.0%} interval {signed(found.low)} to {signed(found.high)}".replace("%", " %")
+    apart = f"{abs(own - theirs):.4f} bits per character"
+    reason = {
+        "better": f"it needs {apart} less than the champion before it, {name} ({interval})",
+        "worse": f"it lost to the champion, {name}, by {apart} ({interval})",
+        "not distinguishable": f"it is not distinguishable from the champion, {name}: "
+        f"{apart} {'less' if own < theirs else 'more'}, which chance explains ({interval})",
+    }[found.verdict]
+    verdict = Verdict(
+        moved=found.verdict == "better",
+        reason=reason,
+        rival=name,
+        rival_bits_per_character=theirs,
+        interval=(found.low, found.high),
+    )
     return Judgement(verdict, against, False)
+
+
+def signed(bits: float) -> str:
+    """A difference with its sign (a true minus)."""
+    return f"{bits:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def crown(
@@ -78,9 +99,13 @@ def crown(
     Returns whether the champion moved now.
 
     Raises:
-        storage.refs.RefMoved: somebody else took the seat since the judgement; run again.
+        storage.refs.RefMoved: somebody else moved the seat since the judgement (a rollback); judge again.
     """
     verdict = judgement.verdict
+    seat = refs().head(f"{corpus}/champion")
+    sat = (seat.number if seat else 0) == judgement.against
+    if not sat and not judgement.recalled:
+        raise RefMoved(f"{corpus}/champion was moved while this model was judged")
     notes = {
         "model": model.digest,
         "evaluation": evaluation.digest,
@@ -90,12 +115,64 @@ def crown(
     history = refs().head(f"{corpus}/{recipe}")
     if history is None or history.handle != report or history.notes != notes:
         refs().move(f"{corpus}/{recipe}", report, after=history, by=by, why=verdict.reason, notes=notes)
-    seat = refs().head(f"{corpus}/champion")
-    if not verdict.moved or (seat.number if seat else 0) != judgement.against:
+    if not verdict.moved or not sat:
         return False
     notes = {"recipe": recipe, "report": report.digest, "evaluation": evaluation.digest}
     refs().move(f"{corpus}/champion", model, after=seat, by=by, why=verdict.reason, notes=notes)
     return True
+
+
+class NoSuchChampion(BardError):
+    """A rollback to a champion that there never was, or from a seat that nobody had before."""
+
+
+def seats(history: list[Entry]) -> list[Entry]:
+    """The champions that came one after the other, as if what was rolled back had not been: the last one sits now."""
+    line: list[Entry] = []
+    for entry in history:
+        back_to = entry.notes.get("back_to")
+        line = [seat for seat in line if back_to is None or seat.number < back_to] + [entry]
+    return line
+
+
+def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[Entry, Entry]:
+    """Seat an earlier champion again: the one before, or the one of that number or digest in the history.
+
+    A model that is in the history but not in the line of seats (it was rolled back) can be put back the same way. The
+    history is never rewritten, a rollback is a further move of it. It waits for no training: one that is under way
+    meets whoever sits there when it ends.
+
+    Returns:
+        The move that was rolled back from, and the new one.
+
+    Raises:
+        NoSuchChampion: there is none before, or none of that name; the message says which there are.
+        storage.refs.RefMoved: somebody else moved the seat in between.
+    """
+    name = f"{corpus}/champion"
+    history = refs().history(name)
+    if not history:
+        raise NoSuchChampion(f"{corpus} has no champion yet, so there is none to roll back from; train one first")
+    now, line = history[-1], seats(history)
+    known = "; ".join(f"{entry.number} {entry.handle}, {entry.at[:16]}" for entry in history)
+    if to is None:
+        if len(line) < 2:
+            raise NoSuchChampion(f"no champion of {corpus} came before {now.handle}. In its history: {known}")
+        chosen = line[-2]
+    else:
+        found = [entry for entry in history if to == str(entry.number) or entry.digest.startswith(to)]
+        if not found or found[-1].digest == now.digest:
+            what = "is the champion already" if found else f"is no champion of {corpus}'s history"
+            raise NoSuchChampion(f"{to} {what}; give a number or a digest's start. In its history: {known}")
+        chosen = found[-1]
+    if harm := store().damage(chosen.handle):
+        raise NoSuchChampion(f"{chosen.handle} is {harm}; train it again, or roll back to another: {known}")
+    seated = [seat.number for seat in line]
+    notes = {key: value for key, value in chosen.notes.items() if key != "back_to"}
+    if chosen.number in seated:
+        notes["back_to"] = chosen.number
+    said = f"put back in place of {now.handle}{f': {why}' if why else ''}"
+    return now, refs().move(name, chosen.handle, after=now, by=by, why=said, notes=notes)
 
 
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:

@@ -2,30 +2,45 @@
 
 import json
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tokenizers import Tokenizer
 
+from bard.errors import BardError
 from model import baselines, device
+from model.coding import compress, decompress
+from model.comparison import Charges
 from model.folder import load_model
 from model.gpt import GPT
+from model.memorisation import VERBATIM_CHARACTERS, verbatim
 from model.sampling import SamplingSpec, write
-from model.scoring import score
-from model.vocabulary import TOKENIZER_FILE, UnknownCharacter, decode, encode, load
-from pages.run import Baseline, Sample, Scores
+from model.scoring import by_character, characters_started, charges, total
+from model.vocabulary import TOKENIZER_FILE, TokenIds, UnknownCharacter, decode, encode, load, spellings
+from pages.run import Baseline, Memorised, Sample, Scores
 from storage.documents import read_text
 from storage.handles import Baselines, Corpus, Evaluation, Model
-from storage.shards import TokenArray
 from tasks.answers import origin, store
 from tasks.caching import SAME_QUESTION
 
 SCORES = "scores.json"
 SAMPLES = "samples.json"
+CHARGES = "charges.npy"
+COMPRESSED = "validation.coded"
+MEMORISED = "memorised.json"
 BASELINES = "baselines.json"
 # What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
 LOOK_BACK_CHARACTERS = 2**23
+# No token of ours is longer (model/vocabulary.py bounds words), so so many for each token surely are enough text.
+CHARACTERS_A_TOKEN = 64
+
+
+class BitsNotReal(BardError):
+    """A text that was compressed with a model did not come back."""
+
 
 SAMPLE_LIST = TypeAdapter(list[Sample])
 BASELINE_LIST = TypeAdapter(list[Baseline])
@@ -49,26 +64,44 @@ class EvaluationSpec(BaseModel):
         default=None, gt=0, le=1, description="draw from the fewest likeliest that have this share; null: from all"
     )
     sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of all texts; each is a row that draws apart")
+    compress: bool = Field(
+        default=False, description="prove the bits: make a file of the validation part with the model, and read it back"
+    )
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="3", cache_policy=SAME_QUESTION)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
-    """Charge the model for every character of the validation part, in f32, and let it write."""
+    """Charge the model for every character of the validation part, in f32, and let it write.
+
+    Raises:
+        BitsNotReal: the file that the model made of the validation part did not give it back.
+    """
     folder, text = store().folder(model), store().folder(corpus)
     gpt, tokenizer = load_model(folder), load(folder / TOKENIZER_FILE)
     place = device.choose("f32")
     gpt.to(place.name)
     survey = store().facts(corpus)["survey"]
 
-    last_piece = deque(read_text(text, "train"), maxlen=1)
-    before = int(next(encode(tokenizer, last_piece))[-1])
-    tokens = TokenArray(list(encode(tokenizer, read_text(text, "validation"))))
-    charged = score(gpt, tokens, before=before, device=place)
+    before = last_tokens(tokenizer, read_text(text, "train"), gpt.context + 1)
+    tokens = np.concatenate(list(encode(tokenizer, read_text(text, "validation"))))
+    charged = charges(gpt, tokens, before=before, device=place)
+    sliding = charges(gpt, tokens, before=before, device=place, stride=max(1, gpt.context // 2))
+    coded = compress(gpt, tokens, before=int(before[-1]), device=place) if spec.compress else None
+    if coded is not None:
+        read_back = decode(tokenizer, decompress(gpt, coded, before=int(before[-1]), device=place))
+        if read_back != "".join(read_text(text, "validation")):
+            raise BitsNotReal(
+                f"{model} compressed the validation part to {len(coded):,} bytes, but what was read back is another "
+                "text: the machine does not compute the same twice; try again with OMP_NUM_THREADS=1"
+            )
+    score = total(charged)
     scores = Scores(
-        nats_per_token=charged.nats_per_token,
-        bits_per_character=charged.bits_per(survey["validation_characters"]),
-        bits_per_byte=charged.bits_per(survey["validation_bytes"]),
-        tokens=charged.tokens,
+        nats_per_token=score.nats_per_token,
+        bits_per_character=score.bits_per(survey["validation_characters"]),
+        bits_per_byte=score.bits_per(survey["validation_bytes"]),
+        sliding_bits_per_character=total(sliding).bits_per(survey["validation_characters"]),
+        compressed_bytes=None if coded is None else len(coded),
+        tokens=score.tokens,
         characters=survey["validation_characters"],
         bytes_utf8=survey["validation_bytes"],
     )
@@ -76,6 +109,11 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
     with store().draft() as draft:
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
+        if samples:
+            write_json(draft.folder / MEMORISED, memorised(samples, text).model_dump(mode="json"))
+        np.save(draft.folder / CHARGES, by_character(charged, characters_started(spellings(tokenizer))[tokens]))
+        if coded is not None:
+            (draft.folder / COMPRESSED).write_bytes(coded)
         facts = {"bits_per_character": scores.bits_per_character, "nats_per_token": scores.nats_per_token}
         return store().keep(draft, Evaluation, facts, origin())
 
@@ -109,6 +147,37 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
     return None
 
 
+def last_tokens(tokenizer: Tokenizer, pieces: Iterable[str], count: int) -> TokenIds:
+    """The last `count` tokens of a text, fewer where it has fewer."""
+    tail: deque[str] = deque()
+    held = 0
+    for piece in pieces:
+        tail.append(piece)
+        held += len(piece)
+        while held - len(tail[0]) >= count * CHARACTERS_A_TOKEN:
+            held -= len(tail.popleft())
+    return np.concatenate(list(encode(tokenizer, tail)))[-count:]
+
+
+def memorised(samples: list[Sample], text: Path) -> Memorised:
+    """What of the samples stands in the training part, and of as much text from the validation part's start."""
+    train = "".join(read_text(text, "train"))[-LOOK_BACK_CHARACTERS:]
+    length, genuine = sum(len(sample.text) for sample in samples), ""
+    for piece in read_text(text, "validation"):
+        genuine = (genuine + piece)[:length]
+        if len(genuine) == length:
+            break
+    found = [verbatim(sample.text, train) for sample in samples]
+    reference = verbatim(genuine, train)
+    return Memorised(
+        characters=VERBATIM_CHARACTERS,
+        sampled_share=sum(f.share * len(s.text) for f, s in zip(found, samples, strict=True)) / length,
+        sampled_longest=max((f.longest for f in found), key=len),
+        validation_share=reference.share,
+        validation_longest=reference.longest,
+    )
+
+
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.Device) -> list[Sample]:
     """The texts that continue the prompt, all drawn at once."""
     sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, seed=spec.sample_seed)
@@ -139,6 +208,18 @@ def scores_of(evaluation: Evaluation) -> Scores:
 def samples_of(evaluation: Evaluation) -> list[Sample]:
     """The texts of an evaluation."""
     return SAMPLE_LIST.validate_json((store().folder(evaluation) / SAMPLES).read_bytes())
+
+
+def charges_of(evaluation: Evaluation) -> Charges:
+    """What each character of the validation part costs the model, in nats."""
+    charged: Charges = np.load(store().folder(evaluation) / CHARGES)
+    return charged
+
+
+def memorised_of(evaluation: Evaluation) -> Memorised | None:
+    """How much of an evaluation's samples stands in the training part; None where none were drawn."""
+    path = store().folder(evaluation) / MEMORISED
+    return Memorised.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def baselines_of(measured: Baselines) -> list[Baseline]:

@@ -13,7 +13,7 @@ from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, M
 from storage.lineage import Ancestor, lineage, source_address, spelled
 from tasks.answers import origin, store
 from tasks.caching import SAME_QUESTION
-from tasks.evaluation import EvaluationSpec, baselines_of, samples_of, scores_of, write_json
+from tasks.evaluation import EvaluationSpec, baselines_of, memorised_of, samples_of, scores_of, write_json
 from tasks.recipes import Recipe
 from tasks.training import LOG, LogLine, best, validation_losses
 
@@ -21,7 +21,7 @@ PAGE = "page.json"
 HTML = "report.html"
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="3", cache_policy=SAME_QUESTION)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -49,13 +49,14 @@ def publish_report(
         best_step=store().facts(best(legs))["step"],
         stopped_early=store().facts(legs[-1])["step"] < recipe.training.steps,
         samples=tuple(samples_of(evaluation)),
+        memorised=memorised_of(evaluation),
         cost=cost(legs),
         lineage=tuple(lineage_step(ancestor) for ancestor in lineage(store(), model)),
     )
     return keep_page(page)
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="3", cache_policy=SAME_QUESTION)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
@@ -70,6 +71,7 @@ def rescore_report(
                 "scores": scores_of(evaluation),
                 "baselines": tuple(baselines_of(baselines)),
                 "samples": tuple(samples_of(evaluation)),
+                "memorised": memorised_of(evaluation),
             }
         )
     )

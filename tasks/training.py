@@ -83,7 +83,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
     held_out = score(
         training.gpt,
         validation,
-        before=int(train[-1:][0]),
+        before=train[-1:],
         device=devices.Device(device.name, "f32"),
         execution=plan.execution,
     )

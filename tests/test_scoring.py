@@ -14,13 +14,14 @@ from model.batches import TooFewTokens
 from model.device import Device
 from model.execution import Execution
 from model.gpt import GPT, build
-from model.scoring import Score, score
+from model.scoring import Score, by_character, characters_started, charges, score
 from model.spec import GPTSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
 VOCABULARY = 17
+BEFORE = np.array([3], np.uint16)
 SPECS = [
     GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
     GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
@@ -42,66 +43,89 @@ def some_text(length: int, seed: int = 0) -> npt.NDArray[np.uint16]:
     return np.random.default_rng(seed).integers(0, VOCABULARY, length).astype(np.uint16)
 
 
-def slow_nats(gpt: GPT, tokens: npt.NDArray[np.uint16], before: int) -> list[float]:
+def slow_nats(gpt: GPT, tokens: npt.NDArray[np.uint16], before: npt.NDArray[np.uint16], stride: int) -> list[float]:
     """Each token's charge, from a forward pass of its own over the part of its window that precedes it."""
-    ids = [before, *tokens.tolist()]
-    charges = []
-    for position in range(len(tokens)):
-        window_start = position // gpt.context * gpt.context
+    ids = [*before.tolist(), *tokens.tolist()]
+    charged = []
+    for position in range(len(before), len(ids)):
+        block = len(before) + (position - len(before)) // stride * stride
+        window = ids[max(0, block - (gpt.context - stride + 1)) : position]
         with torch.no_grad():
-            logits_V = gpt.eval()(torch.tensor([ids[window_start : position + 1]]))[0, -1]
-        charges.append(-float(logits_V.double().log_softmax(-1)[ids[position + 1]]))
-    return charges
+            logits_V = gpt.eval()(torch.tensor([window]))[0, -1]
+        charged.append(-float(logits_V.double().log_softmax(-1)[ids[position]]))
+    return charged
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@settings(deadline=None, max_examples=25)
-@given(length=st.integers(1, 40), before=st.integers(0, VOCABULARY - 1))
-def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, before: int) -> None:
-    gpt, tokens = lively(spec), some_text(length)
-    found = score(gpt, tokens, before=before, device=CPU)
-    assert found.tokens == length
-    assert math.isclose(found.nats, math.fsum(slow_nats(gpt, tokens, before)), rel_tol=1e-6)
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(1, 40), preceding=st.integers(1, 12), stride=st.sampled_from([1, 3, 4, 8]))
+def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, preceding: int, stride: int) -> None:
+    gpt, tokens, before = lively(spec), some_text(length), some_text(preceding, seed=1)
+    found = charges(gpt, tokens, before=before, device=CPU, stride=stride, execution=Execution(micro_batch=3))
+    np.testing.assert_allclose(found, slow_nats(gpt, tokens, before, stride), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_half_a_context_between_windows_shows_every_token_at_least_half_a_context(spec: GPTSpec) -> None:
+    gpt, tokens, before = lively(spec), some_text(30), some_text(20, seed=1)
+    half = gpt.context // 2
+    expected = charges(gpt, tokens, before=before, device=CPU, stride=half)
+    for position in range(len(tokens)):
+        ids = np.concatenate([before, tokens[:position]])
+        changed = ids.copy()
+        changed[-half:] = (changed[-half:] + 1) % VOCABULARY
+        for seen, text in ((True, ids), (False, changed)):
+            found = charges(gpt, np.append(text[20:], tokens[position:]), before=text[:20], device=CPU, stride=half)[
+                position
+            ]
+            assert math.isclose(found, expected[position], rel_tol=1e-5) == seen
+
+
+def test_a_stride_longer_than_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 8"):
+        charges(lively(SPECS[0]), some_text(9), before=some_text(1), device=CPU, stride=9)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_score_is_the_same_however_much_is_computed_at_once(spec: GPTSpec) -> None:
     gpt, tokens = lively(spec), some_text(1003)
-    expected = score(gpt, tokens, before=3, device=CPU).nats
+    expected = score(gpt, tokens, before=BEFORE, device=CPU).nats
     for rows, logits in itertools.product((1, 2, 7, 64, 126), (1, 5, 10_000)):
-        found = score(gpt, tokens, before=3, device=CPU, execution=Execution(micro_batch=rows, loss_tokens=logits))
+        found = score(gpt, tokens, before=BEFORE, device=CPU, execution=Execution(micro_batch=rows, loss_tokens=logits))
         assert math.isclose(found.nats, expected, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_first_token_is_charged_in_the_light_of_the_one_before(spec: GPTSpec) -> None:
     gpt = lively(spec)
-    charges = {score(gpt, some_text(1), before=before, device=CPU).nats for before in range(VOCABULARY)}
-    assert len(charges) == VOCABULARY
+    charged = {score(gpt, some_text(1), before=BEFORE * 0 + i, device=CPU).nats for i in range(VOCABULARY)}
+    assert len(charged) == VOCABULARY
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_shares_of_all_texts_add_up_to_one(spec: GPTSpec) -> None:
     gpt = lively(spec)
     texts = itertools.product(range(VOCABULARY), repeat=2)
-    shares = [math.exp(-score(gpt, np.array(t, np.uint16), before=5, device=CPU).nats) for t in texts]
+    shares = [math.exp(-score(gpt, np.array(t, np.uint16), before=BEFORE, device=CPU).nats) for t in texts]
     assert math.isclose(sum(shares), 1, rel_tol=1e-5)
 
 
 def test_a_bf16_score_is_near_the_f32_score() -> None:
     gpt, tokens = lively(SPECS[0]), some_text(500)
-    exact = score(gpt, tokens, before=3, device=CPU).nats
-    assert math.isclose(score(gpt, tokens, before=3, device=Device("cpu", "bf16")).nats, exact, rel_tol=1e-2)
+    exact = score(gpt, tokens, before=BEFORE, device=CPU).nats
+    assert math.isclose(score(gpt, tokens, before=BEFORE, device=Device("cpu", "bf16")).nats, exact, rel_tol=1e-2)
 
 
 def test_an_empty_text_has_no_score() -> None:
     with pytest.raises(TooFewTokens, match="no tokens"):
-        score(lively(SPECS[0]), some_text(0), before=0, device=CPU)
+        score(lively(SPECS[0]), some_text(0), before=BEFORE, device=CPU)
+    with pytest.raises(TooFewTokens, match="precedes"):
+        score(lively(SPECS[0]), some_text(5), before=some_text(0), device=CPU)
 
 
 def test_an_indifferent_model_pays_the_entropy_of_its_vocabulary() -> None:
     gpt = build(SPECS[0], 32)
-    found = score(gpt, some_text(50), before=0, device=CPU)
+    found = score(gpt, some_text(50), before=BEFORE, device=CPU)
     assert math.isclose(found.nats_per_token, math.log(32), rel_tol=1e-6)
     assert math.isclose(found.bits_per(50), 5, rel_tol=1e-6)
     assert math.isclose(found.bits_per(25), 10, rel_tol=1e-6)
@@ -110,3 +134,24 @@ def test_an_indifferent_model_pays_the_entropy_of_its_vocabulary() -> None:
 def test_nats_become_bits_per_unit() -> None:
     assert Score(nats=math.log(2) * 12, tokens=4).nats_per_token == pytest.approx(3 * math.log(2))
     assert Score(nats=math.log(2) * 12, tokens=4).bits_per(6) == pytest.approx(2)
+
+
+@given(text=st.text(min_size=1, max_size=30), cuts=st.sets(st.integers(1, 119)), seed=st.integers(0, 99))
+def test_the_charge_of_each_character_adds_up_to_that_of_the_tokens_however_they_cut_it(
+    text: str, cuts: set[int], seed: int
+) -> None:
+    spelled = text.encode("utf-8", "surrogatepass")
+    at = [0, *sorted(cut for cut in cuts if cut < len(spelled)), len(spelled)]
+    tokens = [spelled[a:b] for a, b in itertools.pairwise(at)]
+    charged = np.random.default_rng(seed).random(len(tokens)).astype(np.float32)
+    found = by_character(charged, characters_started(tokens))
+    assert len(found) == len(text)
+    assert math.isclose(found.sum(dtype=np.float64), charged.sum(dtype=np.float64), rel_tol=1e-5)
+
+
+def test_a_characters_later_bytes_are_charged_to_it_and_a_word_to_its_letters_equally() -> None:
+    started = characters_started([b"a", "曹".encode()[:2], "曹".encode()[2:], b"bc"])
+    found = by_character(np.array([1, 2, 3, 4], np.float32), started)
+    assert found.tolist() == [1, 5, 2, 2]
+    with pytest.raises(ValueError, match="from its start"):
+        by_character(np.array([3, 4], np.float32), started[2:])

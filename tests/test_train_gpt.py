@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
@@ -17,6 +18,7 @@ from model.plan import TooLittleMemory
 from sources.spec import CorpusError
 from storage.handles import KINDS, Report
 from tasks.answers import refs, store
+from tasks.champion import NoSuchChampion, crown, rollback
 from tasks.recipes import Overrides, RecipeError
 from tasks.reporting import page_of
 from tasks.vocabulary import tokenize_corpus
@@ -204,6 +206,47 @@ def test_a_better_challenger_takes_the_seat_and_the_history_says_why() -> None:
     history = refs().history("own/champion")
     assert [entry.digest for entry in history] == [worse.model, good.model]
     assert "less than the champion before it" in history[1].why
+
+
+def test_a_rollback_puts_the_one_before_back_and_the_history_says_who_and_why() -> None:
+    first, second, third = (run(steps=steps, leg_steps=steps).model for steps in (4, 40, 160))
+    assert [entry.digest for entry in refs().history("own/champion")] == [first, second, third]
+    for to, expected in ((None, second), (None, first), (third, third), (None, first), ("2", second)):
+        before, now = rollback("own", to=to, by="a test", why="it rhymes better")
+        assert now.digest == refs().history("own/champion")[-1].digest == expected
+        assert now.by == "a test" and "it rhymes better" in now.why and before.handle.short in now.why
+        assert now.notes["recipe"] == "tiny" and now.notes["report"]
+    rollback("own", to=None, by="a test", why=None)
+    with pytest.raises(NoSuchChampion, match="came before"):
+        rollback("own", to=None, by="a test", why=None)
+    with pytest.raises(NoSuchChampion, match="is the champion already"):
+        rollback("own", to=first[:8], by="a test", why=None)
+    with pytest.raises(NoSuchChampion, match="is no champion of own's history"):
+        rollback("own", to="77", by="a test", why=None)
+    with pytest.raises(NoSuchChampion, match="no champion yet"):
+        rollback("other", to=None, by="a test", why=None)
+    # What was rolled back does not come back by itself: it was judged before.
+    again = run(steps=160, leg_steps=160)
+    assert not again.champion_moved and again.champion == first
+
+
+def test_a_rollback_while_a_training_ends_makes_it_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = run(), run(steps=40, leg_steps=40)
+    crowned: list[str] = []
+
+    def meanwhile(*args: Any, **kwargs: Any) -> bool:
+        if not crowned:
+            rollback("own", to=None, by="a test", why=None)
+        crowned.append("tried")
+        return crown(*args, **kwargs)
+
+    monkeypatch.setattr("flows.train_gpt.crown", meanwhile)
+    third = run(steps=30, leg_steps=30)
+    assert len(crowned) == 2
+    assert store().find(first.model).short in third.verdict, "judged against the one that sits there now"
+    history = refs().history("own/champion")
+    assert [entry.digest for entry in history[:3]] == [first.model, second.model, first.model]
+    assert third.champion_moved and history[3].digest == third.model
 
 
 def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_best_leg() -> None:
