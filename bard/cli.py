@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
 
 Fields = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="small, sprint, classic, lecture, bpe or tiny.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="small, sprint, best, classic, lecture, bpe or tiny.")]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(

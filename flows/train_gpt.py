@@ -5,22 +5,19 @@ from prefect.states import Completed
 
 from bard.home import project_folder
 from flows.outcome import Outcome, outcome
-from model.plan import Plan
+from flows.training import train_and_evaluate
 from sources.spec import load_corpus
-from storage.handles import Checkpoint, TokenShards, Vocabulary
 from storage.refs import RefMoved
 from tasks.answers import Asking
 from tasks.champion import champion, crown, judge, note_text
 from tasks.corpus import clean_corpus, fetch_source
 from tasks.evaluation import evaluate_model, measure_baselines, unspellable
-from tasks.planning import checked_limit, plan_training
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from tasks.planning import checked_limit
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
 from tasks.recipes import recipe as recipe_named
 from tasks.reporting import publish_report, show_in_prefect
 from tasks.saying import say
-from tasks.training import begin_training, best, export_model, is_hopeless, train_leg
 from tasks.turns import turn
-from tasks.vocabulary import learn_vocabulary, tokenize_corpus
 
 
 @flow(
@@ -53,20 +50,17 @@ def train_gpt(
         ask = Asking()
         text = ask(clean_corpus, ask(fetch_source, spec), spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
-        vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
-        plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
-        shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
-        legs = train(ask, vocabulary, shards, chosen, plan)
-        model = ask(export_model, best(legs), vocabulary, text)
-
-        evaluation = ask(evaluate_model, model, text, chosen.evaluation)
+        legs, model, evaluation = train_and_evaluate(ask, text, chosen, memory_limit)
         baselines = ask(measure_baselines, text)
         while True:
             seat = champion(corpus)
             rival = seat and (unspellable(seat.model, text) or ask(evaluate_model, seat.model, text, chosen.evaluation))
             judgement = judge(corpus, recipe, model, evaluation, seat, rival)
             changed = sorted(overrides.changes())
-            report = ask(publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs)
+            report = ask(
+                publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs,
+                judgement.rival,
+            )  # fmt: skip
             try:
                 moved = crown(corpus, recipe, model, evaluation, judgement, report, by="train-gpt")
                 break
@@ -77,16 +71,3 @@ def train_gpt(
     name = "Completed" if came_out.trained else "Unchanged"
     # Prefect takes the state for the run's own and hands its data to whoever called.
     return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]
-
-
-def train(ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan) -> list[Checkpoint]:
-    """Leg after leg, until the last step or until the validation loss no longer falls."""
-    checkpoint = ask(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
-    legs: list[Checkpoint] = []
-    for until in chosen.training.leg_ends():
-        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until, plan)
-        legs.append(checkpoint)
-        if is_hopeless(legs, chosen.training.patience):
-            say(f"the validation loss no longer falls: stopping after step {until:,} of {chosen.training.steps:,}")
-            break
-    return legs

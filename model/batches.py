@@ -36,6 +36,15 @@ class Batch:
     targets_BT: Tensor
 
 
+def with_noise(batch: Batch, share: float, *, vocabulary_size: int, seed: int, step: int) -> Batch:
+    """The batch with that share of its inputs replaced by tokens drawn evenly; what is to be foretold stays."""
+    generator = np.random.Generator(np.random.PCG64([seed, step, *b"input noise"]))
+    inputs_BT = batch.inputs_BT.numpy()
+    hit = generator.random(inputs_BT.shape) < share
+    drawn = generator.integers(0, vocabulary_size, inputs_BT.shape)
+    return Batch(torch.from_numpy(np.where(hit, drawn, inputs_BT)), batch.targets_BT)
+
+
 class Batches:
     """Every epoch cuts the tokens into windows at a freshly drawn offset and visits them in a freshly drawn order.
 

@@ -79,14 +79,21 @@ def probe(
 
 
 def step_seconds(
-    gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, device: Device, seconds: float
+    gpt: GPTSpec,
+    vocabulary_size: int,
+    training: TrainingSpec,
+    execution: Execution,
+    device: Device,
+    seconds: float,
+    *,
+    most: int = TIMED_STEPS,
 ) -> float:
-    """The median of up to three steps after a first one, which also pays for what is made once."""
+    """The median of up to `most` steps after a first one, which also pays for what is made once."""
     here = Training(begin(gpt, vocabulary_size, training.seed), training, device, execution)
     tokens = random_tokens(vocabulary_size, training.batch * gpt.context + 1)
     begun = time.monotonic()
     timed: list[float] = []
-    for step in here.steps(tokens, 1 + TIMED_STEPS):
+    for step in here.steps(tokens, 1 + most):
         step.loss.item()  # waits for the device
         timed.append(time.monotonic() - begun)
         if sum(timed) + min(timed) > seconds and len(timed) > 1:

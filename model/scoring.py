@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,29 @@ def _nats(gpt: GPT, ids_BT: Tensor, new: int, at_once: int) -> Tensor:
     targets_N = ids_BT[:, -new:].flatten()
     pieces = zip(torch.split(hidden_NC, at_once), torch.split(targets_N, at_once), strict=True)
     return torch.cat([F.cross_entropy(gpt.head(h_nC).float(), t_n, reduction="none") for h_nC, t_n in pieces])
+
+
+class Guess(NamedTuple):
+    """What a model expected where a token stood: the token's charge in nats, the likeliest ids and their shares."""
+
+    nats: float
+    likeliest: list[int]
+    shares: list[float]
+
+
+@torch.inference_mode()
+def guesses(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, likeliest: int) -> list[Guess]:
+    """What the model expected at each token of a passage, of which it sees at least half a context."""
+    gpt.eval()
+    found: list[Guess] = []
+    for windows_BT, new in _windows(tokens, before, gpt.context, max(1, gpt.context // 2), 1):
+        ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
+        logits_NV = gpt.head(gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)).float()
+        shares_NV = logits_NV.softmax(-1)
+        top = shares_NV.topk(min(likeliest, shares_NV.shape[1]))
+        nats_N = F.cross_entropy(logits_NV, ids_BT[:, -new:].flatten(), reduction="none")
+        found += map(Guess, nats_N.tolist(), top.indices.tolist(), top.values.tolist())
+    return found
 
 
 def _windows(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bard.errors import BardError
-from model.batches import NOT_CHARGED, Batches, Tokens
+from model.batches import NOT_CHARGED, Batches, Tokens, with_noise
 from model.device import Device, Precision
 from model.dropout import Dropout
 from model.execution import Execution
@@ -47,6 +47,12 @@ class TrainingSpec(BaseModel):
         gt=0,
         le=10,
         description="of logits in training alone; above 1, what was learned by heart weighs less",
+    )
+    input_noise: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of input tokens that training replaces by random ones, so that none is leant on alone",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="linear", description="of the learning rates, from their peak down to `final_learning_rate` times it"
@@ -161,6 +167,8 @@ class Training:
                 torch._foreach_copy_([*self.copies], [*self.copies.values()])
         dropout = Dropout(self.gpt.dropout, seed=self.spec.seed, step=self.step) if self.gpt.dropout else None
         batch = batches.at(self.step)
+        if noise := self.spec.input_noise:
+            batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch

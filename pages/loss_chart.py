@@ -1,9 +1,6 @@
 """The loss curve as an inline SVG that takes its colours from the page."""
 
-import io
 import math
-import threading
-import xml.etree.ElementTree as ET
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -11,21 +8,11 @@ from operator import mul
 from statistics import fmean
 from typing import NamedTuple, Self
 
-import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# matplotlib's settings are one global; two flows that draw at once in two threads must not see each other's.
-_DRAWING = threading.Lock()
-# matplotlib wants colours, the page has variables: each colour here is a mark that is replaced after drawing.
-_INKS = {
-    "#010101": "var(--ink-soft)",
-    "#020202": "var(--rule)",
-    "#030303": "var(--train)",
-    "#040404": "var(--validation)",
-    "#050505": "var(--paper)",
-}
-_TEXT, _GRID, _TRAIN, _VALIDATION, _PAPER = _INKS
+from pages.drawing import GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg
+
 # More points than the widest drawing has pixels for are averaged in blocks: 5,000 steps would be 200 KB of path.
 MOST_POINTS = 400
 
@@ -66,14 +53,12 @@ def loss_chart(
     `width` is in CSS pixels, `bits_per_nat` is the bits per character that one nat per token stands for, and `name`
     starts every id in the drawing: two drawings on one page need two names. Text is about 12 px high at any width.
     """
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 12, "path.simplify": False}
-    with _DRAWING, matplotlib.style.context(["default", style]):
-        figure = _drawn(train, validation, times, best_step, bits_per_nat, width)
-        file = io.BytesIO()
-        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=undated)
-    described = _description(train, validation, best_step)
-    return _inline(file.getvalue(), name, "Loss against training step and time", described)
+    return inline_svg(
+        partial(_drawn, train, validation, times, best_step, bits_per_nat, width),
+        name=name,
+        title="Loss against training step and time",
+        description=_description(train, validation, best_step),
+    )
 
 
 def _drawn(
@@ -84,13 +69,13 @@ def _drawn(
     axes = figure.add_subplot()
     ticks = max(3, int(width // 110))
 
-    axes.plot(*train, color=_TRAIN, linewidth=1.2)
+    axes.plot(*train, color=TRAIN, linewidth=1.2)
     few = len(validation.steps) <= 40
-    axes.plot(*validation, color=_VALIDATION, linewidth=1.8, marker="o" if few else "", markersize=3)
+    axes.plot(*validation, color=VALIDATION, linewidth=1.8, marker="o" if few else "", markersize=3)
     if best_step in validation.steps:
         best = validation.nats[list(validation.steps).index(best_step)]
-        axes.axvline(best_step, color=_VALIDATION, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.scatter([best_step], [best], s=70, color=_PAPER, edgecolor=_VALIDATION, linewidth=2, zorder=5)
+        axes.axvline(best_step, color=VALIDATION, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.scatter([best_step], [best], s=70, color=PAPER, edgecolor=VALIDATION, linewidth=2, zorder=5)
 
     last = max([1.0, *train.steps, *validation.steps])
     axes.set_xlim(0, last)
@@ -100,7 +85,7 @@ def _drawn(
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel("training step", labelpad=8)
     axes.set_ylabel("nats per token", labelpad=8)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
 
     bits = axes.secondary_yaxis("right", functions=(partial(mul, bits_per_nat), partial(mul, 1 / bits_per_nat)))
     bits.yaxis.set_major_locator(MaxNLocator(6))
@@ -113,13 +98,13 @@ def _drawn(
 
     for edge in (axes, bits, clock):
         # The clock stands higher, or its last label meets the right axis's first.
-        edge.tick_params(length=0, colors=_TEXT, pad=10 if edge is clock else 5)
-        edge.xaxis.label.set_color(_TEXT)
-        edge.yaxis.label.set_color(_TEXT)
+        edge.tick_params(length=0, colors=TEXT, pad=10 if edge is clock else 5)
+        edge.xaxis.label.set_color(TEXT)
+        edge.yaxis.label.set_color(TEXT)
         for spine in edge.spines.values():
             spine.set_visible(False)
     axes.spines["bottom"].set_visible(True)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)
     return figure
 
 
@@ -161,37 +146,3 @@ def _description(train: Series, validation: Series, best_step: int) -> str:
     if best_step in validation.steps:
         parts.append(f"lowest validation loss at step {best_step:,}")
     return "; ".join(parts).capitalize() + "."
-
-
-def _inline(svg: bytes, name: str, title: str, description: str) -> str:
-    """Makes matplotlib's file part of a page: its own ids, the page's font and colours, a title for screen readers."""
-    root = ET.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(key): value for key, value in element.attrib.items()}
-        if element.tag == "g":
-            # Groups are named figure_1, axes_1… in every drawing, and nothing points at them.
-            element.attrib.pop("id", None)
-        if element.tag == "text":
-            # Font and colour come from the page's style sheet; only the anchor is matplotlib's.
-            drawn = element.attrib["style"].split(";")
-            element.set("style", next(part.strip() for part in drawn if "text-anchor" in part))
-        for mark, ink in _INKS.items():
-            if mark in element.get("style", ""):
-                element.set("style", element.attrib["style"].replace(mark, ink))
-    box = root.attrib["viewBox"]
-    root.attrib = {"viewBox": box, "role": "img", "aria-labelledby": f"{name}-title {name}-description"}
-    for position, (tag, text, key) in enumerate((("title", title, "title"), ("desc", description, "description"))):
-        label = ET.Element(tag, {"id": f"{name}-{key}"})
-        label.text = text
-        root.insert(position, label)
-    return ET.tostring(root, encoding="unicode")
-
-
-def _local(name: str) -> str:
-    """An element's or attribute's name without its namespace: HTML knows `svg` and `href` by themselves."""
-    return name.rpartition("}")[2]

@@ -1,20 +1,16 @@
 """The report of one training run: what it shows, as frozen values, and the HTML and Markdown pages made of them."""
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from jinja2 import Environment, StrictUndefined, Template
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from pages import wording
 from pages.loss_chart import Series, Times, loss_chart, thinned
+from pages.template import fill
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -147,6 +143,21 @@ class Sample(PageModel):
     row: Count = 0
 
 
+class Alternative(PageModel):
+    """A token that a model held for likely, and the share it gave it."""
+
+    text: str
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Surprise(PageModel):
+    """A piece of the validation text, what it cost in bits, and what the model had expected where it began."""
+
+    text: str
+    bits: Bits
+    likeliest: tuple[Alternative, ...] = ()
+
+
 class Memorised(PageModel):
     """How much of the samples stands word for word in the training part, beside as much of the validation part.
 
@@ -206,7 +217,9 @@ class RunPage(PageModel):
     best_step: Count
     stopped_early: bool
     samples: tuple[Sample, ...]
+    rival_samples: tuple[Sample, ...] = ()
     memorised: Memorised | None = None
+    surprises: tuple[Surprise, ...] = ()
     cost: Cost
     lineage: tuple[LineageStep, ...]
 
@@ -232,11 +245,9 @@ class RunPage(PageModel):
 
 def render(page: RunPage) -> str:
     """One self-contained HTML document: no network, no script needed to read it."""
-    return _template().render(
+    return fill(
+        "run.html",
         page=page,
-        style=resources.files("pages").joinpath("report.css").read_text("utf-8"),
-        theme_script=_THEME_SCRIPT,
-        theme_script_hash=_content_hash(_THEME_SCRIPT),
         remarks=_remarks(page),
         rows=_score_rows(page),
         curve=_curve_view(page),
@@ -251,6 +262,11 @@ def markdown(page: RunPage, report: Path) -> str:
         ("bits per character", wording.score(scores.bits_per_character)),
         ("nats per token", wording.score(scores.nats_per_token)),
         ("bits per byte", wording.score(scores.bits_per_byte)),
+        *(
+            [("bits per character, overlapping windows", wording.score(scores.sliding_bits_per_character))]
+            if scores.sliding_bits_per_character is not None
+            else []
+        ),
         ("characters scored", wording.grouped(scores.characters)),
         ("tokens scored", wording.grouped(scores.tokens)),
         ("UTF-8 bytes scored", wording.grouped(scores.bytes_utf8)),
@@ -281,27 +297,6 @@ def markdown(page: RunPage, report: Path) -> str:
         "\n".join(notes),
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    words = (wording.gap, wording.grouped, wording.memory, wording.moment, wording.score, wording.setting)
-    environment.filters |= {function.__name__: function for function in (*words, wording.span, wording.visible)}
-    environment.globals["percent"] = wording.percent
-    environment.tests["web_address"] = _web_address
-    return environment.from_string(resources.files("pages").joinpath("run.html").read_text("utf-8"))
-
-
-# Reading needs no script; this one only lets a reader choose the other theme than the system's.
-_THEME_SCRIPT = """
-const button = document.getElementById("theme"), root = document.documentElement;
-const system = () => matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-const dark = () => (root.dataset.theme ?? system()) === "dark";
-const label = () => { button.textContent = dark() ? "Light theme" : "Dark theme"; };
-button.onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; label(); };
-button.hidden = false; label();
-"""
 
 
 class _Remark(NamedTuple):
@@ -356,7 +351,21 @@ def _remarks(page: RunPage) -> tuple[_Remark, ...]:
             remarks.append(_Remark(True, text))
         else:
             remarks.append(_Remark(False, f"No {singular} was measured on this text, so the score stands without one."))
-    return tuple(remarks)
+    return (*remarks, *_proof(page.scores))
+
+
+def _proof(scores: Scores) -> tuple[_Remark, ...]:
+    """What the file says that the model made of the text; empty where none was made."""
+    if scores.compressed_bytes is None:
+        return ()
+    took = 8 * scores.compressed_bytes / scores.characters
+    off = 100 * (took / scores.bits_per_character - 1)
+    text = (
+        f"The bits are real: with this model a range coder made a file of {wording.grouped(scores.compressed_bytes)} "
+        f"bytes of the validation part, {wording.score(took)} bits for each character "
+        f"({f'{off:+.3f}'.replace('-', wording.MINUS)} % of the score), and the same bytes were read back from it."
+    )
+    return (_Remark(True, text),)
 
 
 def _score_rows(page: RunPage) -> tuple[_ScoreRow, ...]:
@@ -399,7 +408,7 @@ def _planned(cost: Cost) -> tuple[str, ...]:
     if cost.planned_peak_bytes is None or not cost.peak_bytes:
         return ()
     error = 100 * (cost.planned_peak_bytes / cost.peak_bytes - 1)
-    sign = f"{error:+.1f}".replace("-", "\N{MINUS SIGN}")
+    sign = f"{error:+.1f}".replace("-", wording.MINUS)
     whole = " (measured over the whole process)" if cost.peak_of == "process" else ""
     return (f"{wording.memory(cost.planned_peak_bytes)}, {sign} % of the measured{whole}",)
 
@@ -411,16 +420,6 @@ def _verdict_name(verdict: Verdict) -> str:
 def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
-
-
-def _web_address(text: str) -> bool:
-    """Whether the text may be a link: any other scheme (`javascript:`, `data:`) is shown as text only."""
-    return text.startswith(("https://", "http://"))
-
-
-def _content_hash(script: str) -> str:
-    """The script's name in a content security policy, which lets this one run and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

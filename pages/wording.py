@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
 # C1 controls have no pictures of their own.
 _CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+MINUS = "\N{MINUS SIGN}"
 _MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~$])")
 
 
@@ -23,12 +24,17 @@ def score(value: float) -> str:
 
 def gap(value: float) -> str:
     """A difference of two scores, with its sign (a true minus)."""
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.4f}".replace("-", MINUS)
 
 
 def percent(part: int, whole: int) -> str:
     """`part` of `whole` in per cent, two decimals; `0 %` of nothing."""
     return f"{100 * part / whole:.2f} %" if part else "0 %"
+
+
+def share(part: float) -> str:
+    """A share of 1 in per cent, one decimal."""
+    return f"{100 * part:.1f} %"
 
 
 def memory(count: int) -> str:
@@ -69,6 +75,11 @@ def setting(value: str | int | float | bool | None) -> str:
 def visible(text: str) -> str:
     """The text with its control characters shown as pictures (NUL as ␀), so that HTML can carry it."""
     return text.replace("\r\n", "\n").translate(_CONTROL_PICTURES)
+
+
+def quoted(text: str) -> str:
+    """A token so that its spaces and line breaks are seen."""
+    return f"“{visible(text).replace(' ', '␣').replace(chr(10), '⏎')}”"
 
 
 def markdown_cell(text: str) -> str:

@@ -24,10 +24,14 @@ class Seat(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A verdict, the head of the champion's history it was made against, and whether an earlier run made it."""
+    """A verdict, the head of the champion's history it was made against, and whether an earlier run made it.
+
+    `rival` is the champion's evaluation where the model was compared with one.
+    """
 
     verdict: Verdict
     against: int
+    rival: Evaluation | None
     recalled: bool
 
 
@@ -54,19 +58,22 @@ def judge(
     """
     for entry in reversed(refs().history(f"{corpus}/{recipe}")):
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
-            return Judgement(Verdict.model_validate(entry.notes["verdict"]), entry.notes["against"], True)
+            met = entry.notes.get("rival")
+            rival = Evaluation(digest=met) if met else None
+            return Judgement(Verdict.model_validate(entry.notes["verdict"]), entry.notes["against"], rival, True)
     head = refs().head(f"{corpus}/champion")
     against = head.number if head else 0
     own = scores_of(evaluation).bits_per_character
     if seat is None or rival is None:
-        return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, False)
+        return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, None, False)
     name = f"{seat.entry.notes['recipe']} {seat.model.short}"
     if isinstance(rival, str):
         reason = f"the champion before it, {name}, can not be scored on the text as it is now: {rival}"
-        return Judgement(Verdict(moved=True, reason=reason), against, False)
+        return Judgement(Verdict(moved=True, reason=reason), against, None, False)
     theirs = scores_of(rival).bits_per_character
     if seat.model == model:
-        return Judgement(Verdict(moved=False, reason="the same model is the champion already"), against, False)
+        verdict = Verdict(moved=False, reason="the same model is the champion already")
+        return Judgement(verdict, against, None, False)
     found = compare(charges_of(evaluation), charges_of(rival), luck=LUCK * theirs)
     interval = f"{CONFIDENCE:.0%} interval {signed(found.low)} to {signed(found.high)}".replace("%", " %")
     apart = f"{abs(own - theirs):.4f} bits per character"
@@ -83,7 +90,7 @@ def judge(
         rival_bits_per_character=theirs,
         interval=(found.low, found.high),
     )
-    return Judgement(verdict, against, False)
+    return Judgement(verdict, against, rival, False)
 
 
 def signed(bits: float) -> str:
@@ -111,6 +118,7 @@ def crown(
         "evaluation": evaluation.digest,
         "verdict": verdict.model_dump(mode="json"),
         "against": judgement.against,
+        "rival": judgement.rival.digest if judgement.rival else None,
     }
     history = refs().head(f"{corpus}/{recipe}")
     if history is None or history.handle != report or history.notes != notes:

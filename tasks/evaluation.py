@@ -1,6 +1,7 @@
 """A model's score over a whole validation part, from the raw text, beside what needs no model at all."""
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,9 @@ from model.folder import load_model
 from model.gpt import GPT
 from model.memorisation import VERBATIM_CHARACTERS, verbatim
 from model.sampling import SamplingSpec, write
-from model.scoring import by_character, characters_started, charges, total
-from model.vocabulary import TOKENIZER_FILE, TokenIds, UnknownCharacter, decode, encode, load, spellings
-from pages.run import Baseline, Memorised, Sample, Scores
+from model.scoring import Guess, by_character, characters_started, charges, guesses, total
+from model.vocabulary import TOKENIZER_FILE, TextStream, TokenIds, UnknownCharacter, decode, encode, load, spellings
+from pages.run import Alternative, Baseline, Memorised, Sample, Scores, Surprise
 from storage.documents import read_text
 from storage.handles import Baselines, Corpus, Evaluation, Model
 from tasks.answers import origin, store
@@ -31,9 +32,13 @@ SAMPLES = "samples.json"
 CHARGES = "charges.npy"
 COMPRESSED = "validation.coded"
 MEMORISED = "memorised.json"
+SURPRISES = "surprises.json"
 BASELINES = "baselines.json"
 # What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
 LOOK_BACK_CHARACTERS = 2**23
+# The passage at the validation part's start over which each token's surprise is drawn, and what the model says instead.
+PASSAGE_CHARACTERS = 700
+LIKELIEST = 6
 # No token of ours is longer (model/vocabulary.py bounds words), so so many for each token surely are enough text.
 CHARACTERS_A_TOKEN = 64
 
@@ -44,6 +49,7 @@ class BitsNotReal(BardError):
 
 SAMPLE_LIST = TypeAdapter(list[Sample])
 BASELINE_LIST = TypeAdapter(list[Baseline])
+SURPRISE_LIST = TypeAdapter(list[Surprise])
 
 
 class EvaluationSpec(BaseModel):
@@ -94,7 +100,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
                 f"{model} compressed the validation part to {len(coded):,} bytes, but what was read back is another "
                 "text: the machine does not compute the same twice; try again with OMP_NUM_THREADS=1"
             )
-    score = total(charged)
+    score, started = total(charged), characters_started(spellings(tokenizer))
     scores = Scores(
         nats_per_token=score.nats_per_token,
         bits_per_character=score.bits_per(survey["validation_characters"]),
@@ -111,7 +117,11 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
         if samples:
             write_json(draft.folder / MEMORISED, memorised(samples, text).model_dump(mode="json"))
-        np.save(draft.folder / CHARGES, by_character(charged, characters_started(spellings(tokenizer))[tokens]))
+        opening = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
+        expected = guesses(gpt, opening, before=before, device=place, likeliest=LIKELIEST)
+        shown = surprises(tokenizer, opening.tolist(), expected)
+        write_json(draft.folder / SURPRISES, SURPRISE_LIST.dump_python(shown, mode="json"))
+        np.save(draft.folder / CHARGES, by_character(charged, started[tokens]))
         if coded is not None:
             (draft.folder / COMPRESSED).write_bytes(coded)
         facts = {"bits_per_character": scores.bits_per_character, "nats_per_token": scores.nats_per_token}
@@ -178,6 +188,21 @@ def memorised(samples: list[Sample], text: Path) -> Memorised:
     )
 
 
+def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
+    """A passage in pieces of whole characters: what each cost, and what the model had expected at its first token."""
+    stream, pieces = TextStream(tokenizer), []
+    first, bits = 0, 0.0
+    for number, (token, guess) in enumerate(zip(ids, expected, strict=True)):
+        bits += guess.nats / math.log(2)
+        if text := stream.take(token) + (stream.end() if number == len(ids) - 1 else ""):
+            here = expected[first]
+            likely = zip(here.likeliest, here.shares, strict=True)
+            said = tuple(Alternative(text=decode(tokenizer, [i]), share=share) for i, share in likely)
+            pieces.append(Surprise(text=text, bits=bits, likeliest=said))
+            first, bits = number + 1, 0.0
+    return pieces
+
+
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.Device) -> list[Sample]:
     """The texts that continue the prompt, all drawn at once."""
     sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, seed=spec.sample_seed)
@@ -214,6 +239,11 @@ def charges_of(evaluation: Evaluation) -> Charges:
     """What each character of the validation part costs the model, in nats."""
     charged: Charges = np.load(store().folder(evaluation) / CHARGES)
     return charged
+
+
+def surprises_of(evaluation: Evaluation) -> list[Surprise]:
+    """The passage with its surprise."""
+    return SURPRISE_LIST.validate_json((store().folder(evaluation) / SURPRISES).read_bytes())
 
 
 def memorised_of(evaluation: Evaluation) -> Memorised | None:

@@ -13,7 +13,7 @@ from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, M
 from storage.lineage import Ancestor, lineage, source_address, spelled
 from tasks.answers import origin, store
 from tasks.caching import SAME_QUESTION
-from tasks.evaluation import EvaluationSpec, baselines_of, memorised_of, samples_of, scores_of, write_json
+from tasks.evaluation import EvaluationSpec, baselines_of, memorised_of, samples_of, scores_of, surprises_of, write_json
 from tasks.recipes import Recipe
 from tasks.training import LOG, LogLine, best, validation_losses
 
@@ -31,6 +31,7 @@ def publish_report(
     overridden: list[str],
     verdict: pages.Verdict,
     legs: list[Checkpoint],
+    rival: Evaluation | None,
 ) -> Report:
     """Gather a run's figures and write them as one HTML file, and as JSON."""
     page = pages.RunPage(
@@ -49,7 +50,9 @@ def publish_report(
         best_step=store().facts(best(legs))["step"],
         stopped_early=store().facts(legs[-1])["step"] < recipe.training.steps,
         samples=tuple(samples_of(evaluation)),
+        rival_samples=tuple(samples_of(rival)) if rival else (),
         memorised=memorised_of(evaluation),
+        surprises=tuple(surprises_of(evaluation)),
         cost=cost(legs),
         lineage=tuple(lineage_step(ancestor) for ancestor in lineage(store(), model)),
     )
@@ -72,6 +75,7 @@ def rescore_report(
                 "baselines": tuple(baselines_of(baselines)),
                 "samples": tuple(samples_of(evaluation)),
                 "memorised": memorised_of(evaluation),
+                "surprises": tuple(surprises_of(evaluation)),
             }
         )
     )

@@ -3,13 +3,39 @@
 from collections.abc import Iterator
 
 from prefect import task
+from pydantic import ValidationError
 
+from bard.errors import BardError
 from model.vocabulary import TOKENIZER_FILE, VocabularySpec, encode, learn, load, save, token_dtype
 from storage.documents import SPLITS, read_documents, read_text
 from storage.handles import Corpus, TokenShards, Vocabulary
 from storage.shards import ShardSpec, TokenIds, write_shards
 from tasks.answers import origin, store
 from tasks.caching import SAME_QUESTION
+
+
+class NoSuchVocabulary(BardError):
+    """A vocabulary's name that says nothing."""
+
+
+def vocabulary_named(name: str) -> VocabularySpec:
+    """`char`, `bytes`, `bpe-2048` and `bpe-char-8192` as specs.
+
+    Raises:
+        NoSuchVocabulary: the name is none of these forms, or the size is none that the kind has.
+    """
+    if name == "char":
+        return VocabularySpec(kind="char")
+    if name == "bytes":
+        return VocabularySpec(kind="bpe", size=256)
+    kind, _, size = name.rpartition("-")
+    try:
+        return VocabularySpec.model_validate({"kind": kind, "size": int(size)})
+    except (ValueError, ValidationError) as error:
+        raise NoSuchVocabulary(
+            f"{name!r} names no vocabulary; write char, bytes, bpe-SIZE or bpe-char-SIZE, such as bpe-2048 "
+            "(a size is the number of tokens, at least 256)"
+        ) from error
 
 
 @task(version="1", cache_policy=SAME_QUESTION)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batches import NOT_CHARGED, Batch, Batches, TooFewTokens
+from model.batches import NOT_CHARGED, Batch, Batches, TooFewTokens, with_noise
 
 lengths_and_contexts = st.integers(2, 12).flatmap(lambda c: st.tuples(st.integers(c + 1, 80), st.just(c)))
 seeds = st.integers(0, 2**32 - 1)
@@ -129,6 +129,19 @@ def test_a_batch_larger_than_the_text_takes_several_epochs() -> None:
     counts = np.bincount(batch.targets_BT[batch.targets_BT != NOT_CHARGED].numpy(), minlength=4)
     assert counts[0] == 0
     assert counts[1:].max() - counts[1:].min() <= 1
+
+
+@given(seed=seeds, step=st.integers(0, 10_000))
+def test_noise_is_drawn_from_seed_and_step_and_leaves_what_is_to_be_foretold(seed: int, step: int) -> None:
+    batch = Batches(np.zeros(2000, np.uint16), context=64, batch=16, seed=seed).at(step)
+    noisy = with_noise(batch, 0.25, vocabulary_size=50, seed=seed, step=step)
+    again, other = (with_noise(batch, 0.25, vocabulary_size=50, seed=seed, step=s) for s in (step, step + 1))
+    assert torch.equal(noisy.inputs_BT, again.inputs_BT) and not torch.equal(noisy.inputs_BT, other.inputs_BT)
+    assert torch.equal(noisy.targets_BT, batch.targets_BT)
+    assert noisy.inputs_BT.dtype == torch.int64 and 0 <= noisy.inputs_BT.min() <= noisy.inputs_BT.max() < 50
+    # A quarter of 1,024, of which one in 50 draws what stood there; and five standard deviations.
+    expected, spread = 0.25 * 0.98, (0.245 * 0.755 / 1024) ** 0.5
+    assert abs(float((noisy.inputs_BT != batch.inputs_BT).float().mean()) - expected) < 5 * spread
 
 
 @pytest.mark.parametrize("length", [0, 1, 8])

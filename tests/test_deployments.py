@@ -47,7 +47,7 @@ class Deployment(Strict):
     parameters: dict[str, Any]
     work_pool: WorkPool
     concurrency_limit: ConcurrencyLimit | None = None
-    schedules: list[Schedule] = Field(min_length=1)
+    schedules: list[Schedule] = []  # an experiment waits to be asked
 
 
 class PrefectFile(Strict):

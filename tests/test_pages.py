@@ -22,16 +22,19 @@ from pydantic import ValidationError
 from pages import wording
 from pages.loss_chart import MOST_POINTS, Series, Times, loss_chart, thinned
 from pages.run import (
+    Alternative,
     Baseline,
     CleanedStep,
     CorpusFacts,
     Cost,
     CurvePoint,
     LineageStep,
+    Memorised,
     ModelFacts,
     RunPage,
     Sample,
     Scores,
+    Surprise,
     Verdict,
     VocabularyFacts,
     markdown,
@@ -87,6 +90,8 @@ def a_page(**changes: Any) -> RunPage:
             nats_per_token=5.3011,
             bits_per_character=5.6234,
             bits_per_byte=1.9193,
+            sliding_bits_per_character=5.5127,
+            compressed_bytes=43_470,
             tokens=45_465,
             characters=61_833,
             bytes_utf8=181_170,
@@ -117,6 +122,20 @@ def a_page(**changes: Any) -> RunPage:
         best_step=20,
         stopped_early=True,
         samples=(Sample(prompt="卻說", text="曹操大笑。\n\n眾皆拜服。", temperature=0.8, seed=7),),
+        rival_samples=(Sample(prompt="卻說", text="曹操大怒。", temperature=0.8, seed=7),),
+        memorised=Memorised(
+            characters=20,
+            sampled_share=0.125,
+            sampled_longest="眾皆拜服曹操大笑",
+            validation_share=0.01,
+            validation_longest="卻說曹操",
+        ),
+        surprises=(
+            Surprise(text="卻", bits=0.4, likeliest=(Alternative(text="卻", share=0.75),)),
+            Surprise(
+                text="說 ", bits=7.9, likeliest=(Alternative(text="\n", share=0.5), Alternative(text=" ", share=0.25))
+            ),
+        ),
         cost=Cost(
             train_seconds=161.2,
             tokens_per_second=38_120,
@@ -259,6 +278,36 @@ def test_the_page_shows_what_it_was_given() -> None:
     assert full == ["a" * 64, "b" * 64, "c" * 64]
 
 
+def test_the_passage_shows_each_pieces_surprise_and_what_was_expected() -> None:
+    spans = [a for tag, a in Outline(render(a_page())).elements if tag == "span" and "cost" in (a.get("title") or "")]
+    assert [a["class"] for a in spans] == ["b0", "b6"]
+    assert spans[0]["title"] == "“卻” cost 0.40 bits. Expected here: “卻” 75.0 %."
+    assert spans[1]["title"] == "“說␣” cost 7.90 bits. Expected here: “⏎” 50.0 %, “␣” 25.0 %."
+    assert 'id="passage"' not in render(a_page(surprises=()))
+
+
+def test_the_champions_samples_stand_beside_this_models() -> None:
+    shown = words(render(a_page()))
+    assert "曹操大怒" in shown and "champion, temperature 0.8" in shown
+    assert "曹操大怒" not in words(render(a_page(rival_samples=())))
+
+
+def test_what_was_learned_by_heart_stands_beside_what_is_common_anyway() -> None:
+    shown = words(render(a_page()))
+    assert "samples 12.5 % 8 characters" in shown and "validation part 1.0 % 4 characters" in shown
+    assert "眾皆拜服曹操大笑" in shown
+    assert "Learned by heart" not in words(render(a_page(memorised=None)))
+
+
+def test_the_proof_says_how_far_the_file_is_from_the_score() -> None:
+    off = 100 * (8 * 43_470 / 61_833 / 5.6234 - 1)
+    assert f"43,470 bytes of the validation part, 5.6242 bits for each character ({off:+.3f} % of the score)" in words(
+        render(a_page())
+    )
+    without = a_page(scores=a_page().scores.model_copy(update={"compressed_bytes": None}))
+    assert "range coder" not in render(without)
+
+
 @pytest.mark.parametrize("own", [5.75, 5.7118])
 def test_a_model_that_does_not_beat_xz_is_told_so_in_plain_words(own: float) -> None:
     page = a_page(scores=a_page().scores.model_copy(update={"bits_per_character": own}))
@@ -321,6 +370,9 @@ def hostile_page(text: str) -> RunPage:
         verdict=Verdict(moved=False, reason=text, rival=text, rival_bits_per_character=5.51),
         curve=(),
         samples=(Sample(prompt=text, text=text, temperature=1, seed=0),),
+        rival_samples=(Sample(prompt=text, text=text, temperature=1, seed=0),),
+        surprises=(Surprise(text=text, bits=1, likeliest=(Alternative(text=text, share=0.5),)),),
+        memorised=a_page().memorised.model_copy(update=dict.fromkeys(("sampled_longest", "validation_longest"), text)),
         cost=page.cost.model_copy(update={"device": text, "precision": text, "software": {text: text}}),
         lineage=tuple(
             s.model_copy(update=dict.fromkeys(("kind", "digest", "made_by", "detail"), text)) for s in page.lineage
@@ -376,7 +428,7 @@ def test_only_web_addresses_become_links(address: str) -> None:
 
 def test_a_sample_keeps_its_line_breaks_and_shows_its_control_characters() -> None:
     sample = Sample(prompt="", text="\n\tA\x00B\n\nC ", temperature=1, seed=0)
-    assert Outline(render(a_page(samples=(sample,)))).text("pre") == "\n\tA␀B\n\nC "
+    assert Outline(render(a_page(samples=(sample,), rival_samples=()))).text("pre") == "\n\tA␀B\n\nC "
 
 
 def test_the_charts_take_every_colour_from_the_page_and_name_themselves() -> None:

@@ -1,0 +1,102 @@
+"""Was BPE really worse? The same network body on several vocabularies, at an equal budget, scored in one unit."""
+
+from typing import Literal
+
+from prefect import flow
+from prefect.states import Completed
+
+from bard.home import project_folder
+from flows.training import Trained, train_and_evaluate
+from sources.spec import load_corpus
+from storage.handles import Corpus
+from tasks.answers import Asking
+from tasks.corpus import clean_corpus, fetch_source
+from tasks.experiments import characters_per_token, publish_vocabularies, show_experiment, steps_within
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from tasks.recipes import recipe as recipe_named
+from tasks.saying import say
+from tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
+
+NAME = "experiments/compare-vocabularies"
+LEGS = 4
+
+
+@flow(name="compare-vocabularies", description="The same network body on several vocabularies, at an equal budget.")
+def compare_vocabularies(
+    corpora: list[str] = ["tiny-shakespeare", "three-kingdoms"],  # noqa: B006
+    vocabularies: list[str] = ["char", "bytes", "bpe-512", "bpe-2048", "bpe-8192", "bpe-char-8192"],  # noqa: B006
+    recipe: RecipeName = "small",
+    overrides: Overrides = AS_THE_RECIPE_HAS_IT,
+    budget: Literal["time", "characters"] = "time",
+    seconds: float = 60.0,
+    characters: int = 2_500_000,
+) -> str:
+    """Train on every vocabulary and say which suits each text; returns where the report lies.
+
+    Args:
+        corpora: names of files in `corpora/`.
+        vocabularies: char, bytes, bpe-SIZE or bpe-char-SIZE.
+        recipe: the network's body and how it is trained; its context is taken as characters.
+        overrides: fields of the recipe to change.
+        budget: what all have alike: seconds of training on this machine, or characters seen.
+        seconds: the budget of each where it is time.
+        characters: the budget of each where it is characters.
+    """
+    specs = {name: vocabulary_named(name) for name in vocabularies}
+    chosen = recipe_named(recipe, overrides)
+    texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
+    ask = Asking()
+    names: list[str] = []
+    on: list[Corpus] = []
+    runs: list[Trained] = []
+    for corpus, described in texts.items():
+        text = ask(clean_corpus, ask(fetch_source, described), described)
+        for name, spec in specs.items():
+            say(f"{corpus}: {name}")
+            vocabulary = ask(learn_vocabulary, text, spec)
+            reach = characters_per_token(text, ask(tokenize_corpus, text, vocabulary, chosen.shards))
+            fitted = with_vocabulary(chosen, name, reach)
+            if budget == "time":
+                steps = steps_within(vocabulary, fitted.gpt, fitted.training, seconds)
+            else:
+                steps = max(1, round(characters / (fitted.training.batch * fitted.gpt.context * reach)))
+            names.append(name)
+            on.append(text)
+            runs.append(train_and_evaluate(ask, text, with_steps(fitted, steps)))
+    said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
+    report = ask(
+        publish_vocabularies,
+        names,
+        on,
+        [run.model for run in runs],
+        [run.evaluation for run in runs],
+        [run.legs[-1] for run in runs],
+        said,
+    )
+    where = show_experiment(NAME, report, by="compare-vocabularies")
+    ran = ask.ran("train_leg")
+    return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
+
+
+def with_vocabulary(recipe: Recipe, name: str, characters_a_token: float) -> Recipe:
+    """The recipe on another vocabulary, with as many characters of context as it has tokens."""
+    context = max(8, round(recipe.gpt.context / characters_a_token / 8) * 8)
+    return recipe.model_copy(
+        update={
+            "vocabulary": vocabulary_named(name),
+            "gpt": recipe.gpt.model_copy(update={"context": context}),
+        }
+    )
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe over so many steps in a few legs, all of them taken."""
+    training = recipe.training.model_copy(
+        update={
+            "steps": steps,
+            "leg_steps": -(-steps // LEGS),
+            "warmup_steps": min(recipe.training.warmup_steps, steps // 10),
+            "patience": None,
+        }
+    )
+    return recipe.model_copy(update={"training": training})

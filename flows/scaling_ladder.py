@@ -1,0 +1,90 @@
+"""How large a model pays? Start small, grow while it pays, and say where the knee is and what the next size costs."""
+
+from prefect import flow
+from prefect.states import Completed
+
+from bard.home import project_folder
+from flows.compare_vocabularies import with_steps
+from flows.training import Trained, train_and_evaluate
+from sources.spec import load_corpus
+from tasks.answers import Asking
+from tasks.corpus import clean_corpus, fetch_source
+from tasks.experiments import (
+    RUNGS,
+    heads_of,
+    interval,
+    larger,
+    learning_rate_factor,
+    pays,
+    publish_ladder,
+    show_experiment,
+)
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from tasks.recipes import recipe as recipe_named
+from tasks.saying import say
+
+
+@flow(name="scaling-ladder", description="Grow a model while it pays; fit the losses; name the knee and the next cost.")
+def scaling_ladder(
+    corpus: str = "tiny-shakespeare",
+    recipe: RecipeName = "small",
+    overrides: Overrides = AS_THE_RECIPE_HAS_IT,
+    steps: int = 1000,
+    least_gain: float = 0.005,
+    patience: int = 2,
+    most_rungs: int = len(RUNGS),
+) -> str:
+    """Train rung after rung, each about twice as large; returns where the report lies.
+
+    Args:
+        corpus: the name of a file in `corpora/`.
+        recipe: everything but the size; its learning rates are those of its own width.
+        overrides: fields of the recipe to change.
+        steps: of each rung, alike.
+        least_gain: bits per character that a rung must bring to pay, beside being surely better.
+        patience: stop after so many rungs in a row that did not pay.
+        most_rungs: stop after so many in any case.
+    """
+    described = load_corpus(corpus, project_folder() / "corpora")
+    chosen = recipe_named(recipe, overrides)
+    ask = Asking()
+    text = ask(clean_corpus, ask(fetch_source, described), described)
+    rungs: list[Trained] = []
+    best, idle = 0, 0
+    shape = RUNGS[0]
+    while True:
+        say(f"rung {len(rungs) + 1}: {shape[0]} layers of width {shape[1]}")
+        rungs.append(train_and_evaluate(ask, text, with_steps(of_size(chosen, *shape), steps)))
+        if len(rungs) > 1:
+            paid, found = pays(rungs[-1].evaluation, rungs[best].evaluation, least_gain)
+            say(f"rung {len(rungs)}: {interval(found)} bits per character: {'it pays' if paid else 'it does not pay'}")
+            best, idle = (len(rungs) - 1, 0) if paid else (best, idle + 1)
+        following = larger(*shape)
+        if idle >= patience:
+            stopped = f"Stopped by itself: {idle} rungs in a row did not pay."
+            break
+        if len(rungs) >= most_rungs:
+            stopped = f"Stopped after {most_rungs} rungs, as asked."
+            break
+        shape = following
+    report = ask(
+        publish_ladder,
+        text,
+        [rung.model for rung in rungs],
+        [rung.evaluation for rung in rungs],
+        [rung.legs[-1] for rung in rungs],
+        stopped,
+        f"{following[0]} layers of width {following[1]}",
+        following[0] * following[1] ** 2 / (shape[0] * shape[1] ** 2),
+    )
+    where = show_experiment(f"experiments/scaling-ladder-{corpus}", report, by="scaling-ladder")
+    ran = ask.ran("train_leg")
+    return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
+
+
+def of_size(recipe: Recipe, layers: int, width: int) -> Recipe:
+    """The recipe at another size, its learning rate carried over by rule."""
+    factor = learning_rate_factor(width, recipe.gpt.width)
+    gpt = recipe.gpt.model_copy(update={"layers": layers, "width": width, "heads": heads_of(width)})
+    training = recipe.training.model_copy(update={"learning_rate": recipe.training.learning_rate * factor})
+    return recipe.model_copy(update={"gpt": gpt, "training": training})

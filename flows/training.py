@@ -1,0 +1,56 @@
+"""One training from a text on, as every flow that trains asks for it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from model.plan import Plan
+from storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
+from tasks.answers import Asking
+from tasks.evaluation import evaluate_model
+from tasks.planning import plan_training
+from tasks.recipes import Recipe
+from tasks.saying import say
+from tasks.training import begin_training, best, export_model, is_hopeless, train_leg
+from tasks.vocabulary import learn_vocabulary, tokenize_corpus
+
+
+class Trained(NamedTuple):
+    """What a training leaves behind."""
+
+    legs: list[Checkpoint]
+    model: Model
+    evaluation: Evaluation
+
+
+# Hears of the legs so far, and says why training ends here, if it does.
+Stop = Callable[[list[Checkpoint], TokenShards], str | None]
+
+
+def train_and_evaluate(
+    ask: Asking, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
+) -> Trained:
+    """Vocabulary, shards, legs, model, evaluation: everything between a text and its scores."""
+    vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
+    plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
+    shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
+    legs = train(ask, vocabulary, shards, chosen, plan, stop)
+    model = ask(export_model, best(legs), vocabulary, text)
+    return Trained(legs, model, ask(evaluate_model, model, text, chosen.evaluation))
+
+
+def train(
+    ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan, stop: Stop | None
+) -> list[Checkpoint]:
+    """Leg after leg, until the last step, or until the validation loss no longer falls, or `stop` says so."""
+    checkpoint = ask(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
+    legs: list[Checkpoint] = []
+    for until in chosen.training.leg_ends():
+        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until, plan)
+        legs.append(checkpoint)
+        why = stop(legs, shards) if stop else None
+        if is_hopeless(legs, chosen.training.patience):
+            why = "the validation loss no longer falls"
+        if why:
+            say(f"{why}: stopping after step {until:,} of {chosen.training.steps:,}")
+            break
+    return legs

@@ -1,0 +1,171 @@
+"""The report of an experiment over several trainings: a question, what came out, drawings and tables."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from pydantic import AwareDatetime, Field
+
+from pages import wording
+from pages.drawing import BAD, BAR, GOOD, GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg, plain_axes
+from pages.run import PageModel
+from pages.template import fill
+
+Cell = str | int | float | None
+INKS = (VALIDATION, BAD, GOOD, TRAIN, TEXT, BAR)
+
+
+class Line(PageModel):
+    """Points that belong together, `labels` beside them; `style` says whether they are measured or a fit."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+    style: Literal["points", "line", "both"] = "both"
+
+
+class Chart(PageModel):
+    """Lines over one x axis; `marked` is an x with a word to it."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    log_x: bool = False
+    marked: tuple[float, str] | None = None
+
+
+class Table(PageModel):
+    """Figures with a heading; the first column names the row, `best` is the number of the row that stands out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    best: int | None = None
+    note: str = ""
+
+
+class Part(PageModel):
+    """What belongs under one heading: sentences, drawings, tables."""
+
+    title: str
+    findings: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+class ExperimentPage(PageModel):
+    """Everything an experiment's report shows."""
+
+    experiment: str
+    title: str
+    question: str
+    created: AwareDatetime
+    answer: tuple[str, ...]
+    parts: tuple[Part, ...]
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    lineage: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
+def render(page: ExperimentPage) -> str:
+    """One self-contained HTML document."""
+    drawn = [
+        [
+            (
+                line_chart(chart, name=f"chart-{i}-{j}-wide", width=840),
+                line_chart(chart, name=f"chart-{i}-{j}-narrow", width=350),
+            )
+            for j, chart in enumerate(part.charts)
+        ]
+        for i, part in enumerate(page.parts)
+    ]
+    return fill("experiment.html", page=page, drawn=drawn, shown=shown)
+
+
+def markdown(page: ExperimentPage, report: str) -> str:
+    """The answer and the tables for Prefect's UI; `report` is the HTML page's address."""
+    cell = wording.markdown_cell
+    blocks = [f"# {cell(page.title)}", *(f"- {cell(said)}" for said in page.answer), f"Full report: [report]({report})"]
+    for part in page.parts:
+        blocks.append(f"## {cell(part.title)}")
+        blocks += [cell(said) for said in part.findings]
+        for table in part.tables:
+            blocks.append(f"### {cell(table.title)}")
+            header = [cell(name) for name in table.columns]
+            rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+            rows += [[cell(shown(value)) for value in row] for row in table.rows]
+            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def shown(value: Cell) -> str:
+    """A table's cell: counts grouped, figures with the decimals that their size deserves."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return wording.grouped(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def line_chart(chart: Chart, *, name: str, width: float) -> str:
+    """The drawing, `width` CSS pixels wide; `name` starts every id in it."""
+    points = "; ".join(f"{line.name}: {len(line.x)} points" for line in chart.lines)
+    return inline_svg(
+        partial(_drawn, chart, width),
+        name=name,
+        title=chart.title,
+        description=f"{chart.y_label} against {chart.x_label}. {points}.",
+    )
+
+
+def _drawn(chart: Chart, width: float) -> Figure:
+    figure = Figure(figsize=(width / 72, (140 + 0.3 * width) / 72), layout="constrained")
+    axes = figure.add_subplot()
+    for line, ink in zip(chart.lines, _inks(len(chart.lines)), strict=True):
+        axes.plot(
+            line.x,
+            line.y,
+            color=ink,
+            linewidth=0 if line.style == "points" else 1.6,
+            linestyle=(0, (4, 3)) if line.style == "line" else "-",
+            marker="" if line.style == "line" else "o",
+            markersize=5,
+            label=line.name,
+        )
+        for x, y, label in zip(line.x, line.y, line.labels, strict=False):
+            axes.annotate(label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=TEXT)
+    if chart.log_x:
+        axes.set_xscale("log")
+    axes.margins(x=0.08, y=0.14)
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _place: ""))
+    if chart.marked is not None:
+        axes.axvline(chart.marked[0], color=TEXT, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.annotate(
+            chart.marked[1], (chart.marked[0], 1), xycoords=("data", "axes fraction"), xytext=(5, -12),
+            textcoords="offset points", color=TEXT,
+        )  # fmt: skip
+    axes.set_xlabel(chart.x_label, labelpad=8)
+    axes.set_ylabel(chart.y_label, labelpad=8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    plain_axes(axes)
+    if len(chart.lines) > 1:
+        axes.legend(frameon=False, labelcolor=TEXT, facecolor=PAPER, loc="best")
+    return figure
+
+
+def _inks(count: int) -> Sequence[str]:
+    return [INKS[i % len(INKS)] for i in range(count)]
+
+
+def _tick(value: float, _place: int | None) -> str:
+    """`1.2M`, `30k`, `0.5`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

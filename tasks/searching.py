@@ -1,0 +1,162 @@
+"""A search over recipe fields that outlives its process: Optuna's study in a journal file under the home."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bard.home import home
+from storage.handles import Corpus
+from tasks.recipes import FIELDS, Overrides, RecipeError, closest, overrides_from
+from tasks.saying import say
+
+# Trials that are always taken to their end: what later ones are measured against.
+NEVER_STOPPED = 4
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Range(BaseModel):
+    """Numbers from `low` to `high`; with `log`, each power of ten as likely as the next. Two integers give integers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False)
+
+    @model_validator(mode="after")
+    def _runs_upward(self) -> "Range":
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"a range runs from a lower to a higher number (above 0 with log), but {self.low} to {self.high} was "
+                "given"
+            )
+        return self
+
+
+Space = dict[str, Range | list[Any]]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial that is over: what it set, the bits per character it came to, after how many steps, and how it ended."""
+
+    number: int
+    fields: dict[str, Any]
+    bits: float | None
+    steps: int
+    ending: str
+
+    @property
+    def said(self) -> str:
+        """`learning_rate=0.002 layers=3`."""
+        parts = (f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in sorted(self.fields.items()))
+        return " ".join(parts)
+
+
+class Search:
+    """A study: it hands out fields to try, hears of each leg, and says when a trial is hopeless.
+
+    The same question (corpus text, recipe, overrides, space, seed) is the same study, in whatever process: what was
+    tried stays tried, and a trial whose process died is tried again.
+
+    Raises:
+        RecipeError: a field that no recipe has, or a value or bound that it does not take.
+    """
+
+    def __init__(self, text: Corpus, recipe: str, overrides: Overrides, space: Space, seed: int) -> None:
+        for name, values in space.items():
+            if name not in FIELDS:
+                raise RecipeError(f"a recipe has no field {name!r}{closest(name, FIELDS)}; fields: {', '.join(FIELDS)}")
+            for value in (values.low, values.high) if isinstance(values, Range) else values:
+                overrides_from({name: value})
+            if not isinstance(values, Range) and not values:
+                raise RecipeError(f"the list of values for {name} is empty; give at least one")
+        if not space:
+            raise RecipeError("no field to search over was given; give some, such as learning_rate")
+        question = {
+            "text": text.digest,
+            "recipe": recipe,
+            "overrides": overrides.changes(),
+            "space": {n: v.model_dump() if isinstance(v, Range) else v for n, v in sorted(space.items())},
+            "seed": seed,
+        }
+        self.name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+        self.space, self.seed = space, seed
+        folder = home() / "sweeps"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / f"{self.name}.log"))),
+            study_name=self.name,
+            load_if_exists=True,
+            direction="minimize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=NEVER_STOPPED),
+        )
+        for dead in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            say(f"trial {dead.number} was cut off: trying its fields again")
+            self.study.tell(dead.number, state=TrialState.FAIL)
+            self.study.enqueue_trial(dead.params)
+
+    def trials(self, wanted: int) -> Iterator[Trial]:
+        """Trials until so many have come to an end, those of earlier runs included."""
+        while len(self.over()) < wanted:
+            # A seed for each: begun again in another process, the sampler must not draw what it drew before.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=self.seed + len(self.study.trials), n_startup_trials=NEVER_STOPPED, multivariate=False
+            )
+            yield self.study.ask()
+
+    def fields(self, trial: Trial) -> dict[str, Any]:
+        """What the trial sets."""
+        drawn: dict[str, Any] = {}
+        for name, values in self.space.items():
+            if not isinstance(values, Range):
+                drawn[name] = trial.suggest_categorical(name, values)
+            elif isinstance(values.low, int) and isinstance(values.high, int):
+                drawn[name] = trial.suggest_int(name, values.low, values.high, log=values.log)
+            else:
+                drawn[name] = trial.suggest_float(name, values.low, values.high, log=values.log)
+        return drawn
+
+    def hopeless(self, trial: Trial, bits: float, steps: int) -> bool:
+        """Hear what a trial has come to; True where it is worse than half of the others were at this point."""
+        trial.report(bits, steps)
+        return trial.should_prune()
+
+    def end(self, trial: Trial, bits: float | None, steps: int, ending: str) -> None:
+        """Write down how a trial ended; without bits it could not be trained, and counts as tried all the same."""
+        trial.set_user_attr("steps", steps)
+        trial.set_user_attr("ending", ending)
+        if bits is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif ending == STOPPED:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, bits)
+
+    def over(self) -> list[Tried]:
+        """The trials that came to an end, in their order."""
+        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        # One that failed without an ending was cut off, and is tried again; with one, its fields were not legal.
+        return [_tried(trial) for trial in ended if "ending" in trial.user_attrs]
+
+
+STOPPED = "stopped early"
+TO_THE_END = "to the end"
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    return Tried(
+        number=trial.number,
+        fields=dict(trial.params),
+        bits=trial.value,
+        steps=trial.user_attrs["steps"],
+        ending=trial.user_attrs["ending"],
+    )

@@ -1,0 +1,192 @@
+"""Experiments over several trainings: equal budgets, one unit, and an answer that is kept."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from pydantic import ValidationError
+
+from bard.home import home
+from flows.compare_vocabularies import compare_vocabularies
+from flows.scaling_ladder import scaling_ladder
+from flows.sweep import sweep
+from flows.training import train_and_evaluate
+from model.ladder import WORTH, fit, knee
+from storage.handles import Report
+from tasks.answers import refs, store
+from tasks.experiments import RUNGS, heads_of, larger, learning_rate_factor
+from tasks.recipes import Overrides, RecipeError
+from tasks.searching import Range
+from tasks.vocabulary import NoSuchVocabulary, vocabulary_named
+
+SMALL = {"width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
+
+
+@pytest.fixture
+def answers(project: Path, prefect_server: None) -> Iterator[None]:
+    """Prefect's answers in this project's own home."""
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
+        yield
+
+
+def page_of(name: str) -> dict[str, Any]:
+    head = refs().head(name)
+    assert head is not None
+    page: dict[str, Any] = json.loads((store().folder(Report(digest=head.digest)) / "page.json").read_text())
+    return page
+
+
+@pytest.mark.usefixtures("answers")
+def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is_trained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run() -> Any:
+        return compare_vocabularies(
+            ["own"], ["char", "bytes", "bpe-300"], "tiny", Overrides.model_validate(SMALL), "characters", 1.0, 3000
+        )
+
+    where = run()
+    assert Path(where).read_text().startswith("<!doctype html>")
+    page = page_of("experiments/compare-vocabularies")
+    [part] = page["parts"]
+    [table] = part["tables"]
+    column = {name: [row[i] for row in table["rows"]] for i, name in enumerate(table["columns"])}
+    assert column["vocabulary"] == ["char", "bytes", "bpe-300"]
+    seen = column["characters seen, M"]
+    assert max(seen) - min(seen) <= 0.3 * max(seen), "equal, as far as whole steps allow"
+    contexts = column["context, characters"]
+    assert max(contexts) <= 1.6 * min(contexts)
+    assert column["body"][0] == column["body"][1] == column["body"][2]
+    best = min(range(3), key=lambda i: float(column["bits per character"][i]))
+    assert column["against the best"][best] == "the best" and table["best"] == best
+    assert column["vocabulary"][best] in page["answer"][0]
+    caplog.clear()
+    assert run() == where
+    assert not [line for line in caplog.messages if line.startswith("train_leg") and "done" in line]
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_ladder_stops_by_itself_where_a_larger_model_no_longer_pays() -> None:
+    scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
+    page = page_of("experiments/scaling-ladder-own")
+    [part] = page["parts"]
+    [table] = part["tables"]
+    assert [row[0] for row in table["rows"]] == ["2 x 48", "2 x 64", "3 x 80"]
+    assert "Stopped by itself: 2 rungs in a row did not pay." in page["answer"][1]
+    assert "3 layers of width 112" in page["answer"][2]
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_wrong_vocabulary_is_refused_before_anything_starts(project: Path) -> None:
+    for name in ("words", "bpe", "bpe-12", "bpe-many", "char-100"):
+        with pytest.raises(NoSuchVocabulary, match="bpe-SIZE"):
+            compare_vocabularies(["own"], ["char", name])
+    assert not (project / "home" / "objects").exists()
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    space: Any = {"learning_rate": Range(low=1e-4, high=1e-1, log=True), "heads": [1, 2, 3]}
+    quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
+
+    def run(trials: int) -> Any:
+        return sweep("own", "tiny", quick, space, trials)
+
+    calls: list[int] = []
+
+    def dies_at_the_third(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train_and_evaluate(*args, **kwargs)
+
+    monkeypatch.setattr("flows.sweep.train_and_evaluate", dies_at_the_third)
+    with pytest.raises(BaseException, match=""):
+        run(5)
+    monkeypatch.undo()
+    [log] = (home() / "sweeps").iterdir()
+    begun = log.read_text()
+    where = run(5)
+    assert log.read_text().startswith(begun), "what was tried stays tried"
+    page = page_of("experiments/sweep-own")
+    rows = page["parts"][0]["tables"][0]["rows"]
+    # Width 16 has no three heads: such a trial counts, and has no score.
+    assert 1 <= len(rows) <= 5
+    assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows)
+    assert not any("heads=3" in row[0] for row in rows)
+    ended = log.read_text()
+    assert run(5) == where and log.read_text() == ended
+    assert run(6) is not None and log.read_text() != ended
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "no field to search over"),
+        ({"learning_rat": [1.0]}, "did you mean learning_rate"),
+        ({"steps": []}, "is empty"),
+        ({"learning_rate": [-1.0]}, "learning_rate"),
+    ],
+)
+def test_a_search_over_nothing_or_over_what_is_no_field_is_refused(space: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        sweep("own", "tiny", Overrides.model_validate(SMALL), space, 2)
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (0, 1, True), (1, 1, False)])
+def test_a_range_runs_upward(low: int, high: int, log: bool) -> None:
+    with pytest.raises(ValidationError, match="lower to a higher"):
+        Range(low=low, high=high, log=log)
+
+
+def test_vocabularies_have_names() -> None:
+    assert vocabulary_named("bytes").size == 256
+    assert vocabulary_named("bpe-char-8192").kind == "bpe-char"
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    floor=st.floats(0.5, 3),
+    exponent=st.floats(0.1, 0.8),
+    scale=st.floats(10, 1e5),
+)
+def test_a_power_law_is_found_again(floor: float, exponent: float, scale: float) -> None:
+    sizes = [5e4 * 2**i for i in range(8)]
+    losses = [floor + (scale / n) ** exponent for n in sizes]
+    found = fit(sizes, losses)
+    assert found is not None
+    span = losses[0] - losses[-1]
+    assert all(abs(found.at(n) - loss) < 0.02 * span for n, loss in zip(sizes, losses, strict=True))
+
+
+def test_points_that_do_not_fall_have_no_fit() -> None:
+    assert fit([1, 2, 4, 8], [1.0, 1.1, 1.2, 1.3]) is None
+    assert fit([1, 2, 4], [3.0, 2.0, 1.5]) is None
+
+
+def test_the_knee_is_where_twice_the_cost_brings_less_than_it_should() -> None:
+    costs = [1.0, 2, 4, 8, 16]
+    assert knee(costs, [3.0, 2.5, 2.2, 2.19, 2.185]) == 2
+    assert knee(costs, [3.0, 2.5, 2.6, 2.2, 2.19]) == 3, "one unlucky rung ends nothing"
+    assert knee(costs, [3.0, 2.9, 2.8, 2.7, 2.6]) == 4
+    just = [2.0 * (1 - 2 * WORTH) ** i for i in range(5)]
+    assert knee(costs, just) == 4
+
+
+def test_each_rung_has_about_twice_the_body_of_the_one_before_and_heads_that_fit() -> None:
+    sizes = [12 * layers * width**2 for layers, width in RUNGS]
+    assert sizes[0] < 60_000 and sizes[-1] > 40_000_000
+    for a, b in pairwise(sizes):
+        assert 1.5 <= b / a <= 2.7
+    for layers, width in RUNGS:
+        assert width % heads_of(width) == 0 and (width // heads_of(width)) % 2 == 0
+        assert larger(layers, width)[0] * larger(layers, width)[1] ** 2 > layers * width**2
+    assert np.isclose(learning_rate_factor(48, 192), 2) and learning_rate_factor(192, 192) == 1
