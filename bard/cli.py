@@ -37,6 +37,7 @@ MemoryLimit = Annotated[
     ),
 ]
 
+LOOPBACK = "127.0.0.1"
 DEFAULT_CORPUS = "tiny-shakespeare"
 FALLBACK_CORPUS = "synthetic"
 
@@ -367,6 +368,103 @@ def sample(
 
 
 @app.command()
+def report(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="NAME/champion, NAME/RECIPE or a digest. [default: the index]")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the index and all reports until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="Where --serve listens.")] = 4201,
+    host: Annotated[str, typer.Option(help="The address where --serve listens; it asks for no password.")] = LOOPBACK,
+) -> None:
+    """Where a report lies; without REF, the index of all of them, made anew."""
+    prepare_prefect()
+    if serve:
+        from bard.processes import reachable, require_free
+        from bard.web import reports_app
+        from bard.web import serve as serve_app
+
+        require_free(host, port)
+        print(f"reports: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
+        serve_app(reports_app(), host, port)
+        return
+    from storage.handles import Model, Report
+    from storage.refs import Refs
+    from tasks.index import write_index
+    from tasks.reporting import html_of
+
+    if ref is None:
+        page = write_index()
+    else:
+        _, handle = found(ref)
+        entry = Refs(home()).head(ref) if "/" in ref else None
+        if isinstance(handle, Model) and entry is not None:
+            handle = Report(digest=entry.notes["report"])
+        if not isinstance(handle, Report):
+            raise BardError(
+                f"{ref} is a {type(handle).__name__}, which has no page of its own; give NAME/champion, NAME/RECIPE, "
+                "the digest of a Report, or nothing for the index"
+            )
+        page = html_of(handle)
+    print(page)
+    if open_:
+        import webbrowser
+
+        if not webbrowser.open(page.as_uri()):
+            raise BardError(f"no browser was found to open {page}")
+
+
+@app.command()
+def export(
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(help="Where to: a new or empty folder.")],
+    check: Annotated[bool, typer.Option("--check", help="Open it with transformers and compare.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Give it to the Hugging Face Hub too. [default: no]")
+    ] = None,
+) -> None:
+    """A model as a folder that transformers opens, with a card that has its scores."""
+    prepare_prefect()
+    from storage.handles import Model
+    from tasks import exporting
+
+    _, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model is exported; give NAME/champion")
+    folder = folder.expanduser().resolve()
+    scores = exporting.export(handle, folder)
+    bits = f", {scores.bits_per_character:.4f} bits per character" if scores else ""
+    print(f"{handle}{bits}: {folder}")
+    if check:
+        done = exporting.check(folder, handle)
+        print(f"transformers opens it: {done.tokens:,} tokens are the same, logits differ by at most {done.logits:.1e}")
+    if push:
+        print(f"pushed to {exporting.push(folder, push)}")
+
+
+@app.command()
+def serve(
+    ref: Ref = "tiny-shakespeare/champion",
+    port: Annotated[int, typer.Option(help="The port where the page is.")] = 4300,
+    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+) -> None:
+    """A page to write with a model, which shows what it held for likely at each place."""
+    prepare_prefect()
+    from bard.processes import reachable, require_free
+    from bard.web import serve as serve_app
+    from bard.web import writing_app
+    from storage.handles import Model
+
+    _, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model can write; give NAME/champion")
+    require_free(host, port)
+    app = writing_app(ref, handle)
+    print(f"{ref}: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
+    serve_app(app, host, port)
+
+
+@app.command()
 def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: AsJson = False,
@@ -396,7 +494,7 @@ def sweep(
 @app.command()
 def up(
     port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
-    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
 ) -> None:
     """Server with UI, work pool, worker and all deployments; Ctrl-C stops all of it."""
     from bard.up import up as bring_up

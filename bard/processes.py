@@ -38,15 +38,17 @@ class Child(NamedTuple):
     log: Path
 
 
-def start(project: Path, name: str, arguments: list[str], settings: dict[str, str]) -> Child:
-    """Start `prefect <arguments>` in the project's folder, in a session of its own so that Ctrl-C does not reach it."""
+def start(
+    project: Path, name: str, arguments: list[str], settings: dict[str, str], *, module: str = "prefect"
+) -> Child:
+    """Start `<module> <arguments>` in the project's folder, in a session of its own, which Ctrl-C does not reach."""
     log = home() / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=project,
             # The home may have been named relative to another folder than the project's, where the process runs.
             env={

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+import httpx
+
 from bard.home import healthy, home, project_folder, server_url
 from bard.prefect_api import (
     FLOW_RUN,
@@ -32,6 +34,7 @@ from bard.prefect_api import (
 from bard.processes import (
     PROJECT_PORT,
     Child,
+    UpError,
     environment_of,
     kill,
     me,
@@ -46,6 +49,8 @@ from bard.processes import (
     wait_until,
 )
 
+# Ports after the server's among which the site of reports takes the first that is free.
+REPORTS_PORTS = 20
 START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
 
 
@@ -121,8 +126,11 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
         since = datetime.now(UTC)
         children.append(start_worker(project, url))
         wait_until(lambda: worker_seen(client, since), children, START_SECONDS, "The worker")
+        reports, where = start_reports(project, host, port)
+        children.append(reports)
         planned = planned_starts(client, deployments)
-    print(status(url, deployments, planned, declared(project)), flush=True)
+        wait_until(lambda: answers(where), children, START_SECONDS, "The site of reports")
+    print(status(url, where, deployments, planned, declared(project)), flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
 
@@ -167,6 +175,28 @@ def start_worker(project: Path, url: str) -> Child:
     return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
 
 
+def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
+    """Start the site of reports on the first free port after the server's, and say where it is."""
+    for own in range(port + 1, port + REPORTS_PORTS):
+        try:
+            require_free(host, own)
+        except UpError:
+            continue
+        options = ["report", "--serve", "--host", host, "--port", str(own)]
+        return start(project, "reports", options, {}, module="bard.cli"), f"http://{reachable(host)}:{own}"
+    raise UpError(
+        f"No port from {port + 1} to {port + REPORTS_PORTS - 1} is free for the reports; give another --port."
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether a site answers."""
+    try:
+        return httpx.get(url, timeout=30, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP into KeyboardInterrupt; later ones are ignored while things stop."""
@@ -189,10 +219,12 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def status(url: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]) -> str:
+def status(
+    url: str, reports: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]
+) -> str:
     """What runs now, when the next runs are due in local time, and what to type."""
     width = max(len(deployment.title) for deployment in deployments)
-    lines = ["", f"bardflow is up: {url.removesuffix('/api')}", ""]
+    lines = ["", f"bardflow is up: {url.removesuffix('/api')}", f"Reports:        {reports}", ""]
     for deployment in deployments:
         due = planned.get(deployment.id)
         if due is not None:
@@ -204,8 +236,9 @@ def status(url: str, deployments: list[Deployment], planned: dict[str, datetime]
         if (deployment.entrypoint, deployment.name) not in wanted:
             when += "; not in prefect.yaml, remove it with `prefect deployment delete`"
         lines.append(f"  {deployment.title:<{width}}  {when}")
-    # Defaults first, since their names can be shortened.
-    example = min((deployment.title for deployment in deployments), key=lambda title: not title.endswith("/default"))
+    # A default of the main flow first, since its name can be shortened.
+    titles = [deployment.title for deployment in deployments]
+    example = min(titles, key=lambda title: (not title.startswith("train-gpt/"), not title.endswith("/default")))
     lines += [
         "",
         f"Run one:  {typed_prefect(url)} deployment run {example.removesuffix('/default')} --watch",

@@ -10,6 +10,7 @@ tokens, unless two of them are within that rounding of each other at the border 
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,17 @@ def sample_rows(
         SamplingError: there is no prompt, or one has no token or one that the vocabulary lacks; while drawing: the
             model's logits are not finite.
     """
+    checked_prompts(gpt, prompts)
+    drawing = _drawing(in_f32(gpt.eval()), prompts, spec, device, first_row, cached)
+    return ([token for token, _ in drawn] for drawn in drawing)
+
+
+def checked_prompts(gpt: GPT, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse what can not be continued.
+
+    Raises:
+        SamplingError: there is no prompt, or one has no token or one that the vocabulary lacks.
+    """
     vocabulary_size = gpt.tokens.weight.shape[0]
     if not prompts:
         raise SamplingError("no prompt was given; give one for each text, each of at least one token")
@@ -82,12 +94,35 @@ def sample_rows(
                 f"prompt {row} has the token {min(prompt) if min(prompt) < 0 else max(prompt)}, but this model's are 0 "
                 f"to {vocabulary_size - 1}; encode it with the model's own vocabulary"
             )
-    return _drawing(in_f32(gpt.eval()), prompts, spec, device, first_row, cached)
+
+
+class Drawn(NamedTuple):
+    """A token, and what the model held for likely in its place before temperature and cuts: ids and their shares."""
+
+    token: int
+    likeliest: list[int]
+    shares: list[float]
+
+
+def sample_watched(
+    gpt: GPT, prompt: Sequence[int], spec: SamplingSpec, device: Device, *, likeliest: int
+) -> Iterator[Drawn]:
+    """The tokens that `sample` draws, each with the `likeliest` ones in its place, endlessly.
+
+    Raises:
+        SamplingError: as `sample_rows`.
+    """
+    checked_prompts(gpt, [prompt])
+    for [(token, logits_V)] in _drawing(in_f32(gpt.eval()), [prompt], spec, device, 0, True):
+        shares_V = np.exp(logits_V.astype(np.float64) - logits_V.max())
+        shares_V /= shares_V.sum()
+        ids = np.argsort(-shares_V, kind="stable")[:likeliest]
+        yield Drawn(token, ids.tolist(), shares_V[ids].tolist())
 
 
 def _drawing(
     gpt: GPT, prompts: Sequence[Sequence[int]], spec: SamplingSpec, device: Device, first_row: int, cached: bool
-) -> Iterator[list[int]]:
+) -> Iterator[list[tuple[int, Logits]]]:
     # PCG64 by its name: its numbers are promised to stay. torch's own CPU generator reads only 32 bits of a seed.
     generators = [
         np.random.Generator(np.random.PCG64((spec.seed, row))) for row in range(first_row, first_row + len(prompts))
@@ -98,10 +133,10 @@ def _drawing(
         with torch.inference_mode(), torch.autocast(device.name, enabled=False):
             logits_BV = read(gpt, windows, device) if cache is None else read_on(gpt, windows, cache, device)
         drawn = [
-            draw(logits_V, spec, generator)
+            (draw(logits_V, spec, generator), logits_V)
             for logits_V, generator in zip(logits_BV.cpu().numpy(), generators, strict=True)
         ]
-        for row, token in enumerate(drawn):
+        for row, (token, _) in enumerate(drawn):
             windows[row].append(token)
             if len(windows[row]) > gpt.context:
                 del windows[row][: gpt.context // 2]

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pages import wording
 
 # Reading needs no script; this one lets a reader choose the other theme than the system's and step through a passage.
-SCRIPT = """
+SCRIPT = r"""
 const button = document.getElementById("theme"), root = document.documentElement;
 const system = () => matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 const dark = () => (root.dataset.theme ?? system()) === "dark";
@@ -20,25 +20,75 @@ button.onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; label()
 button.hidden = false; label();
 const passage = document.getElementById("passage"), expected = document.getElementById("expected");
 if (passage) {
-  const pieces = [...passage.children];
-  let at = -1;
-  const show = (i) => {
-    if (i < 0 || i >= pieces.length) return;
-    pieces[at]?.classList.remove("here");
-    at = i;
-    pieces[at].classList.add("here");
-    expected.textContent = pieces[at].dataset.expected;
+  let here = null;
+  const show = (piece) => {
+    if (!piece || piece === passage) return;
+    here?.classList.remove("here");
+    here = piece;
+    here.classList.add("here");
+    expected.textContent = here.dataset.expected;
   };
   // The title is what a reader without scripts gets; with them it would cover the text.
-  for (const piece of pieces) { piece.dataset.expected = piece.title; piece.removeAttribute("title"); }
-  passage.onpointerover = (event) => show(pieces.indexOf(event.target));
+  for (const piece of passage.children) { piece.dataset.expected = piece.title; piece.removeAttribute("title"); }
+  passage.onpointerover = (event) => show(event.target);
   passage.onkeydown = (event) => {
-    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10}[event.key];
-    if (!step) return;
+    const steps = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10}[event.key];
+    if (!steps) return;
     event.preventDefault();
-    show(Math.min(Math.max(at + step, 0), pieces.length - 1));
+    for (let i = 0; i < Math.abs(steps); i++) {
+      show(steps > 0 ? (here ? here.nextElementSibling : passage.firstElementChild) : here?.previousElementSibling);
+    }
   };
-  passage.onfocus = () => { if (at < 0) show(0); };
+  passage.onfocus = () => { if (!here) show(passage.firstElementChild); };
+}
+const ask = document.getElementById("ask");
+if (ask) {
+  const field = (name) => document.getElementById(name);
+  const number = (name) => field(name).value === "" ? null : Number(field(name).value);
+  const quoted = (text) => "\u201c" + text.replaceAll(" ", "\u2423").replaceAll("\n", "\u23ce") + "\u201d";
+  let controller = null;
+  const add = ({text, likeliest}) => {
+    const piece = document.createElement("span");
+    const share = likeliest.find(([other]) => other === text)?.[1] ?? likeliest.at(-1)[1] / 2;
+    piece.className = "b" + Math.min(6, Math.floor(-Math.log2(share)));
+    piece.textContent = text;
+    piece.dataset.expected = quoted(text) + " stands here. Held for likely: "
+      + likeliest.map(([other, part]) => quoted(other) + " " + (100 * part).toFixed(1) + " %").join(", ") + ".";
+    passage.append(piece);
+  };
+  ask.onsubmit = async (event) => {
+    event.preventDefault();
+    controller?.abort();
+    controller = new AbortController();
+    passage.replaceChildren();
+    expected.textContent = "";
+    field("stop").disabled = false;
+    field("more").disabled = true;
+    const wish = {prompt: field("prompt").value};
+    for (const name of ["characters", "temperature", "top_k", "top_p", "seed"]) {
+      if (number(name) !== null || name.startsWith("top")) wish[name] = number(name);
+    }
+    try {
+      const answer = await fetch("write", {method: "POST", body: JSON.stringify(wish), signal: controller.signal});
+      if (!answer.ok) throw new Error((await answer.json()).error);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", part; !(part = await reader.read()).done;) {
+        const lines = (rest + part.value).split("\n");
+        rest = lines.pop();
+        lines.forEach((line) => add(JSON.parse(line)));
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") expected.textContent = error.message;
+    }
+    field("stop").disabled = true;
+    field("more").disabled = passage.childElementCount === 0;
+  };
+  field("stop").onclick = () => controller?.abort();
+  field("more").onclick = () => {
+    field("prompt").value += passage.textContent;
+    field("seed").value = (Number(field("seed").value) + 1) % 2 ** 32;
+    ask.requestSubmit();
+  };
 }
 """
 

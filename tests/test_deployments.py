@@ -107,8 +107,12 @@ class TestEachDeployment:
 
 
 def test_the_deployments_are_those_that_users_are_told_of() -> None:
-    titles = {f"{flow_of(deployment).name}/{deployment.name}" for deployment in DEPLOYMENTS}
-    assert titles == {"train-gpt/default", "train-gpt/three-kingdoms", "refresh-corpora/daily", "evaluate-gpt/daily"}
+    every = [f"{flow_of(deployment).name}/{deployment.name}" for deployment in DEPLOYMENTS]
+    titles = set(every)
+    scheduled = {"train-gpt/default", "train-gpt/three-kingdoms", "refresh-corpora/daily", "evaluate-gpt/daily"}
+    experiments = {"compare-vocabularies/default", "scaling-ladder/default", "sweep/default"}
+    assert titles == scheduled | experiments
+    assert {title for title, d in zip(every, DEPLOYMENTS, strict=True) if d.schedules} == scheduled
 
 
 def test_each_training_deployment_has_a_corpus_of_its_own() -> None:

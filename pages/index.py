@@ -1,0 +1,123 @@
+"""The page that leads to all others: corpora, champions over time, leaderboards, experiments, what is scheduled."""
+
+from functools import partial
+from typing import Annotated
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from pydantic import AwareDatetime, Field
+
+from pages.drawing import GRID, PAPER, VALIDATION, inline_svg, plain_axes
+from pages.run import Bits, Count, PageModel
+from pages.template import fill
+
+
+class Standing(PageModel):
+    """One model of a corpus: `link` leads to its report, relative to the index; `current` says its text is today's."""
+
+    recipe: str
+    changed: tuple[str, ...]
+    model: str
+    bits_per_character: Bits
+    sliding_bits_per_character: Bits | None
+    nats_per_token: Bits
+    vocabulary: str
+    parameters: Count
+    train_seconds: Annotated[float, Field(ge=0)]
+    when: AwareDatetime
+    verdict: str
+    link: str
+    current: bool
+    champion: bool
+
+
+class Reign(PageModel):
+    """A champion's taking the seat: who moved it, when and why."""
+
+    number: Count
+    when: AwareDatetime
+    by: str
+    why: str
+    model: str
+    recipe: str
+    bits_per_character: Bits | None
+    link: str | None
+
+
+class Board(PageModel):
+    """A corpus: what is known of its text, its champions and its models, best first."""
+
+    corpus: str
+    title: str
+    language: str
+    licence: str
+    characters: Count | None
+    news: str
+    reigns: tuple[Reign, ...]
+    standings: tuple[Standing, ...]
+
+
+class ExperimentLink(PageModel):
+    """An experiment's last report."""
+
+    name: str
+    title: str
+    answer: str
+    when: AwareDatetime
+    link: str
+
+
+class Scheduled(PageModel):
+    """A deployment and when it runs; empty where it waits to be asked."""
+
+    deployment: str
+    description: str
+    when: tuple[str, ...]
+
+
+class IndexPage(PageModel):
+    """Everything the index shows."""
+
+    created: AwareDatetime
+    boards: tuple[Board, ...]
+    experiments: tuple[ExperimentLink, ...]
+    schedule: tuple[Scheduled, ...]
+
+
+def render(page: IndexPage) -> str:
+    """One self-contained HTML document; its links lead to files beside it."""
+    drawn = {
+        board.corpus: (
+            _reigns_chart(board, name=f"reigns-{i}-wide", width=840),
+            _reigns_chart(board, name=f"reigns-{i}-narrow", width=350),
+        )
+        for i, board in enumerate(page.boards)
+        if sum(reign.bits_per_character is not None for reign in board.reigns) > 1
+    }
+    return fill("index.html", page=page, drawn=drawn)
+
+
+def _reigns_chart(board: Board, *, name: str, width: float) -> str:
+    return inline_svg(
+        partial(_drawn, board, width),
+        name=name,
+        title=f"Champions of {board.title} over time",
+        description=f"Bits per character of {len(board.reigns)} champions, from the first to the one of today.",
+    )
+
+
+def _drawn(board: Board, width: float) -> Figure:
+    figure = Figure(figsize=(width / 72, (90 + 0.2 * width) / 72), layout="constrained")
+    axes = figure.add_subplot()
+    # By their order and not by the clock: three of one hour beside one of the next month would lie on one another.
+    scored = [(i, r) for i, r in enumerate(board.reigns) if r.bits_per_character is not None]
+    places, bits = [i for i, _ in scored], [r.bits_per_character for _, r in scored]
+    axes.step(places, bits, where="post", color=VALIDATION, linewidth=1.6)
+    axes.scatter(places, bits, s=40, color=PAPER, edgecolor=VALIDATION, linewidth=2, zorder=5)
+    axes.xaxis.set_major_locator(FixedLocator(places[:: -(-len(places) // max(2, int(width // 170)))]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{board.reigns[int(place)].when:%d %b %H:%M}"))
+    axes.set_ylabel("bits per character", labelpad=8)
+    axes.margins(x=0.05, y=0.2)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    plain_axes(axes)
+    return figure

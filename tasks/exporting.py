@@ -1,0 +1,129 @@
+"""A model as a folder to give away: what `transformers` opens, with a card that has its scores."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bard.errors import BardError
+from model.folder import load_model
+from model.spec import GPTSpec
+from model.vocabulary import TOKENIZER_FILE, encode, load
+from pages.run import Scores
+from storage.documents import read_text
+from storage.handles import Corpus, Evaluation, Model
+from storage.lineage import spelled
+from tasks.answers import store
+from tasks.card import model_card
+from tasks.evaluation import scores_of
+
+CARD = "README.md"
+# What `transformers` may be off by in f32, and how many windows of the validation part are asked.
+TOLERANCE = 1e-3
+WINDOWS = 8
+
+
+class ExportError(BardError):
+    """A folder cannot be written to, or what was written does not open as it should."""
+
+
+class Checked(NamedTuple):
+    """What `transformers` made of an export: the largest difference of a logit, and the tokens that were the same."""
+
+    logits: float
+    tokens: int
+
+
+def export(model: Model, folder: Path) -> Scores | None:
+    """Write the model's files and its card into a new folder, all or nothing. Returns the scores on the card.
+
+    Raises:
+        ExportError: something is there already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is there already; give a folder that is new or empty")
+    facts, text = store().facts(model), corpus_of(model)
+    scores = last_scores(model)
+    vocabulary = {"kind": facts["vocabulary_kind"], "size": facts["vocabulary_size"]}
+    gpt = GPTSpec.model_validate(facts["gpt"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
+        whole = Path(draft) / "export"
+        whole.mkdir()
+        for name in store().manifest(model).files:
+            shutil.copyfile(store().folder(model) / name, whole / name)
+        card = model_card(store().facts(text), gpt, facts["step"], facts["parameters"], vocabulary, scores)
+        (whole / CARD).write_text(card, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
+    return scores
+
+
+def corpus_of(model: Model) -> Corpus:
+    """The text that a model was trained on."""
+    found = spelled(store().origin(model).inputs["corpus"])
+    assert isinstance(found, Corpus)
+    return found
+
+
+def last_scores(model: Model) -> Scores | None:
+    """The scores of the model's last evaluation on the text it was trained on; None where it has none."""
+    text, found = corpus_of(model), []
+    for handle in store().handles():
+        if isinstance(handle, Evaluation):
+            made = store().origin(handle)
+            if spelled(made.inputs["model"]) == model and spelled(made.inputs["corpus"]) == text:
+                found.append((made.at, handle.digest))
+    return scores_of(Evaluation(digest=max(found)[1])) if found else None
+
+
+def check(folder: Path, model: Model) -> Checked:
+    """Open the folder with `transformers` and compare: tokens of the whole validation part, logits of some windows.
+
+    Raises:
+        ExportError: transformers is not installed, or something differs.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ExportError(
+            "--check needs the transformers library: .venv/bin/pip install -c constraints.txt -e '.[hub]'"
+        ) from error
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    ours, text = load_model(folder), "".join(read_text(store().folder(corpus_of(model)), "validation"))
+    ids = np.concatenate(list(encode(load(folder / TOKENIZER_FILE), [text]))).astype(np.int64)
+    read = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not np.array_equal(ids, read):
+        same = int((ids[: len(read)] == read[: len(ids)]).argmin())
+        raise ExportError(f"transformers' tokenizer gives other tokens from token {same:,} on; report this as a bug")
+    context = ours.context
+    count = max(1, min(WINDOWS, len(ids) // context))
+    windows_BT = torch.from_numpy(ids[: count * context]).view(count, -1)
+    with torch.inference_mode():
+        apart = float((ours.eval()(windows_BT) - theirs.eval()(windows_BT).logits).abs().max())
+    if not apart <= TOLERANCE:
+        raise ExportError(f"transformers computes other logits, by up to {apart:.2g}; report this as a bug")
+    return Checked(apart, len(ids))
+
+
+def push(folder: Path, repository: str) -> str:
+    """Give the folder to the Hub by its own library, under the account that is logged in there; returns the address.
+
+    Raises:
+        ExportError: the Hub refused; the message has its reason.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="bardflow export")
+    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
+        raise ExportError(f"{folder} is written, but was not pushed to {repository}: {error}") from error
+    return str(address)

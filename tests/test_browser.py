@@ -1,0 +1,256 @@
+"""The pages in a real browser: they fit, they say nothing in the console, they can be hovered, stepped and re-themed.
+
+Needs Chromium (Debian: `apt install chromium`); without it these tests are skipped, visibly.
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pages import experiment, index, writing
+from pages.run import render
+from tests.test_pages import a_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+WIDTHS = (390, 1024, 1920)
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine's path"),
+    # Playwright leaves its event loop's transport to the interpreter's end.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+def an_experiment() -> experiment.ExperimentPage:
+    lines = tuple(
+        experiment.Line(name=name, x=(1.0, 2.7, 1.4e6), y=(2.1, 2.2, 2.0), labels=("a", "b", "c"), style=style)
+        for name, style in (("measured", "points"), ("a fit", "line"), ("both", "both"))
+    )
+    chart = experiment.Chart(
+        title="三國演義",
+        x_label="parameters",
+        y_label="bits per character",
+        lines=lines,
+        log_x=True,
+        marked=(2.7, "knee"),
+    )
+    table = experiment.Table(
+        title="All of it",
+        columns=("vocabulary", *(f"a rather long heading {i}" for i in range(12))),
+        rows=tuple((f"row {i}", *(i * 10**j for j in range(12))) for i in range(5)),
+        best=2,
+        note="A note.",
+    )
+    return experiment.ExperimentPage(
+        experiment="compare-vocabularies",
+        title="Vocabularies compared",
+        question="Which one?",
+        created=NOW,
+        answer=("This one.", "And that one not."),
+        parts=(experiment.Part(title="三國演義", findings=("Found.",), charts=(chart,), tables=(table,)),),
+        settings={"steps": 3},
+        lineage=("char: Model 12345678",),
+    )
+
+
+def an_index() -> index.IndexPage:
+    standing = index.Standing(
+        recipe="small", changed=("learning_rate 0.002", "steps 9"), model="c" * 64, bits_per_character=2.1931,
+        sliding_bits_per_character=2.15, nats_per_token=1.52, vocabulary="char, 65", parameters=1_234_567,
+        train_seconds=61, when=NOW, verdict="it is the first", link="objects/report/x/report.html", current=True,
+        champion=True,
+    )  # fmt: skip
+    reigns = tuple(
+        index.Reign(
+            number=i, when=NOW.replace(day=20 + i), by="train-gpt", why="it needs less", model="c" * 64,
+            recipe="small", bits_per_character=2.3 - i / 20, link="objects/report/x/report.html",
+        )
+        for i in (1, 2, 3)
+    )  # fmt: skip
+    board = index.Board(
+        corpus="three-kingdoms", title="三國演義", language="zh-Hant", licence="public domain", characters=605_711,
+        news="unchanged", reigns=reigns,
+        standings=(standing, standing.model_copy(update={"champion": False, "current": False})),
+    )  # fmt: skip
+    empty = board.model_copy(update={"corpus": "new", "reigns": (), "standings": (), "characters": None})
+    return index.IndexPage(
+        created=NOW,
+        boards=(board, empty),
+        experiments=(index.ExperimentLink(name="experiments/x", title="X", answer="So.", when=NOW, link="x.html"),),
+        schedule=(index.Scheduled(deployment="train-gpt/default", description="Train.", when=("0 3 * * * UTC",)),),
+    )
+
+
+PAGES = {
+    "run": lambda: render(a_page()),
+    "experiment": lambda: experiment.render(an_experiment()),
+    "index": lambda: index.render(an_index()),
+    "writing": lambda: writing.render(
+        writing.WritingPage(name="own/champion", model="c" * 64, parameters=9, context=64, prompt="\n")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=PAGES)
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / f"{request.param}.html"
+    path.write_text(PAGES[request.param](), encoding="utf-8")
+    return path
+
+
+def opened(browser: Any, address: str, width: int = 1024, scheme: str = "light") -> tuple[Any, list[str]]:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if request.url != address else None)
+    page.goto(address)
+    return page, said
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_every_width_asks_for_nothing_and_says_nothing_in_the_console(
+    browser: Any, file: Path, scheme: str
+) -> None:
+    assert file.stat().st_size < 2_000_000
+    for width in WIDTHS:
+        page, said = opened(browser, file.as_uri(), width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Nothing that is seen sticks out of the page, but what can be scrolled in its own frame.
+        out = page.evaluate(
+            """() => [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, svg, defs")
+            && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)"""
+        )
+        assert out == []
+        assert said == []
+        page.close()
+
+
+def test_the_theme_can_be_chosen_and_text_stands_out_in_both(browser: Any, file: Path) -> None:
+    page, said = opened(browser, file.as_uri())
+
+    def contrast() -> float:
+        ratio: float = page.evaluate(CONTRAST)
+        return ratio
+
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    light, first = page.evaluate(background), contrast()
+    page.get_by_role("button", name="Dark theme").click()
+    assert page.evaluate(background) != light
+    assert min(first, contrast()) >= 4.5, "WCAG AA"
+    page.get_by_role("button", name="Light theme").click()
+    assert page.evaluate(background) == light and said == []
+    page.close()
+
+
+# The least contrast of any text against what lies behind it, by WCAG 2's formula; colours as the browser computes them.
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const behind = (e) => {
+    for (let at = e; at; at = at.parentElement) {
+      const colour = rgb(getComputedStyle(at).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  let least = 21;
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.disabled || e.closest("svg, script")) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return least;
+}"""
+
+
+def test_a_passage_shows_what_was_expected_under_the_pointer_and_to_the_arrow_keys(
+    browser: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.html"
+    path.write_text(render(a_page()), encoding="utf-8")
+    page, said = opened(browser, path.as_uri())
+    page.hover("#passage span:nth-child(2)")
+    assert "“說␣” cost 7.90 bits. Expected here: “⏎” 50.0 %" in page.text_content("#expected")
+    page.focus("#passage")
+    page.keyboard.press("ArrowLeft")
+    assert "“卻” cost 0.40 bits" in page.text_content("#expected")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    assert "7.90 bits" in page.text_content("#expected")
+    assert said == []
+    page.close()
+
+
+def test_every_table_and_drawing_has_a_name_and_every_field_a_label(browser: Any, file: Path) -> None:
+    page, _ = opened(browser, file.as_uri())
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("svg, input, textarea, button, [role=region], [role=application]")]
+        .filter((e) => e.getClientRects().length && !(e.getAttribute("aria-label") || e.getAttribute("aria-labelledby")
+        || e.labels?.length || e.textContent.trim())).map((e) => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
+    page.close()
+
+
+def test_text_is_written_into_the_page_as_it_is_drawn(browser: Any, tmp_path: Path) -> None:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.responses import HTMLResponse, StreamingResponse
+    from starlette.routing import Route
+
+    def pieces() -> Iterator[str]:
+        yield '{"text": "H", "likeliest": [["H", 0.9], ["h", 0.05]]}\n'
+        yield '{"text": "\\n", "likeliest": [["x", 0.99], ["\\n", 0.01]]}\n{"text": "<b>", "likeliest": [["y", 0.5]]}\n'
+
+    app = Starlette(
+        routes=[
+            Route("/", lambda _: HTMLResponse(PAGES["writing"]())),
+            Route("/write", lambda _: StreamingResponse(pieces()), methods=["POST"]),
+        ]
+    )
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    page, _ = opened(browser, address)
+    page.get_by_role("button", name="Write").click()
+    page.locator("#passage span").nth(2).wait_for()
+    assert page.text_content("#passage") == "H\n<b>"
+    page.hover("#passage span:nth-child(1)")
+    assert "“H” 90.0 %, “h” 5.0 %" in page.text_content("#expected")
+    assert page.evaluate("[...document.querySelectorAll('#passage span')].map((e) => e.className.slice(0, 2))") == [
+        "b0", "b6", "b2",
+    ]  # fmt: skip
+    page.get_by_role("button", name="Go on from here").click()
+    assert page.locator("#prompt").input_value().endswith("H\n<b>")
+    page.close()
+    server.should_exit = True
+    thread.join(timeout=10)

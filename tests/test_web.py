@@ -1,0 +1,118 @@
+"""The index, the reports and the page to write, as a browser gets them, and models as `transformers` opens them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from starlette.testclient import TestClient
+
+from bard.web import reports_app, writing_app
+from flows.train_gpt import train_gpt
+from model import device
+from model.folder import load_model
+from model.sampling import SamplingSpec, sample, sample_watched
+from model.vocabulary import TOKENIZER_FILE, encode, load
+from storage.handles import Model
+from tasks.answers import refs, store
+from tasks.champion import rollback
+from tasks.exporting import ExportError, check, export
+from tasks.index import write_index
+from tasks.recipes import Overrides
+
+QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
+
+
+@pytest.fixture
+def answers(project: Path, prefect_server: None) -> Iterator[None]:
+    """Prefect's answers in this project's own home."""
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
+        yield
+
+
+def run(**changes: object) -> Any:
+    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+
+
+def champion() -> Model:
+    head = refs().head("own/champion")
+    assert head is not None
+    return Model(digest=head.digest)
+
+
+@pytest.mark.usefixtures("answers")
+def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(project: Path) -> None:
+    first = run()
+    second = run(steps=40, leg_steps=40)
+    rollback("own", to=None, by="rollback (ann)", why="the <b>older</b> rhymes")
+    with TestClient(reports_app()) as client:
+        page = client.get("/").text
+        for outcome in (first, second):
+            link = Path(outcome.report).relative_to(project / "home").as_posix()
+            assert f'href="{link}"' in page
+            assert client.get(f"/{link}").text == Path(outcome.report).read_text(encoding="utf-8")
+            assert f"{outcome.bits_per_character:.4f}" in page
+        assert page.index(f"{second.bits_per_character:.4f}") < page.index(f"{first.bits_per_character:.4f}")
+        assert "rollback (ann)" in page and "the &lt;b&gt;older&lt;/b&gt; rhymes" in page
+        assert "steps 40" in page and "train-gpt/default" in page and "0 3 * * * UTC" in page
+        nowhere = f"/objects/report/{'0' * 64}/report.html"
+        for stranger in ("/prefect/prefect.db", "/objects/report/../../prefect.yaml", nowhere):
+            assert client.get(stranger).status_code == 404
+        model = f"/objects/report/{champion().digest}/report.html"
+        assert client.get(model).status_code == 404, "a model is no report"
+
+
+def test_the_index_of_a_new_home_says_how_to_begin(project: Path) -> None:
+    page = write_index().read_text(encoding="utf-8")
+    assert "make train CORPUS=own" in page and "not fetched yet" in page
+    assert [path.name for path in (project / "home").iterdir() if path.suffix == ".html"] == ["index.html"]
+
+
+@pytest.mark.usefixtures("answers")
+def test_the_page_to_write_streams_the_text_that_the_model_draws() -> None:
+    run()
+    with TestClient(writing_app("own/champion", champion())) as client:
+        page = client.get("/")
+        assert "own/champion" in page.text and "connect-src 'self'" in page.text
+        wish = {"prompt": "Verse 3", "characters": 30, "temperature": 0.5, "top_k": None, "seed": 5}
+        lines = [json.loads(line) for line in client.post("/write", json=wish).text.splitlines()]
+        assert sum(len(line["text"]) for line in lines) == 30
+        for line in lines:
+            shares = [share for _, share in line["likeliest"]]
+            assert shares == sorted(shares, reverse=True) and sum(shares) <= 1.0001
+        again = [json.loads(line) for line in client.post("/write", json=wish).text.splitlines()]
+        assert again == lines
+        for wrong, said in (({"seed": -1}, "seed"), ({"prompt": "曹"}, "曹"), ({"volume": 3}, "volume")):
+            refused = client.post("/write", json={"prompt": "V", "characters": 3} | wrong)
+            assert refused.status_code == 422 and said in refused.json()["error"]
+
+
+@pytest.mark.usefixtures("answers")
+def test_watching_changes_no_draw() -> None:
+    run()
+    folder = store().folder(champion())
+    gpt, tokenizer, cpu = load_model(folder), load(folder / TOKENIZER_FILE), device.Device("cpu", "f32")
+    [ids] = encode(tokenizer, ["Verse"])
+    spec = SamplingSpec(temperature=1, top_k=None, seed=3)
+    plain, watched = sample(gpt, ids.tolist(), spec, cpu), sample_watched(gpt, ids.tolist(), spec, cpu, likeliest=4)
+    for _ in range(40):
+        drawn = next(watched)
+        assert drawn.token == next(plain)
+        assert len(drawn.likeliest) == 4 and 0 < drawn.shares[0] <= 1
+
+
+@pytest.mark.usefixtures("answers")
+def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has_its_scores(tmp_path: Path) -> None:
+    outcome = run(vocabulary_kind="bpe", vocabulary_size=300)
+    folder = tmp_path / "given"
+    scores = export(champion(), folder)
+    assert scores is not None and scores.bits_per_character == outcome.bits_per_character
+    found = check(folder, champion())
+    assert found.logits < 1e-3 and found.tokens == scores.tokens
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| bits per character | {outcome.bits_per_character:.4f} |" in card and "model-index:" in card
+    with pytest.raises(ExportError, match="new or empty"):
+        export(champion(), folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "project"]
