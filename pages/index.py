@@ -110,8 +110,8 @@ def _drawn(board: Board, width: float) -> Figure:
     figure = Figure(figsize=(width / 72, (90 + 0.2 * width) / 72), layout="constrained")
     axes = figure.add_subplot()
     # By their order and not by the clock: three of one hour beside one of the next month would lie on one another.
-    scored = [(i, r) for i, r in enumerate(board.reigns) if r.bits_per_character is not None]
-    places, bits = [i for i, _ in scored], [r.bits_per_character for _, r in scored]
+    scored = [(i, r.bits_per_character) for i, r in enumerate(board.reigns) if r.bits_per_character is not None]
+    places, bits = [i for i, _ in scored], [b for _, b in scored]
     axes.step(places, bits, where="post", color=VALIDATION, linewidth=1.6)
     axes.scatter(places, bits, s=40, color=PAPER, edgecolor=VALIDATION, linewidth=2, zorder=5)
     axes.xaxis.set_major_locator(FixedLocator(places[:: -(-len(places) // max(2, int(width // 170)))]))

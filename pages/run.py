@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from pages import wording
+from pages.lineage_drawing import Node, lineage_drawing
 from pages.loss_chart import Series, Times, loss_chart, thinned
 from pages.template import fill
 
@@ -190,13 +191,17 @@ class Cost(PageModel):
 
 
 class LineageStep(PageModel):
-    """One link of the chain from source to model: the thing's kind and digest, the task that made it, and when."""
+    """One link of the chain from source to model: the thing's kind and digest, the task that made it, and when.
+
+    `inputs` are the digests of what it was made from.
+    """
 
     kind: str
     digest: str
     made_by: str
     when: AwareDatetime
     detail: str = ""
+    inputs: tuple[str, ...] = ()
 
 
 class RunPage(PageModel):
@@ -252,6 +257,8 @@ def render(page: RunPage) -> str:
         rows=_score_rows(page),
         curve=_curve_view(page),
         planned=_planned(page.cost),
+        lineage=_lineage_views(page),
+        tasks=list(dict.fromkeys(step.made_by for step in page.lineage)),
     )
 
 
@@ -401,6 +408,17 @@ def _curve_view(page: RunPage) -> _CurveView | None:
     )
     best = next(point for point in validated if point.step == page.best_step)
     return _CurveView(wide, narrow, best, averaged, validated)
+
+
+def _lineage_views(page: RunPage) -> tuple[str, str] | None:
+    """The lineage drawn for a desk and for a phone; None where nothing is known of what was made from what."""
+    nodes = [Node(step.kind, step.digest, step.inputs) for step in page.lineage]
+    if not any(node.inputs for node in nodes):
+        return None
+    return (
+        lineage_drawing(nodes, name="lineage-wide", width=840),
+        lineage_drawing(nodes, name="lineage-narrow", width=350),
+    )
 
 
 def _planned(cost: Cost) -> tuple[str, ...]:

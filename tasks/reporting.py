@@ -212,6 +212,7 @@ def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
         made_by=ancestor.origin.task,
         when=made_at(ancestor.handle),
         detail=detail(ancestor),
+        inputs=tuple(spelled(text).digest for text in ancestor.origin.inputs.values()),
     )
 
 
