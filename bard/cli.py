@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from flows.outcome import Outcome
-    from storage.handles import Handle
+    from storage.handles import Handle, Report
 
 # Everything heavier than the command line itself is imported inside the command that needs it: `bard --help` and
 # `bard path` answer in a blink, and Prefect reads its settings when it is imported.
@@ -388,30 +388,35 @@ def report(
         print(f"reports: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
         serve_app(reports_app(), host, port)
         return
-    from storage.handles import Model, Report
-    from storage.refs import Refs
     from tasks.index import write_index
     from tasks.reporting import html_of
 
-    if ref is None:
-        page = write_index()
-    else:
-        _, handle = found(ref)
-        entry = Refs(home()).head(ref) if "/" in ref else None
-        if isinstance(handle, Model) and entry is not None:
-            handle = Report(digest=entry.notes["report"])
-        if not isinstance(handle, Report):
-            raise BardError(
-                f"{ref} is a {type(handle).__name__}, which has no page of its own; give NAME/champion, NAME/RECIPE, "
-                "the digest of a Report, or nothing for the index"
-            )
-        page = html_of(handle)
+    page = write_index() if ref is None else html_of(report_of(ref))
     print(page)
     if open_:
         import webbrowser
 
         if not webbrowser.open(page.as_uri()):
             raise BardError(f"no browser was found to open {page}")
+
+
+@app.command()
+def metrics(
+    ref: Ref,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write them as a TensorBoard run there instead.")
+    ] = None,
+) -> None:
+    """A run's loss curve as JSON lines: step, seconds, losses in nats per token, learning rate."""
+    prepare_prefect()
+    from tasks.reporting import METRICS, page_of, write_tensorboard
+
+    handle = report_of(ref)
+    if tensorboard is not None:
+        print(write_tensorboard(page_of(handle), tensorboard.expanduser()))
+        return
+    store, _ = found(handle.digest)
+    print((store.folder(handle) / METRICS).read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -521,6 +526,27 @@ def found(ref: str) -> "tuple[Any, Handle]":
 
     store = Store(home())
     return store, resolve(store, Refs(home()), ref)
+
+
+def report_of(ref: str) -> "Report":
+    """The report of a run: that of a champion's or recipe's name, or the one of that digest.
+
+    Raises:
+        BardError: there is none.
+    """
+    from storage.handles import Model, Report
+    from storage.refs import Refs
+
+    _, handle = found(ref)
+    entry = Refs(home()).head(ref) if "/" in ref else None
+    if isinstance(handle, Model) and entry is not None:
+        handle = Report(digest=entry.notes["report"])
+    if not isinstance(handle, Report):
+        raise BardError(
+            f"{ref} is a {type(handle).__name__}, which has no page of its own; give NAME/champion, NAME/RECIPE, "
+            "the digest of a Report, or nothing for the index"
+        )
+    return handle
 
 
 def assignment(text: str) -> tuple[str, Any]:

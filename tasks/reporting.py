@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from bard.errors import BardError
 from pages import run as pages
 from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from storage.lineage import Ancestor, lineage, source_address, spelled
@@ -19,6 +20,7 @@ from tasks.training import LOG, LogLine, best, validation_losses
 
 PAGE = "page.json"
 HTML = "report.html"
+METRICS = "metrics.jsonl"
 
 
 @task(version="3", cache_policy=SAME_QUESTION)
@@ -91,7 +93,37 @@ def keep_page(page: pages.RunPage) -> Report:
     with store().draft() as draft:
         write_json(draft.folder / PAGE, page.model_dump(mode="json"))
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
+        (draft.folder / METRICS).write_text("".join(f"{point.model_dump_json()}\n" for point in page.curve))
         return store().keep(draft, Report, {"title": page.title}, origin())
+
+
+def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
+    """A run's curve and scores as a TensorBoard run in `folder`, by torch's own writer.
+
+    Raises:
+        BardError: the tensorboard library is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BardError(
+            "this needs the tensorboard library: .venv/bin/pip install -c constraints.txt -e '.[tensorboard]'"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = page.created.timestamp()
+    with SummaryWriter(str(folder)) as writer:
+        for point in page.curve:
+            figures = {
+                "loss/train": point.train_nats,
+                "loss/validation": point.validation_nats,
+                "learning_rate": point.learning_rate,
+            }
+            for name, value in figures.items():
+                if value is not None:
+                    writer.add_scalar(name, value, point.step, begun + point.seconds)
+        last = page.curve[-1].step if page.curve else 0
+        writer.add_scalar("score/bits_per_character", page.scores.bits_per_character, last)
+    return folder
 
 
 def page_of(report: Report) -> pages.RunPage:

@@ -1,6 +1,7 @@
 """The index, the reports and the page to write, as a browser gets them, and models as `transformers` opens them."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from starlette.testclient import TestClient
 
+from bard.errors import BardError
 from bard.web import reports_app, writing_app
 from flows.train_gpt import train_gpt
 from model import device
 from model.folder import load_model
 from model.sampling import SamplingSpec, sample, sample_watched
 from model.vocabulary import TOKENIZER_FILE, encode, load
-from storage.handles import Model
+from storage.handles import Model, Report
 from tasks.answers import refs, store
 from tasks.champion import rollback
 from tasks.exporting import ExportError, check, export
 from tasks.index import write_index
 from tasks.recipes import Overrides
+from tasks.reporting import METRICS, page_of, write_tensorboard
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 
@@ -87,6 +90,18 @@ def test_the_page_to_write_streams_the_text_that_the_model_draws() -> None:
         for wrong, said in (({"seed": -1}, "seed"), ({"prompt": "曹"}, "曹"), ({"volume": 3}, "volume")):
             refused = client.post("/write", json={"prompt": "V", "characters": 3} | wrong)
             assert refused.status_code == 422 and said in refused.json()["error"]
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_runs_metrics_are_its_curve_as_json_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = Report(digest=Path(run().report).parent.name)
+    lines = [json.loads(line) for line in (store().folder(report) / METRICS).read_text().splitlines()]
+    assert lines == [point.model_dump(mode="json") for point in page_of(report).curve]
+    assert [line["step"] for line in lines if line["validation_nats"] is not None] == [2, 4]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(BardError, match="pip install"):
+        write_tensorboard(page_of(report), tmp_path / "board")
+    assert not (tmp_path / "board").exists()
 
 
 @pytest.mark.usefixtures("answers")
