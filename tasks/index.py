@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -137,9 +138,15 @@ def schedule() -> Iterable[pages.Scheduled]:
         flow = deployment["entrypoint"].partition(":")[2].replace("_", "-")
         yield pages.Scheduled(
             deployment=f"{flow}/{deployment['name']}",
-            description=deployment["description"],
-            when=tuple(f"{s['cron']} {s['timezone']}" for s in deployment.get("schedules", []) if s["active"]),
+            description=deployment.get("description", ""),
+            when=tuple(said(schedule) for schedule in deployment.get("schedules", []) if schedule.get("active", True)),
         )
+
+
+def said(schedule: dict[str, Any]) -> str:
+    """A schedule's rule in a few words."""
+    rule = next(f"{kind} {schedule[kind]}" for kind in ("cron", "interval", "rrule") if kind in schedule)
+    return f"{rule.removeprefix('cron ')}{' s' * ('interval' in schedule)} {schedule.get('timezone', 'UTC')}"
 
 
 def link_to(report: Report) -> str:

@@ -1,6 +1,7 @@
 """`bard up` serves a project, and whatever stops it, no run is lost. A small project of its own, a real server."""
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -230,6 +231,14 @@ def test_deployments_and_their_next_starts_are_said(served: Project) -> None:
     assert "no schedule" in lines["wait/default"]
     assert f"http://127.0.0.1:{served.port}" in served.text()
     assert "wait/default" in served.prefect("deployment", "ls").stdout
+
+
+def test_the_reports_are_served_beside_the_ui(served: Project) -> None:
+    [address] = re.findall(r"Reports: +(http://127\.0\.0\.1:\d+)$", served.text(), re.MULTILINE)
+    page = httpx.get(address, timeout=30, trust_env=False).raise_for_status().text
+    assert "<h1>Reports</h1>" in page and "tick/often: interval 5 s UTC" in page
+    stranger = httpx.get(address, headers={"Host": "example.org"}, timeout=30, trust_env=False)
+    assert stranger.status_code == 400
 
 
 def test_the_ui_calls_the_port_it_is_served_from(served: Project) -> None:
