@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
-from flows.training import Trained, train_and_evaluate
+from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from storage.handles import Corpus
 from tasks.answers import Asking
@@ -18,7 +18,6 @@ from tasks.saying import say
 from tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
 
 NAME = "experiments/compare-vocabularies"
-LEGS = 4
 
 
 @flow(name="compare-vocabularies", description="The same network body on several vocabularies, at an equal budget.")
@@ -87,16 +86,3 @@ def with_vocabulary(recipe: Recipe, name: str, characters_a_token: float) -> Rec
             "gpt": recipe.gpt.model_copy(update={"context": context}),
         }
     )
-
-
-def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe over so many steps in a few legs, all of them taken."""
-    training = recipe.training.model_copy(
-        update={
-            "steps": steps,
-            "leg_steps": -(-steps // LEGS),
-            "warmup_steps": min(recipe.training.warmup_steps, steps // 10),
-            "patience": None,
-        }
-    )
-    return recipe.model_copy(update={"training": training})

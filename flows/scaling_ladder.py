@@ -4,8 +4,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
-from flows.compare_vocabularies import with_steps
-from flows.training import Trained, train_and_evaluate
+from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from tasks.answers import Asking
 from tasks.corpus import clean_corpus, fetch_source

@@ -22,6 +22,8 @@ class Trained(NamedTuple):
     evaluation: Evaluation
 
 
+# Legs of an experiment's trainings: enough to see a curve.
+LEGS = 4
 # Hears of the legs so far, and says why training ends here, if it does.
 Stop = Callable[[list[Checkpoint], TokenShards], str | None]
 
@@ -54,3 +56,16 @@ def train(
             say(f"{why}: stopping after step {until:,} of {chosen.training.steps:,}")
             break
     return legs
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe over so many steps in a few legs, all of them taken."""
+    training = recipe.training.model_copy(
+        update={
+            "steps": steps,
+            "leg_steps": -(-steps // LEGS),
+            "warmup_steps": min(recipe.training.warmup_steps, steps // 10),
+            "patience": None,
+        }
+    )
+    return recipe.model_copy(update={"training": training})
