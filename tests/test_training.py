@@ -1,10 +1,12 @@
 """Laws of training: a fold over legs that forgets nothing, and the arithmetic of a step."""
 
+import gc
 import itertools
 import math
 import subprocess
 import sys
 import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,23 @@ EXECUTIONS = [
     Execution(micro_batch=3, recompute=True, optimizer_state="bf16"),
 ]
 LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS))
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC], ids=["modern", "classic"])
+def test_a_training_that_nobody_holds_is_gone_with_all_its_weights(gpt: GPTSpec, precision: Any) -> None:
+    spec = TrainingSpec(steps=2, batch=4)
+    training = Training(begin(gpt, VOCABULARY, 1), spec, Device("cpu", precision), Execution(micro_batch=2))
+    for _ in training.steps(some_text(200), 2):
+        pass
+    held = [weakref.ref(training), *map(weakref.ref, training.gpt.parameters())]
+    held += map(weakref.ref, training.working.parameters())
+    gc.disable()  # a leg's end must not wait for the collector
+    try:
+        del training
+        assert not [what for what in held if what() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "execution"), LEGS)
