@@ -10,8 +10,9 @@ from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from storage.handles import Corpus
 from tasks.answers import Asking
+from tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import characters_per_token, publish_vocabularies, show_experiment, steps_within
+from tasks.experiments import show_experiment
 from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from tasks.recipes import recipe as recipe_named
 from tasks.saying import say

@@ -8,16 +8,8 @@ from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from tasks.answers import Asking
 from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import (
-    RUNGS,
-    heads_of,
-    interval,
-    larger,
-    learning_rate_factor,
-    pays,
-    publish_ladder,
-    show_experiment,
-)
+from tasks.experiments import interval, show_experiment
+from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
 from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from tasks.recipes import recipe as recipe_named
 from tasks.saying import say

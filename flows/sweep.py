@@ -11,11 +11,11 @@ from sources.spec import load_corpus
 from storage.handles import Checkpoint, TokenShards
 from tasks.answers import Asking
 from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import bits_so_far, publish_sweep, show_experiment
+from tasks.experiments import show_experiment
 from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeError, RecipeName, overrides_from
 from tasks.recipes import recipe as recipe_named
 from tasks.saying import say
-from tasks.searching import STOPPED, TO_THE_END, Range, Search
+from tasks.searching import STOPPED, TO_THE_END, Range, Search, bits_so_far, publish_sweep
 from tasks.turns import turn
 
 LEARNING_RATES: dict[str, Range | list[Any]] = {

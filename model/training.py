@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -249,7 +249,7 @@ class Training:
             yield name, parameter, owner[id(parameter)]
 
 
-def _call(method: "weakref.WeakMethod[Callable[[nn.Parameter], None]]", parameter: nn.Parameter) -> None:
+def _call(method: "weakref.WeakMethod[Any]", parameter: nn.Parameter) -> None:
     """Call the method if what it belongs to still is."""
     found = method()
     if found is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,18 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bard.home import home
-from storage.handles import Corpus
+from pages import experiment as pages
+from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
+from tasks.answers import store
+from tasks.caching import SAME_QUESTION
+from tasks.evaluation import scores_of
+from tasks.experiments import keep_experiment
 from tasks.recipes import FIELDS, Overrides, RecipeError, closest, overrides_from
+from tasks.reporting import made_at
 from tasks.saying import say
 
 # Trials that are always taken to their end: what later ones are measured against.
@@ -160,3 +168,62 @@ def _tried(trial: FrozenTrial) -> Tried:
         steps=trial.user_attrs["steps"],
         ending=trial.user_attrs["ending"],
     )
+
+
+def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
+    """A leg's validation loss in bits per character, so that trials of different vocabularies compare."""
+    per_token: float = store().facts(leg)["validation_nats_per_token"]
+    tokens: int = store().facts(shards)["tokens"]["validation"]
+    characters: int = store().facts(corpus)["survey"]["validation_characters"]
+    return per_token * tokens / characters / math.log(2)
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def publish_sweep(
+    corpus: Corpus,
+    tried: list[str],
+    reached: list[float],
+    endings: list[str],
+    model: Model,
+    evaluation: Evaluation,
+    searched: str,
+) -> Report:
+    """The page about a search: every trial, and the best one's whole score. The lists run alongside."""
+    title = store().facts(corpus)["title"]
+    order = sorted(range(len(tried)), key=lambda i: reached[i])
+    best, scores = order[0], scores_of(evaluation)
+    stopped = sum(ending != TO_THE_END for ending in endings)
+    answer = (
+        f"{title}: the best of {len(tried)} trials is {tried[best]}, with {scores.bits_per_character:.4f} bits per "
+        f"character. {stopped} were stopped early.",
+    )
+    rows: list[tuple[pages.Cell, ...]] = [(tried[i], f"{reached[i]:.4f}", endings[i]) for i in order]
+    numbers = tuple(float(i + 1) for i in range(len(reached)))
+    so_far = tuple(min(reached[: i + 1]) for i in range(len(reached)))
+    chart = pages.Chart(
+        title="Every trial, and the best so far",
+        x_label="trial",
+        y_label="bits per character",
+        lines=(
+            pages.Line(name="trial", x=numbers, y=tuple(reached), style="points"),
+            pages.Line(name="best so far", x=numbers, y=so_far, style="line"),
+        ),
+    )
+    table = pages.Table(
+        title="Trials, the best first",
+        columns=("fields", "bits per character", "ended"),
+        rows=tuple(rows),
+        best=0,
+        note="Of the lowest leg, on the part of the validation text that legs are scored on. Chosen by that text, the "
+        "best trial's figure flatters it a little.",
+    )
+    page = pages.ExperimentPage(
+        experiment="sweep",
+        title=f"Sweep: {title}",
+        question=f"Which values reach the fewest bits per character? Searched: {searched}.",
+        created=made_at(evaluation),
+        answer=answer,
+        parts=(pages.Part(title="Trials", charts=(chart,), tables=(table,)),),
+        lineage=(f"the best: {model}",),
+    )
+    return keep_experiment(page)

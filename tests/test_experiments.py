@@ -21,7 +21,7 @@ from flows.training import train_and_evaluate
 from model.ladder import WORTH, fit, knee
 from storage.handles import Report
 from tasks.answers import refs, store
-from tasks.experiments import RUNGS, heads_of, larger, learning_rate_factor
+from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
 from tasks.recipes import Overrides, RecipeError
 from tasks.searching import Range
 from tasks.vocabulary import NoSuchVocabulary, vocabulary_named

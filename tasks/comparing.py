@@ -1,0 +1,146 @@
+"""Vocabularies at an equal budget: how many steps fill it, and the page that says which suits which text."""
+
+from typing import NamedTuple
+
+from prefect import task
+
+from model import device as devices
+from model.comparison import Comparison
+from model.plan import Machine, choose
+from model.probe import settled_bytes, step_seconds
+from model.spec import GPTSpec
+from model.training import TrainingSpec
+from pages import experiment as pages
+from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards, Vocabulary
+from tasks.answers import store
+from tasks.caching import SAME_QUESTION
+from tasks.experiments import Figures, compared, figures, interval, keep_experiment
+from tasks.reporting import made_at
+from tasks.saying import say
+
+# Steps are tried for so much of the time that they shall fill, to find out how many fill it.
+TRIED = 0.05
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def steps_within(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, seconds: float) -> int:
+    """How many steps fill so many seconds on this machine, by taking some. At least 20.
+
+    The answer is kept like every other, so that an experiment that is asked again trains nothing again.
+    """
+    size, device = store().facts(vocabulary)["size"], devices.choose(training.precision)
+    machine = Machine.model_validate(
+        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
+    )
+    execution = choose(gpt, size, training, machine, None).execution
+    step = step_seconds(gpt, size, training, execution, device, max(1.0, TRIED * seconds), most=50)
+    steps = max(20, round(seconds / step))
+    say(f"a step takes {1000 * step:,.1f} ms here: {steps:,} steps in {seconds:g} s")
+    return steps
+
+
+def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
+    """The training part's mean length of a token."""
+    characters: int = store().facts(corpus)["survey"]["train_characters"]
+    tokens: int = store().facts(shards)["tokens"]["train"]
+    return characters / tokens
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def publish_vocabularies(
+    names: list[str],
+    corpora: list[Corpus],
+    models: list[Model],
+    evaluations: list[Evaluation],
+    last_legs: list[Checkpoint],
+    budget: str,
+) -> Report:
+    """The page that says which vocabulary suits which text. The lists run alongside, one entry a training."""
+    trials = [
+        _Tried(name, corpus, evaluation, figures(model, evaluation, leg))
+        for name, corpus, model, evaluation, leg in zip(names, corpora, models, evaluations, last_legs, strict=True)
+    ]
+    parts, answer = [], []
+    for corpus in dict.fromkeys(corpora):
+        here = [trial for trial in trials if trial.corpus == corpus]
+        best = min(here, key=lambda trial: trial.figures.bits_per_character)
+        against = {t.name: compared(t.evaluation, best.evaluation) for t in here if t is not best}
+        title = store().facts(corpus)["title"]
+        answer.append(_which(title, best, against))
+        parts.append(_vocabulary_part(title, here, best, against))
+    page = pages.ExperimentPage(
+        experiment="compare-vocabularies",
+        title="Vocabularies compared",
+        question=f"Which vocabulary predicts a text best with the same network body and {budget}? Losses in nats per "
+        "token are of units of different length and say nothing here; bits per character do.",
+        created=max(made_at(evaluation) for evaluation in evaluations),
+        answer=tuple(answer),
+        parts=tuple(parts),
+        lineage=tuple(f"{t.name}: {model}" for t, model in zip(trials, models, strict=True)),
+    )
+    return keep_experiment(page)
+
+
+class _Tried(NamedTuple):
+    name: str
+    corpus: Corpus
+    evaluation: Evaluation
+    figures: Figures
+
+
+def _which(title: str, best: _Tried, against: dict[str, Comparison]) -> str:
+    """The answer for one text in a sentence or two."""
+    said = [f"{title}: {best.name} needs the fewest bits per character, {best.figures.bits_per_character:.4f}."]
+    near = [name for name, found in against.items() if found.verdict == "not distinguishable"]
+    worse = [f"{name} {interval(found)}" for name, found in against.items() if found.verdict == "worse"]
+    if near:
+        said.append(f"Not distinguishable from it: {', '.join(near)}.")
+    if worse:
+        said.append(f"Worse, with the 95 % interval of the difference: {'; '.join(worse)}.")
+    return " ".join(said)
+
+
+def _vocabulary_part(title: str, here: list[_Tried], best: _Tried, against: dict[str, Comparison]) -> pages.Part:
+    columns = (
+        "vocabulary", "bits per character", "against the best", "nats per token", "tokens", "characters per token",
+        "context, tokens", "context, characters", "embedding", "body", "steps", "seconds", "characters seen, M",
+        "characters a second", "peak, MB",
+    )  # fmt: skip
+    rows: list[tuple[pages.Cell, ...]] = []
+    for t in here:
+        f = t.figures
+        rows.append(
+            (
+                t.name, f"{f.bits_per_character:.4f}", interval(against[t.name]) if t is not best else "the best",
+                f"{f.nats_per_token:.4f}", f.vocabulary_size, round(f.characters_per_token, 3), f.context,
+                round(f.context * f.characters_per_token), f.embedding_parameters, f.body_parameters, f.steps,
+                round(f.seconds, 1), round(f.characters_seen / 1e6, 2), round(f.characters_seen / f.seconds),
+                round(f.peak_bytes / 1e6),
+            )
+        )  # fmt: skip
+    chart = pages.Chart(
+        title="Bits per character against the length of a token",
+        x_label="characters per token",
+        y_label="bits per character",
+        lines=tuple(
+            pages.Line(
+                name=t.name,
+                x=(t.figures.characters_per_token,),
+                y=(t.figures.bits_per_character,),
+                labels=(t.name,),
+                style="points",
+            )
+            for t in here
+        ),
+        log_x=True,
+    )
+    table = pages.Table(
+        title="Every vocabulary",
+        columns=columns,
+        rows=tuple(rows),
+        best=here.index(best),
+        note="Context is equal in characters, as far as whole tokens allow. Bits per character are of the whole "
+        "validation part; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
+        "by the luck of a seed.",
+    )
+    return pages.Part(title=title, charts=(chart,), tables=(table,))

@@ -1,0 +1,154 @@
+"""A ladder of sizes: which rung comes next, whether it pays, and the page about all of them."""
+
+import math
+from itertools import pairwise
+
+from prefect import task
+
+from model.comparison import Comparison
+from model.ladder import Fit, fit, knee
+from pages import experiment as pages
+from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
+from tasks.answers import store
+from tasks.caching import SAME_QUESTION
+from tasks.experiments import Figures, compared, figures, interval, keep_experiment
+from tasks.reporting import made_at
+
+
+@task(version="1", cache_policy=SAME_QUESTION)
+def publish_ladder(
+    corpus: Corpus,
+    models: list[Model],
+    evaluations: list[Evaluation],
+    last_legs: list[Checkpoint],
+    stopped: str,
+    next_rung: str,
+    next_flops_factor: float,
+) -> Report:
+    """The page about a ladder of sizes: loss against parameters, time and memory, the knee, the next rung."""
+    rungs = [figures(*of) for of in zip(models, evaluations, last_legs, strict=True)]
+    losses = [f.bits_per_character for f in rungs]
+    sizes = [float(f.body_parameters) for f in rungs]
+    curve = fit(sizes, losses)
+    at = knee([f.seconds for f in rungs], losses)
+    title = store().facts(corpus)["title"]
+    shapes = [store().facts(model)["gpt"] for model in models]
+    names = [f"{shape['layers']} x {shape['width']}" for shape in shapes]
+    pairs = [None, *(compared(b, a) for a, b in pairwise(evaluations))]
+    answer = (
+        f"{title}: the knee is {names[at]} ({rungs[at].parameters:,} parameters, {losses[at]:.4f} bits per character, "
+        f"{rungs[at].seconds:.0f} s): past it, twice the time brings less than 1 % fewer bits.",
+        f"The lowest of {len(rungs)} rungs is {names[losses.index(min(losses))]} with {min(losses):.4f} bits per "
+        f"character. {stopped}",
+        _next(rungs, curve, next_rung, next_flops_factor),
+    )
+    rows: list[tuple[pages.Cell, ...]] = [
+        (
+            name, f.parameters, f.body_parameters, f"{f.bits_per_character:.4f}", interval(pair) if pair else "",
+            pair.verdict if pair else "", round(f.seconds, 1), round(f.characters_seen / f.seconds),
+            round(f.peak_bytes / 1e6),
+        )
+        for name, f, pair in zip(names, rungs, pairs, strict=True)
+    ]  # fmt: skip
+    measured = {"parameters": [float(f.parameters) for f in rungs], "seconds of training": [f.seconds for f in rungs]}
+    measured["peak memory, MB"] = [f.peak_bytes / 1e6 for f in rungs]
+    charts = [_ladder_chart(label, x, losses, names, at) for label, x in measured.items()]
+    if curve is not None:
+        dense = [sizes[0] * (3 * sizes[-1] / sizes[0]) ** (i / 60) for i in range(61)]
+        fitted = pages.Line(
+            name=f"fit: {curve.floor:.3f} + {curve.amplitude:.3g} / body^{curve.exponent:.2f}",
+            x=tuple(dense),
+            y=tuple(curve.at(n) for n in dense),
+            style="line",
+        )
+        own = pages.Line(name="measured", x=tuple(sizes), y=tuple(losses), labels=tuple(names), style="points")
+        charts.insert(
+            0,
+            pages.Chart(
+                title="Bits per character against parameters of the body, and a power law through it",
+                x_label="parameters of the body",
+                y_label="bits per character",
+                lines=(own, fitted),
+                log_x=True,
+                marked=(sizes[at], "knee"),
+            ),
+        )
+    table = pages.Table(
+        title="The rungs",
+        columns=(
+            "layers x width", "parameters", "body", "bits per character", "against the rung before", "verdict",
+            "seconds", "characters a second", "peak, MB",
+        ),
+        rows=tuple(rows),
+        best=at,
+        note="The knee stands out. Steps and batch are equal, learning rates follow the width (ARCHITECTURE.md).",
+    )  # fmt: skip
+    page = pages.ExperimentPage(
+        experiment="scaling-ladder",
+        title=f"Scaling ladder: {title}",
+        question="How large a model pays on this text, and what would the next size cost?",
+        created=max(made_at(evaluation) for evaluation in evaluations),
+        answer=answer,
+        parts=(pages.Part(title="Loss and cost", charts=tuple(charts), tables=(table,)),),
+        lineage=tuple(f"{name}: {model}" for name, model in zip(names, models, strict=True)),
+    )
+    return keep_experiment(page)
+
+
+def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[str], at: int) -> pages.Chart:
+    line = pages.Line(name="measured", x=tuple(x), y=tuple(losses), labels=tuple(names))
+    return pages.Chart(
+        title=f"Bits per character against {label}",
+        x_label=label,
+        y_label="bits per character",
+        lines=(line,),
+        log_x=True,
+        marked=(x[at], "knee"),
+    )
+
+
+def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: float) -> str:
+    """What the rung after the last would cost, and what the fit promises for it."""
+    last = rungs[-1]
+    body = last.body_parameters * flops_factor
+    promised = f"; the fit promises {curve.at(body):.4f} bits per character" if curve is not None else ""
+    return (
+        f"The next rung, {shape}, would have about {body / 1e6:.2f} M parameters in its body and take about "
+        f"{last.seconds * flops_factor:.0f} s{promised}."
+    )
+
+
+def learning_rate_factor(width: int, base_width: int) -> float:
+    """The factor of AdamW's learning rate for another width (muP; Yang et al. 2022).
+
+    What AdamW trains here are the table of tokens, whose best rate does not depend on the width, and the head, whose
+    best rate falls with it; they share one rate, which takes the mean of the two in logarithms. Muon's updates have a
+    spectral norm that does not depend on the shape (Bernstein 2024), so its rate stays.
+    """
+    return math.sqrt(base_width / width)
+
+
+def larger(layers: int, width: int) -> tuple[int, int]:
+    """The next rung's layers and width: about twice the parameters of the body, 12 x layers x width^2 each."""
+    for shape in RUNGS:
+        if shape[0] * shape[1] ** 2 > 1.3 * layers * width**2:
+            return shape
+    return layers + 2, round(width * 1.25 / 32) * 32
+
+
+# Layers and widths, each about twice the one before; heads of about 48 channels.
+RUNGS: tuple[tuple[int, int], ...] = (
+    (2, 48), (2, 64), (3, 80), (3, 112), (4, 128), (5, 160), (6, 208), (6, 288), (8, 352), (9, 464), (12, 576),
+)  # fmt: skip
+
+
+def heads_of(width: int) -> int:
+    """As many heads as make one near 48 channels wide, with an even width each."""
+    fitting = [h for h in range(1, width // 16 + 1) if width % h == 0 and (width // h) % 2 == 0]
+    return min(fitting, key=lambda h: abs(width / h - 48))
+
+
+def pays(own: Evaluation, before: Evaluation, least: float) -> tuple[bool, Comparison]:
+    """Whether a rung is surely better than the best before, and by at least so many bits per character."""
+    found = compared(own, before)
+    return found.verdict == "better" and -found.difference >= least, found
