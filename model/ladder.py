@@ -42,6 +42,20 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> Fit | None:
     return min(found)[1] if found else None
 
 
+def foreseen_knee(fitted: Fit, sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float] | None:
+    """The size and the cost from which on the fit promises less than WORTH for twice the cost; None within 1,000 times.
+
+    Costs go on as a power of the size, as over the last four points.
+    """
+    power, offset = np.polyfit(np.log(sizes[-4:]), np.log(costs[-4:]), 1)
+    size = sizes[-1]
+    while size < 1000 * sizes[-1]:
+        if 1 - fitted.at(size * 2 ** (1 / power)) / fitted.at(size) < WORTH:
+            return float(size), float(np.exp(offset) * size**power)
+        size *= 1.02
+    return None
+
+
 def knee(costs: Sequence[float], losses: Sequence[float]) -> int:
     """The cheapest point after which no point brings WORTH fewer bits for each doubling of the cost.
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 from pydantic import AwareDatetime, Field
 
 from pages import wording
@@ -141,6 +141,7 @@ def _drawn(chart: Chart, width: float) -> Figure:
             axes.annotate(label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=TEXT)
     if chart.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.margins(x=0.08, y=0.14)
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _place: ""))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from prefect import task
 
 from model.comparison import Comparison
-from model.ladder import Fit, fit, knee
+from model.ladder import WORTH, Fit, fit, foreseen_knee, knee
 from pages import experiment as pages
 from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
 from tasks.answers import store
@@ -36,8 +36,7 @@ def publish_ladder(
     names = [f"{shape['layers']} x {shape['width']}" for shape in shapes]
     pairs = [None, *(compared(b, a) for a, b in pairwise(evaluations))]
     answer = (
-        f"{title}: the knee is {names[at]} ({rungs[at].parameters:,} parameters, {losses[at]:.4f} bits per character, "
-        f"{rungs[at].seconds:.0f} s): past it, twice the time brings less than 1 % fewer bits.",
+        f"{title}: {_knee(names, rungs, at, curve)}",
         f"The lowest of {len(rungs)} rungs is {names[losses.index(min(losses))]} with {min(losses):.4f} bits per "
         f"character. {stopped}",
         _next(rungs, curve, next_rung, next_flops_factor),
@@ -70,7 +69,7 @@ def publish_ladder(
                 y_label="bits per character",
                 lines=(own, fitted),
                 log_x=True,
-                marked=(sizes[at], "knee"),
+                marked=(sizes[at], "knee") if at < len(rungs) - 1 else None,
             ),
         )
     table = pages.Table(
@@ -81,7 +80,7 @@ def publish_ladder(
         ),
         rows=tuple(rows),
         best=at,
-        note="The knee stands out. Steps and batch are equal, learning rates follow the width (ARCHITECTURE.md).",
+        note="The knee stands out, or the last rung where none was met. Steps and batch are equal, learning rates follow the width (ARCHITECTURE.md).",
     )  # fmt: skip
     page = pages.ExperimentPage(
         experiment="scaling-ladder",
@@ -103,8 +102,24 @@ def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[s
         y_label="bits per character",
         lines=(line,),
         log_x=True,
-        marked=(x[at], "knee"),
+        marked=(x[at], "knee") if at < len(x) - 1 else None,
     )
+
+
+def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) -> str:
+    """Where more no longer pays; where all of it paid, where the fit sees that come."""
+    last = f"{names[at]} ({rungs[at].parameters:,} parameters, {rungs[at].bits_per_character:.4f} bits per character, "
+    last += f"{rungs[at].seconds:.0f} s)"
+    if at < len(rungs) - 1:
+        return f"the knee is {last}: past it, twice the time brings less than {WORTH:.0%} fewer bits.".replace(
+            "%", " %"
+        )
+    said = f"no knee up to {last}: there twice the time still brings {WORTH:.0%} fewer bits or more.".replace("%", " %")
+    sizes, seconds = [float(f.body_parameters) for f in rungs], [f.seconds for f in rungs]
+    seen = foreseen_knee(curve, sizes, seconds) if curve is not None else None
+    if seen is None:
+        return said
+    return f"{said} By the fit the knee lies at about {seen[0] / 1e6:.1f} M parameters in the body, {seen[1]:.0f} s."
 
 
 def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: float) -> str:

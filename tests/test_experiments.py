@@ -1,6 +1,7 @@
 """Experiments over several trainings: equal budgets, one unit, and an answer that is kept."""
 
 import json
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from flows.compare_vocabularies import compare_vocabularies
 from flows.scaling_ladder import scaling_ladder
 from flows.sweep import sweep
 from flows.training import train_and_evaluate
-from model.ladder import WORTH, fit, knee
+from model.ladder import WORTH, Fit, fit, foreseen_knee, knee
 from storage.handles import Report
 from tasks.answers import refs, store
 from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
@@ -179,6 +180,17 @@ def test_the_knee_is_where_twice_the_cost_brings_less_than_it_should() -> None:
     assert knee(costs, [3.0, 2.9, 2.8, 2.7, 2.6]) == 4
     just = [2.0 * (1 - 2 * WORTH) ** i for i in range(5)]
     assert knee(costs, just) == 4
+
+
+def test_a_knee_that_was_not_met_is_foreseen_where_the_fit_no_longer_pays() -> None:
+    sizes = [1e5 * 2**i for i in range(6)]
+    curve = Fit(2.0, 20.0, 0.32)
+    seen = foreseen_knee(curve, sizes, [n / 1e4 for n in sizes])
+    assert seen is not None
+    size, cost = seen
+    assert size > sizes[-1] and math.isclose(cost, size / 1e4, rel_tol=1e-6)
+    assert 1 - curve.at(2 * size) / curve.at(size) < WORTH <= 1 - curve.at(2 * size / 1.03) / curve.at(size / 1.03)
+    assert foreseen_knee(Fit(0.0, 20.0, 0.5), sizes, sizes) is None, "it always pays"
 
 
 def test_each_rung_has_about_twice_the_body_of_the_one_before_and_heads_that_fit() -> None:
