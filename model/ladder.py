@@ -32,7 +32,7 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> Fit | None:
     found: list[tuple[float, Fit]] = []
     span = y.max() - y.min()
     for below in np.geomspace(1e-3 * span, max(y.min(), 2e-3 * span), 600):
-        floor = max(0.0, y.min() - below)
+        floor = max(0.0, float(y.min() - below))
         slope, offset = np.polyfit(n, np.log(y - floor), 1)
         if slope >= 0:
             continue

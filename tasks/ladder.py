@@ -80,7 +80,8 @@ def publish_ladder(
         ),
         rows=tuple(rows),
         best=at,
-        note="The knee stands out, or the last rung where none was met. Steps and batch are equal, learning rates follow the width (ARCHITECTURE.md).",
+        note="The knee stands out, or the last rung where none was met. Steps and batch are equal; learning rates follow "
+        "the width (ARCHITECTURE.md).",
     )  # fmt: skip
     page = pages.ExperimentPage(
         experiment="scaling-ladder",
@@ -110,11 +111,10 @@ def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) ->
     """Where more no longer pays; where all of it paid, where the fit sees that come."""
     last = f"{names[at]} ({rungs[at].parameters:,} parameters, {rungs[at].bits_per_character:.4f} bits per character, "
     last += f"{rungs[at].seconds:.0f} s)"
+    worth = f"{100 * WORTH:g} %"
     if at < len(rungs) - 1:
-        return f"the knee is {last}: past it, twice the time brings less than {WORTH:.0%} fewer bits.".replace(
-            "%", " %"
-        )
-    said = f"no knee up to {last}: there twice the time still brings {WORTH:.0%} fewer bits or more.".replace("%", " %")
+        return f"the knee is {last}: past it, twice the time brings less than {worth} fewer bits."
+    said = f"no knee up to {last}: there twice the time still brings {worth} fewer bits or more."
     sizes, seconds = [float(f.body_parameters) for f in rungs], [f.seconds for f in rungs]
     seen = foreseen_knee(curve, sizes, seconds) if curve is not None else None
     if seen is None:
