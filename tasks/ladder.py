@@ -80,8 +80,8 @@ def publish_ladder(
         ),
         rows=tuple(rows),
         best=at,
-        note="The knee stands out, or the last rung where none was met. Steps and batch are equal; learning rates follow "
-        "the width (ARCHITECTURE.md).",
+        note="The knee stands out, or the last rung where none was met. Steps and batch are equal; "
+        "learning rates follow the width (ARCHITECTURE.md).",
     )  # fmt: skip
     page = pages.ExperimentPage(
         experiment="scaling-ladder",
