@@ -155,7 +155,8 @@ def _drawn(chart: Chart, width: float) -> Figure:
     axes.set_ylabel(chart.y_label, labelpad=8)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     plain_axes(axes)
-    if len(chart.lines) > 1:
+    # Where every line's points bear its name, a legend would say it again.
+    if len(chart.lines) > 1 and not all(line.labels == (line.name,) for line in chart.lines):
         axes.legend(frameon=False, labelcolor=TEXT, facecolor=PAPER, loc="best")
     return figure
 
