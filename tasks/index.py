@@ -19,6 +19,7 @@ from storage.store import StoreError
 from tasks.answers import refs, store
 from tasks.evaluation import scores_of
 from tasks.reporting import HTML, PAGE, page_of
+from tasks.saying import say
 
 INDEX = "index.html"
 EXPERIMENTS = "experiments"
@@ -97,7 +98,8 @@ def standings(corpus: str, text: Entry | None, seated: str | None) -> Iterable[p
                 continue
             try:
                 page, made = page_of(report), store().origin(Evaluation(digest=entry.notes["evaluation"]))
-            except (ValidationError, StoreError):
+            except (ValidationError, StoreError) as error:
+                say(f"{name}: {report} is left out of the index, this version can not read it: {error}")
                 continue
             settings = {name: page.settings[name] for name in page.overrides}
             yield pages.Standing(
