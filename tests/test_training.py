@@ -25,7 +25,6 @@ from model.device import Device, NoSuchDevice, bf16_is_fast, choose
 from model.dropout import Dropout
 from model.execution import Execution
 from model.folder import load_snapshot, save_snapshot
-from model.optimizers import AdamW, Muon, round_at_random
 from model.scoring import score
 from model.spec import GPTSpec
 from model.training import (
@@ -36,8 +35,6 @@ from model.training import (
     begin,
     best_leg,
     hopeless,
-    learning_rate_factor,
-    make_optimizers,
     restore,
 )
 
@@ -274,41 +271,6 @@ def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
     assert abs(float(mask.mean()) - 1) < 0.01
 
 
-BETAS = (0.9, 0.99)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "apart"),
-    [
-        (
-            lambda p: Muon(p, peak=0.1, weight_decay=0.2, momentum=0.95, precision=torch.bfloat16),
-            lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.2, momentum=0.95),
-            0.02,
-        ),
-        (
-            lambda p: AdamW(p, peak=0.1, weight_decay=0.2, betas=BETAS),
-            lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, betas=BETAS, fused=True),
-            0.0,
-        ),
-    ],
-    ids=["muon", "adamw"],
-)
-def test_an_optimizer_is_torchs_up_to_rounding(ours: Any, theirs: Any, apart: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(16, 16), (16, 64), (64, 16), (16, 16)]
-    one, other = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    optimizer, reference = ours(one), theirs(other)
-    for _ in range(3):
-        for p, q in zip(one, other, strict=True):
-            p.grad = torch.randn(p.shape, generator=generator)
-            q.grad = p.grad.clone()
-        optimizer.step(0.1)
-        reference.step()
-    for p, q in zip(one, other, strict=True):
-        assert p.grad is None
-        assert (p - q).norm() <= apart * (q - 1).norm()
-
-
 def test_a_training_does_not_load_the_compiler() -> None:
     code = """
 import sys, numpy as np
@@ -327,14 +289,6 @@ print([name for name in sys.modules if name == "torch._dynamo"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-def test_state_rounded_at_random_is_right_on_average() -> None:
-    x = torch.full((100_000,), 1.001)
-    rounded = torch.empty_like(x, dtype=torch.bfloat16)
-    round_at_random(x.clone(), rounded, np.random.default_rng(0))
-    assert set(rounded.tolist()) == {1.0, 1.0078125}
-    assert abs(float(rounded.double().mean()) - 1.001) < 1e-4
 
 
 def test_a_step_reports_the_mean_loss_of_its_charged_tokens() -> None:
@@ -362,30 +316,6 @@ def test_clipping_leaves_a_short_gradient_alone() -> None:
     assert all(torch.equal(free[name], clipped[name]) for name in free)
 
 
-@given(
-    steps=st.integers(2, 500),
-    warmup=st.integers(0, 100),
-    final=st.floats(0, 1),
-    schedule=st.sampled_from(["cosine", "linear"]),
-)
-def test_the_learning_rate_climbs_to_its_peak_and_ends_at_its_final_share(
-    steps: int, warmup: int, final: float, schedule: Any
-) -> None:
-    warmup = min(warmup, steps - 2)
-    spec = TrainingSpec(steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule=schedule)
-    factors = [learning_rate_factor(step, spec) for step in range(steps)]
-    assert math.isclose(factors[0], 1 / (warmup + 1))
-    assert math.isclose(factors[warmup], 1)
-    assert math.isclose(factors[-1], final, abs_tol=1e-9)
-    assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
-    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(factors[warmup:]))
-
-
-def test_a_constant_schedule_stays_at_its_peak() -> None:
-    spec = TrainingSpec(steps=50, warmup_steps=10, schedule="constant")
-    assert {learning_rate_factor(step, spec) for step in range(10, 50)} == {1.0}
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_optimizer_follows_the_schedule(optimizer: Any) -> None:
     spec = TrainingSpec(steps=4, batch=4, warmup_steps=0, final_learning_rate=0, optimizer=optimizer)
@@ -395,22 +325,6 @@ def test_every_optimizer_follows_the_schedule(optimizer: Any) -> None:
     for name in legs[0].weights:
         assert not torch.equal(legs[2].weights[name], legs[3].weights[name]), name
         assert torch.equal(legs[3].weights[name], legs[4].weights[name]), f"{name} moved at a learning rate of 0"
-
-
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
-    gpt = restore(begin(CLASSIC.model_copy(update={"biases": True}), VOCABULARY, 1))
-    names = {id(p): name for name, p in gpt.named_parameters()}
-    spec = TrainingSpec(optimizer="muon", weight_decay=0.3)
-    tables, vectors, *muons = make_optimizers(gpt, spec, CPU)
-    assert {names[id(p)] for p in tables.parameters} == {"tokens.weight", "positions.weight"}
-    assert all(p.dim() == 1 for p in vectors.parameters)
-    assert all(isinstance(muon, Muon) for muon in muons)
-    assert {names[id(p)] for muon in muons for p in muon.parameters} == {
-        n for n, p in gpt.named_parameters() if n.startswith("blocks.") and p.dim() == 2
-    }
-    assert [o.weight_decay for o in (tables, vectors, *muons)] == [0.3, 0.0, *(0.3 for _ in muons)]
-    owned = [p for o in (tables, vectors, *muons) for p in o.parameters]
-    assert len(owned) == len({id(p) for p in owned}) == len(names)
 
 
 @pytest.mark.parametrize(
