@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,3 +99,20 @@ def make_project(folder: Path) -> Path:
 def own_text() -> str:
     """About 20,000 characters with something to learn in them."""
     return "".join(f"Verse {n}: {'the old bard sings of flow ' * (1 + n % 3)}and {n * n} more.\n" for n in range(260))
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """An ASGI application behind a real server on loopback; yields its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

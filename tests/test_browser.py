@@ -4,7 +4,6 @@ Needs Chromium (Debian: `apt install chromium`); without it these tests are skip
 """
 
 import shutil
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from pages import experiment, index, writing
 from pages.run import render
+from tests.conftest import serving
 from tests.test_pages import a_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -219,7 +219,6 @@ def test_every_table_and_drawing_has_a_name_and_every_field_a_label(browser: Any
 
 
 def test_text_is_written_into_the_page_as_it_is_drawn(browser: Any, tmp_path: Path) -> None:
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.responses import HTMLResponse, StreamingResponse
     from starlette.routing import Route
@@ -234,23 +233,16 @@ def test_text_is_written_into_the_page_as_it_is_drawn(browser: Any, tmp_path: Pa
             Route("/write", lambda _: StreamingResponse(pieces()), methods=["POST"]),
         ]
     )
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    page, _ = opened(browser, address)
-    page.get_by_role("button", name="Write").click()
-    page.locator("#passage span").nth(2).wait_for()
-    assert page.text_content("#passage") == "H\n<b>"
-    page.hover("#passage span:nth-child(1)")
-    assert "“H” 90.0 %, “h” 5.0 %" in page.text_content("#expected")
-    assert page.evaluate("[...document.querySelectorAll('#passage span')].map((e) => e.className.slice(0, 2))") == [
-        "b0", "b6", "b2",
-    ]  # fmt: skip
-    page.get_by_role("button", name="Go on from here").click()
-    assert page.locator("#prompt").input_value().endswith("H\n<b>")
-    page.close()
-    server.should_exit = True
-    thread.join(timeout=10)
+    with serving(app) as address:
+        page, _ = opened(browser, f"{address}/")
+        page.get_by_role("button", name="Write").click()
+        page.locator("#passage span").nth(2).wait_for()
+        assert page.text_content("#passage") == "H\n<b>"
+        page.hover("#passage span:nth-child(1)")
+        assert "“H” 90.0 %, “h” 5.0 %" in page.text_content("#expected")
+        assert page.evaluate("[...document.querySelectorAll('#passage span')].map((e) => e.className.slice(0, 2))") == [
+            "b0", "b6", "b2",
+        ]  # fmt: skip
+        page.get_by_role("button", name="Go on from here").click()
+        assert page.locator("#prompt").input_value().endswith("H\n<b>")
+        page.close()

@@ -1,5 +1,6 @@
 """The index, the reports and the page to write, as a browser gets them, and models as `transformers` opens them."""
 
+import base64
 import json
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from bard.errors import BardError
@@ -20,10 +25,11 @@ from model.vocabulary import TOKENIZER_FILE, encode, load
 from storage.handles import Model, Report
 from tasks.answers import refs, store
 from tasks.champion import rollback
-from tasks.exporting import ExportError, check, export
+from tasks.exporting import ExportError, check, export, push
 from tasks.index import write_index
 from tasks.recipes import Overrides
 from tasks.reporting import METRICS, page_of, write_tensorboard
+from tests.conftest import serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 
@@ -131,3 +137,50 @@ def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has
     with pytest.raises(ExportError, match="new or empty"):
         export(champion(), folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "project"]
+
+
+def test_a_push_is_one_commit_of_the_folders_files_and_a_refusal_leaves_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.md").write_text("---\nlicence: mit\n---\nA card.\n", encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)))
+    committed: list[Any] = []
+
+    async def create(request: Request) -> JSONResponse:
+        if request.headers.get("authorization") != "Bearer ann's":
+            return JSONResponse({"error": "Invalid credentials"}, 401)
+        return JSONResponse({"url": f"{request.base_url}ann/{(await request.json())['name']}"})
+
+    async def preupload(request: Request) -> JSONResponse:
+        files = (await request.json())["files"]
+        return JSONResponse(
+            {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        )
+
+    async def commit(request: Request) -> JSONResponse:
+        committed.extend(json.loads(line) for line in (await request.body()).splitlines())
+        return JSONResponse({"commitUrl": f"{request.base_url}ann/bard/commit/1", "commitOid": "1" * 40})
+
+    def valid(request: Request) -> JSONResponse:
+        return JSONResponse({"warnings": [], "errors": []})
+
+    hub = Starlette(
+        routes=[
+            Route("/api/repos/create", create, methods=["POST"]),
+            Route("/api/validate-yaml", valid, methods=["POST"]),
+            Route("/api/models/ann/bard/preupload/main", preupload, methods=["POST"]),
+            Route("/api/models/ann/bard/commit/main", commit, methods=["POST"]),
+        ]
+    )
+    with serving(hub) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setenv("HF_TOKEN", "nobody's")
+        with pytest.raises(ExportError, match=r"(?s)is written, but was not pushed to ann/bard.*Invalid credentials"):
+            push(tmp_path, "ann/bard")
+        assert committed == []
+        monkeypatch.setenv("HF_TOKEN", "ann's")
+        assert push(tmp_path, "ann/bard") == f"{address}/ann/bard"
+    files = {line["value"]["path"]: line["value"]["content"] for line in committed if line["key"] == "file"}
+    assert {name: base64.b64decode(content) for name, content in files.items()} == {
+        path.name: path.read_bytes() for path in tmp_path.iterdir()
+    }
