@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bard.errors import BardError
 from bard.web import reports_app, writing_app
@@ -104,6 +105,14 @@ def test_a_runs_metrics_are_its_curve_as_json_lines(monkeypatch: pytest.MonkeyPa
     lines = [json.loads(line) for line in (store().folder(report) / METRICS).read_text().splitlines()]
     assert lines == [point.model_dump(mode="json") for point in page_of(report).curve]
     assert [line["step"] for line in lines if line["validation_nats"] is not None] == [2, 4]
+    written = write_tensorboard(page_of(report), tmp_path / "run")
+    read = EventAccumulator(str(written)).Reload()
+    losses = [(event.step, event.value) for event in read.Scalars("loss/validation")]
+    assert losses == [
+        (point["step"], pytest.approx(point["validation_nats"])) for point in lines if point["validation_nats"]
+    ]
+    [score] = read.Scalars("score/bits_per_character")
+    assert score.value == pytest.approx(page_of(report).scores.bits_per_character)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BardError, match="pip install"):
         write_tensorboard(page_of(report), tmp_path / "board")
