@@ -25,12 +25,12 @@ from model.plan import Machine, unlimited
 from model.scoring import charges, total
 from model.training import Training, begin
 from tasks.champion import LUCK
+from tasks.recipes import Recipe
 
 
-def charged(side: str, text: str, seed: int) -> Charges:
-    """Nats of each character of the held-out tenth after a training with that seed."""
+def charged(recipe: Recipe, text: str, seed: int) -> Charges:
+    """Nats of each character of the held-out tenth after a training of the recipe with that seed."""
     train, held_out, characters = tokens_of(text)
-    recipe = chosen(side)
     spec = recipe.training.model_copy(update={"seed": seed})
     device = devices.choose(spec.precision)
     machine = Machine.model_validate({"device": device.name, "precision": device.precision, "base": 0})
@@ -51,7 +51,7 @@ def main() -> None:
     text = given.text.read_text(encoding="utf-8")
     reached: dict[str, list[Charges]] = {}
     for side in given.sides:
-        reached[side] = [charged(side, text, seed) for seed in range(1, given.seeds + 1)]
+        reached[side] = [charged(chosen(side), text, seed) for seed in range(1, given.seeds + 1)]
         bits = [total(one).bits_per(len(one)) for one in reached[side]]
         mean, spread = statistics.mean(bits), statistics.stdev(bits)
         print(f"{side}: {mean:.4f} bits per character, standard deviation {spread:.4f}, a share of {spread / mean:.5f}")
