@@ -8,8 +8,8 @@ from prefect.states import Completed
 from bard.home import project_folder
 from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
-from storage.handles import Corpus
-from tasks.answers import Asking
+from storage.handles import Corpus, Vocabulary
+from tasks.answers import Asking, store
 from tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from tasks.corpus import clean_corpus, fetch_source
 from tasks.experiments import show_experiment
@@ -48,21 +48,29 @@ def compare_vocabularies(
     ask = Asking()
     names: list[str] = []
     on: list[Corpus] = []
-    runs: list[Trained] = []
+    learned: list[Vocabulary] = []
+    reaches: list[float] = []
+    fitted: list[Recipe] = []
     for corpus, described in texts.items():
         text = ask(clean_corpus, ask(fetch_source, described), described)
         for name, spec in specs.items():
             say(f"{corpus}: {name}")
             vocabulary = ask(learn_vocabulary, text, spec)
             reach = characters_per_token(text, ask(tokenize_corpus, text, vocabulary, chosen.shards))
-            fitted = with_vocabulary(chosen, name, reach)
-            if budget == "time":
-                steps = steps_within(vocabulary, fitted.gpt, fitted.training, seconds)
-            else:
-                steps = max(1, round(characters / (fitted.training.batch * fitted.gpt.context * reach)))
             names.append(name)
             on.append(text)
-            runs.append(train_and_evaluate(ask, text, with_steps(fitted, steps)))
+            learned.append(vocabulary)
+            reaches.append(reach)
+            fitted.append(with_vocabulary(chosen, name, reach))
+    if budget == "time":
+        steps = steps_within(learned, [one.gpt for one in fitted], [one.training for one in fitted], seconds)
+    else:
+        seen = [one.training.batch * one.gpt.context * reach for one, reach in zip(fitted, reaches, strict=True)]
+        steps = [max(1, round(characters / a_step)) for a_step in seen]
+    runs: list[Trained] = []
+    for name, text, one, count in zip(names, on, fitted, steps, strict=True):
+        say(f"{store().facts(text)['title']}, {name}: {count:,} steps")
+        runs.append(train_and_evaluate(ask, text, with_steps(one, count)))
     said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
     report = ask(
         publish_vocabularies,
@@ -72,6 +80,7 @@ def compare_vocabularies(
         [run.evaluation for run in runs],
         [run.legs[-1] for run in runs],
         said,
+        seconds if budget == "time" else None,
     )
     where = show_experiment(NAME, report, by="compare-vocabularies")
     ran = ask.ran("train_leg")

@@ -16,27 +16,36 @@ from tasks.answers import store
 from tasks.caching import SAME_QUESTION
 from tasks.experiments import Figures, compared, figures, interval, keep_experiment
 from tasks.reporting import made_at
-from tasks.saying import say
 
-# Steps are tried for so much of the time that they shall fill, to find out how many fill it.
+# Steps are tried for so much of the time that they shall fill, in so many rounds, to find out how many fill it.
 TRIED = 0.05
+ROUNDS = 3
+# What took more or less than this share of its budget is told.
+OFF_BUDGET = 0.15
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
-def steps_within(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, seconds: float) -> int:
-    """How many steps fill so many seconds on this machine, by taking some. At least 20.
+@task(version="2", cache_policy=SAME_QUESTION)
+def steps_within(
+    vocabularies: list[Vocabulary], gpts: list[GPTSpec], trainings: list[TrainingSpec], seconds: float
+) -> list[int]:
+    """How many steps of each fill so many seconds on this machine, by taking some. At least 20.
 
-    The answer is kept like every other, so that an experiment that is asked again trains nothing again.
+    All are tried in turn, in several rounds, and the fastest round counts: what else the machine does meanwhile only
+    adds time, and shall not cost one of them its steps. The answer is kept like every other, so that an experiment that
+    is asked again trains nothing again.
     """
-    size, device = store().facts(vocabulary)["size"], devices.choose(training.precision)
-    machine = Machine.model_validate(
-        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
-    )
-    execution = choose(gpt, size, training, machine, None).execution
-    step = step_seconds(gpt, size, training, execution, device, max(1.0, TRIED * seconds), most=50)
-    steps = max(20, round(seconds / step))
-    say(f"a step takes {1000 * step:,.1f} ms here: {steps:,} steps in {seconds:g} s")
-    return steps
+    trials = []
+    for vocabulary, gpt, training in zip(vocabularies, gpts, trainings, strict=True):
+        size, device = store().facts(vocabulary)["size"], devices.choose(training.precision)
+        machine = Machine.model_validate(
+            {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
+        )
+        execution = choose(gpt, size, training, machine, None).execution
+        trials.append((gpt, size, training, execution, device))
+    tried = max(0.5, TRIED * seconds / ROUNDS)
+    rounds = [[step_seconds(*trial, tried, most=50) for trial in trials] for _ in range(ROUNDS)]
+    fastest = [min(times) for times in zip(*rounds, strict=True)]
+    return [max(20, round(seconds / step)) for step in fastest]
 
 
 def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
@@ -46,7 +55,7 @@ def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
     return characters / tokens
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def publish_vocabularies(
     names: list[str],
     corpora: list[Corpus],
@@ -54,8 +63,12 @@ def publish_vocabularies(
     evaluations: list[Evaluation],
     last_legs: list[Checkpoint],
     budget: str,
+    seconds: float | None,
 ) -> Report:
-    """The page that says which vocabulary suits which text. The lists run alongside, one entry a training."""
+    """The page that says which vocabulary suits which text. The lists run alongside, one entry a training.
+
+    `seconds` is the budget of each where it is time.
+    """
     trials = [
         _Tried(name, corpus, evaluation, figures(model, evaluation, leg))
         for name, corpus, model, evaluation, leg in zip(names, corpora, models, evaluations, last_legs, strict=True)
@@ -67,7 +80,7 @@ def publish_vocabularies(
         against = {t.name: compared(t.evaluation, best.evaluation) for t in here if t is not best}
         title = store().facts(corpus)["title"]
         answer.append(_which(title, best, against))
-        parts.append(_vocabulary_part(title, here, best, against))
+        parts.append(_vocabulary_part(title, here, best, against, seconds))
     page = pages.ExperimentPage(
         experiment="compare-vocabularies",
         title="Vocabularies compared",
@@ -100,7 +113,9 @@ def _which(title: str, best: _Tried, against: dict[str, Comparison]) -> str:
     return " ".join(said)
 
 
-def _vocabulary_part(title: str, here: list[_Tried], best: _Tried, against: dict[str, Comparison]) -> pages.Part:
+def _vocabulary_part(
+    title: str, here: list[_Tried], best: _Tried, against: dict[str, Comparison], seconds: float | None
+) -> pages.Part:
     columns = (
         "vocabulary", "bits per character", "against the best", "nats per token", "tokens", "characters per token",
         "context, tokens", "context, characters", "embedding", "body", "steps", "seconds", "characters seen, M",
@@ -143,4 +158,16 @@ def _vocabulary_part(title: str, here: list[_Tried], best: _Tried, against: dict
         "validation part; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
         "by the luck of a seed.",
     )
-    return pages.Part(title=title, charts=(chart,), tables=(table,))
+    findings = tuple(_off_budget(t, seconds) for t in here if seconds and _is_off(t, seconds))
+    return pages.Part(title=title, findings=findings, charts=(chart,), tables=(table,))
+
+
+def _is_off(trial: _Tried, seconds: float) -> bool:
+    return abs(trial.figures.seconds / seconds - 1) > OFF_BUDGET
+
+
+def _off_budget(trial: _Tried, seconds: float) -> str:
+    return (
+        f"{trial.name} trained for {trial.figures.seconds:.0f} s where {seconds:g} s were meant: its steps were slower "
+        "or faster than when they were tried, as on a machine that does other work."
+    )

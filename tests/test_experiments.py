@@ -77,6 +77,20 @@ def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is
 
 
 @pytest.mark.usefixtures("answers")
+def test_an_equal_time_is_a_number_of_steps_and_who_strayed_from_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two rounds out of three, another program runs and all steps are slower; the fastest round counts.
+    slow = iter((5.0, 0.1, 0.02, 0.01, 0.03, 0.01))
+    monkeypatch.setattr("tasks.comparing.step_seconds", lambda *args, **kwargs: next(slow))
+    compare_vocabularies(["own"], ["char", "bytes"], "tiny", Overrides.model_validate(SMALL), "time", 0.4)
+    [part] = page_of("experiments/compare-vocabularies")["parts"]
+    [table] = part["tables"]
+    assert [row[table["columns"].index("steps")] for row in table["rows"]] == [20, 40]
+    seconds = [row[table["columns"].index("seconds")] for row in table["rows"]]
+    strayed = [name for name, took in zip(("char", "bytes"), seconds, strict=True) if not 0.34 < took < 0.46]
+    assert [said.partition(" trained for")[0] for said in part["findings"]] == strayed
+
+
+@pytest.mark.usefixtures("answers")
 def test_a_ladder_stops_by_itself_where_a_larger_model_no_longer_pays() -> None:
     scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
     page = page_of("experiments/scaling-ladder-own")
