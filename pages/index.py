@@ -62,7 +62,7 @@ class ExperimentLink(PageModel):
 
     name: str
     title: str
-    answer: str
+    answer: tuple[str, ...]
     when: AwareDatetime
     link: str
 

@@ -64,7 +64,9 @@ def board(corpus: str) -> pages.Board:
         language=facts.get("language", "und"),
         licence=facts.get("licence", "unknown"),
         characters=facts["survey"]["characters"] if whole else None,
-        news=f"{text.why}, {text.at[:16].replace('T', ' ')} UTC" if text is not None else "not fetched yet",
+        news=f"The text: {text.why}, {text.at[:16].replace('T', ' ')} UTC"
+        if text is not None
+        else "train-gpt has not seen it yet",
         reigns=tuple(reign(entry) for entry in reigns),
         standings=tuple(sorted(standings(corpus, text, seated), key=lambda s: (not s.current, s.bits_per_character))),
     )
@@ -129,7 +131,7 @@ def experiments() -> Iterable[pages.ExperimentLink]:
         report = Report(digest=entry.digest)
         page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
         yield pages.ExperimentLink(
-            name=name, title=page.title, answer=page.answer[0], when=page.created, link=link_to(report)
+            name=name, title=page.title, answer=page.answer, when=page.created, link=link_to(report)
         )
 
 

@@ -83,7 +83,7 @@ def an_index() -> index.IndexPage:
     return index.IndexPage(
         created=NOW,
         boards=(board, empty),
-        experiments=(index.ExperimentLink(name="experiments/x", title="X", answer="So.", when=NOW, link="x.html"),),
+        experiments=(index.ExperimentLink(name="experiments/x", title="X", answer=("So.",), when=NOW, link="x.html"),),
         schedule=(index.Scheduled(deployment="train-gpt/default", description="Train.", when=("0 3 * * * UTC",)),),
     )
 

@@ -76,7 +76,7 @@ def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(project
 
 def test_the_index_of_a_new_home_says_how_to_begin(project: Path) -> None:
     page = write_index().read_text(encoding="utf-8")
-    assert "make train CORPUS=own" in page and "not fetched yet" in page
+    assert "make train CORPUS=own" in page and "train-gpt has not seen it yet" in page
     assert [path.name for path in (project / "home").iterdir() if path.suffix == ".html"] == ["index.html"]
 
 
