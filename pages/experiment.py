@@ -1,11 +1,13 @@
 """The report of an experiment over several trainings: a question, what came out, drawings and tables."""
 
+import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from pydantic import AwareDatetime, Field
 
 from pages import wording
@@ -124,7 +126,7 @@ def line_chart(chart: Chart, *, name: str, width: float) -> str:
 
 
 def _drawn(chart: Chart, width: float) -> Figure:
-    figure = Figure(figsize=(width / 72, (140 + 0.3 * width) / 72), layout="constrained")
+    figure = Figure(figsize=(width / 72, (140 + 0.3 * width) / 72), dpi=72, layout="constrained")
     axes = figure.add_subplot()
     for line, ink in zip(chart.lines, _inks(len(chart.lines)), strict=True):
         axes.plot(
@@ -137,14 +139,12 @@ def _drawn(chart: Chart, width: float) -> Figure:
             markersize=5,
             label=line.name,
         )
-        for x, y, label in zip(line.x, line.y, line.labels, strict=False):
-            axes.annotate(label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=TEXT)
+    axes.margins(x=0.08, y=0.14)
     if chart.log_x:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.margins(x=0.08, y=0.14)
+        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(*axes.get_xlim(), most=round(width / 75))))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _place: ""))
     if chart.marked is not None:
         axes.axvline(chart.marked[0], color=TEXT, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.annotate(
@@ -156,9 +156,61 @@ def _drawn(chart: Chart, width: float) -> Figure:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     plain_axes(axes)
     # Where every line's points bear its name, a legend would say it again.
-    if len(chart.lines) > 1 and not all(line.labels == (line.name,) for line in chart.lines):
-        axes.legend(frameon=False, labelcolor=TEXT, facecolor=PAPER, loc="best")
+    names = all(line.labels == (line.name,) for line in chart.lines)
+    if len(chart.lines) > 1 and not names:
+        axes.legend(
+            frameon=False,
+            labelcolor=TEXT,
+            facecolor=PAPER,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2 if width > 500 else 1,
+            borderaxespad=0,
+        )
+    figure.draw_without_rendering()
+    _label_points(axes, chart.lines, all_of_them=names)
     return figure
+
+
+def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
+    """As many round numbers between two as there is room for."""
+    ticks: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10)):
+        denser = [float(x) for x in LogLocator(subs=[*digits]).tick_values(low, high) if low <= x <= high]
+        if len(denser) > most:
+            break
+        ticks = denser
+    return ticks
+
+
+def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> None:
+    """Each point's label where it covers nothing: to the upper right, or another side; what has no room stays out."""
+    sides = ((6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right"))
+    frame = axes.get_window_extent()
+    points = [
+        (label, x, y, *axes.transData.transform((x, y)))
+        for line in lines
+        if line.style != "line"
+        for label, x, y in zip(line.labels or [""] * len(line.x), line.x, line.y, strict=True)
+    ]
+    boxes = [(across - 3, up - 3, across + 3, up + 3) for *_, across, up in points]
+    for label, x, y, across, up in points:
+        long = sum(12 if unicodedata.east_asian_width(character) in "WF" else 7 for character in label)
+        free = []
+        for right, above, side in sides:
+            left = across + right - (long if side == "right" else 0)
+            box = (left, up + above - 2, left + long, up + above + 11)
+            inside = frame.x0 <= left and left + long <= frame.x1 + 12
+            if inside and not any(_overlap(box, other) for other in boxes):
+                free.append((box, right, above, side))
+        if label and (free or all_of_them):
+            box, right, above, side = free[0] if free else (None, *sides[0])
+            boxes += [box] if box else []
+            axes.annotate(label, (x, y), xytext=(right, above), textcoords="offset points", ha=side, color=TEXT)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _inks(count: int) -> Sequence[str]:
