@@ -11,6 +11,8 @@ from bard.errors import BardError
 
 STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
 LOOPBACK = "127.0.0.1,localhost,::1"
+# The variable that tells a run where `bard up` serves the reports.
+REPORTS_SITE = "BARDFLOW_REPORTS"
 
 
 class HomeError(BardError):

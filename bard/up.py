@@ -13,7 +13,7 @@ from types import FrameType
 
 import httpx
 
-from bard.home import healthy, home, project_folder, server_url
+from bard.home import REPORTS_SITE, healthy, home, project_folder, server_url
 from bard.prefect_api import (
     FLOW_RUN,
     PLAN_SECONDS,
@@ -123,11 +123,11 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
         print("Deploying prefect.yaml …", flush=True)
         deployments = deploy(client, project)
 
-        since = datetime.now(UTC)
-        children.append(start_worker(project, url))
-        wait_until(lambda: worker_seen(client, since), children, START_SECONDS, "The worker")
         reports, where = start_reports(project, host, port)
         children.append(reports)
+        since = datetime.now(UTC)
+        children.append(start_worker(project, url, where))
+        wait_until(lambda: worker_seen(client, since), children, START_SECONDS, "The worker")
         planned = planned_starts(client, deployments)
         wait_until(lambda: answers(where), children, START_SECONDS, "The site of reports")
     print(status(url, where, deployments, planned, declared(project)), flush=True)
@@ -168,10 +168,10 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     return start(project, name, ["--no-prompt", "server", "start", *options], address)
 
 
-def start_worker(project: Path, url: str) -> Child:
-    """Start the worker that runs what is due in the pool."""
+def start_worker(project: Path, url: str, reports: str) -> Child:
+    """Start the worker that runs what is due in the pool; its runs link to the site of reports."""
     # Prefect looks for work every 10 s by default; on one machine 3 s costs nothing that is felt.
-    settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3"}
+    settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3", REPORTS_SITE: reports}
     return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
 
 

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 from matplotlib.axes import Axes
@@ -87,10 +88,11 @@ def render(page: ExperimentPage) -> str:
     return fill("experiment.html", page=page, drawn=drawn, shown=shown)
 
 
-def markdown(page: ExperimentPage, report: str) -> str:
-    """The answer and the tables for Prefect's UI; `report` is the HTML page's address."""
+def markdown(page: ExperimentPage, report: Path, link: str) -> str:
+    """The answer and the tables for Prefect's UI; `report` is the HTML page's file, `link` what opens it."""
     cell = wording.markdown_cell
-    blocks = [f"# {cell(page.title)}", *(f"- {cell(said)}" for said in page.answer), f"Full report: [report]({report})"]
+    answers = "\n".join(f"- {cell(said)}" for said in page.answer)
+    blocks = [f"# {cell(page.title)}", answers, wording.full_report(report, link)]
     for part in page.parts:
         blocks.append(f"## {cell(part.title)}")
         blocks += [cell(said) for said in part.findings]

@@ -262,8 +262,8 @@ def render(page: RunPage) -> str:
     )
 
 
-def markdown(page: RunPage, report: Path) -> str:
-    """The scores as Markdown tables for Prefect's UI; `report` says where the HTML page lies."""
+def markdown(page: RunPage, report: Path, link: str) -> str:
+    """The scores as Markdown tables for Prefect's UI; `report` is the HTML page's file, `link` what opens it."""
     cell, scores, verdict = wording.markdown_cell, page.scores, page.verdict
     measures = [
         ("bits per character", wording.score(scores.bits_per_character)),
@@ -296,7 +296,7 @@ def markdown(page: RunPage, report: Path) -> str:
         f"# {cell(page.title)}",
         f"**{_verdict_name(verdict)}** {cell(verdict.reason)}",
         *(cell(remark.text) for remark in _remarks(page)),
-        f"Full report: [{report.name}]({report.as_uri()})",
+        wording.full_report(report, link),
         "## Score over the whole validation part",
         _markdown_table(("measure", "value"), measures),
         "## Beside other ways to predict the same text (bits per character, lower is better)",

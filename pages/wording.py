@@ -3,6 +3,7 @@
 import html
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 # C0 controls other than tab and newline, and DEL: a byte-fallback model can emit them, HTML forbids most of them.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
@@ -86,3 +87,8 @@ def markdown_cell(text: str) -> str:
     """Foreign text as one Markdown table cell: no markup, no HTML, no line break, no bar that would end the cell."""
     one_line = " ".join(visible(text).split())
     return html.escape(_MARKDOWN_MARKS.sub(r"\\\1", one_line), quote=False)
+
+
+def full_report(file: Path, link: str) -> str:
+    """The line of Markdown that leads from Prefect's UI to a report: a link that opens it, and its file."""
+    return f"[Full report]({link}), the file `{file}`"

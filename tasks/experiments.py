@@ -10,7 +10,7 @@ from storage.lineage import spelled
 from tasks.answers import origin, refs, store
 from tasks.champion import LUCK, signed
 from tasks.evaluation import charges_of, scores_of, write_json
-from tasks.reporting import HTML, PAGE, html_of
+from tasks.reporting import HTML, PAGE, html_of, address_of
 from tasks.saying import say
 
 
@@ -92,7 +92,7 @@ def show_experiment(name: str, report: Report, *, by: str) -> str:
         refs().move(name, report, after=head, by=by, why=page.answer[0])
     create_markdown_artifact(
         key=name.replace("/", "-"),
-        markdown=pages.markdown(page, html_of(report).as_uri()),
+        markdown=pages.markdown(page, html_of(report), address_of(report)),
         description=page.answer[0],
     )
     for said in page.answer:

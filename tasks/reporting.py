@@ -1,5 +1,6 @@
 """The page about a run, put together from what lies in the store."""
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from bard.errors import BardError
+from bard.home import REPORTS_SITE, home
 from pages import run as pages
 from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from storage.lineage import Ancestor, lineage, source_address, spelled
@@ -142,6 +144,15 @@ def evaluation_spec(settings: Mapping[str, Any]) -> EvaluationSpec:
     return EvaluationSpec.model_validate({field: settings[field] for field in known})
 
 
+def address_of(report: Report) -> str:
+    """What opens a report from Prefect's UI: its address on the site of `bard up` where that runs, else its file.
+
+    A browser opens no file from a page that came by http, so there the site is needed.
+    """
+    site = os.environ.get(REPORTS_SITE)
+    return f"{site}/{html_of(report).relative_to(home()).as_posix()}" if site else html_of(report).as_uri()
+
+
 def html_of(report: Report) -> Path:
     """Where a report's HTML file lies."""
     return store().folder(report) / HTML
@@ -152,7 +163,7 @@ def show_in_prefect(corpus: str, report: Report) -> None:
     page = page_of(report)
     create_markdown_artifact(
         key=f"{corpus}-{page.recipe}",
-        markdown=pages.markdown(page, html_of(report)),
+        markdown=pages.markdown(page, html_of(report), address_of(report)),
         description=f"{page.scores.bits_per_character:.4f} bits per character",
     )
 

@@ -42,6 +42,7 @@ from pages.run import (
 )
 
 REPORT = Path("/store/objects/report/4f2a90c1/report.html")
+LINK = "http://127.0.0.1:4201/objects/report/4f2a90c1/report.html"
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ADDRESS = "https://example.org/three-kingdoms/23950-0.txt"
@@ -258,10 +259,10 @@ def test_every_score_is_on_both_pages() -> None:
     page = a_page()
     shown = words(render(page))
     for value in (page.scores.bits_per_character, page.scores.nats_per_token, page.scores.bits_per_byte, 5.51):
-        assert f"{value:.4f}" in shown and f"{value:.4f}" in markdown(page, REPORT)
+        assert f"{value:.4f}" in shown and f"{value:.4f}" in markdown(page, REPORT, LINK)
     for baseline in page.baselines:
         assert f"{baseline.name} {baseline.bits_per_character:.4f}" in shown
-        assert f"| {baseline.name} | {baseline.bits_per_character:.4f} |" in markdown(page, REPORT)
+        assert f"| {baseline.name} | {baseline.bits_per_character:.4f} |" in markdown(page, REPORT, LINK)
 
 
 def test_the_page_shows_what_it_was_given() -> None:
@@ -313,7 +314,7 @@ def test_a_model_that_does_not_beat_xz_is_told_so_in_plain_words(own: float) -> 
     page = a_page(scores=a_page().scores.model_copy(update={"bits_per_character": own}))
     sentence = f"This model does not beat bz2 and xz -9. It needs {own:.4f} bits for each character"
     assert sentence in words(render(page))
-    assert sentence in markdown(page, REPORT)
+    assert sentence in markdown(page, REPORT, LINK)
     assert "beats every general-purpose compressor" not in words(render(page))
 
 
@@ -403,19 +404,19 @@ def test_no_text_changes_the_shape_of_the_page(text: str) -> None:
 @settings(deadline=None, max_examples=40)
 @given(foreign | st.sampled_from([HOSTILE, "a|b", "a\\|b", "\n| x | y |\n", "[a](javascript:b)"]))
 def test_no_text_changes_the_shape_of_a_markdown_table(text: str) -> None:
-    for table in tables(markdown(hostile_page(text), REPORT)):
+    for table in tables(markdown(hostile_page(text), REPORT, LINK)):
         assert len({len(row) for row in table}) == 1
-    assert not re.search(r"<(?!\\)", markdown(hostile_page(text), REPORT))
+    assert not re.search(r"<(?!\\)", markdown(hostile_page(text), REPORT, LINK))
 
 
 def test_markdown_has_two_tables_and_the_reports_path() -> None:
-    text = markdown(a_page(), REPORT)
+    text = markdown(a_page(), REPORT, LINK)
     measures, predictors = tables(text)
     assert [len(measures[0]), len(predictors[0])] == [2, 3]
     assert set(measures[1]) <= {" --- ", " ---: "}
     # One row each for the header, the rule, five baselines, the champion and this model.
     assert len(predictors) == 9
-    assert "[report.html](file:///store/objects/report/4f2a90c1/report.html)" in text
+    assert f"[Full report]({LINK}), the file `{REPORT}`" in text
 
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "/srv/corpora/a.txt", " https://x"])
@@ -543,10 +544,10 @@ def test_the_planned_peak_stands_beside_the_measured_with_the_error(planned: int
     page = a_page()
     page = page.model_copy(update={"cost": page.cost.model_copy(update={"planned_peak_bytes": planned, "peak_of": of})})
     assert "612 MiB" in render(page) and said in render(page)
-    assert f"| planned peak memory | {said} |" in markdown(page, REPORT)
+    assert f"| planned peak memory | {said} |" in markdown(page, REPORT, LINK)
 
 
 def test_a_page_from_before_there_were_plans_has_no_planned_peak() -> None:
     page = a_page()
     assert page.cost.planned_peak_bytes is None
-    assert "planned" not in render(page) and "planned" not in markdown(page, REPORT)
+    assert "planned" not in render(page) and "planned" not in markdown(page, REPORT, LINK)

@@ -29,7 +29,7 @@ from tasks.champion import rollback
 from tasks.exporting import ExportError, check, export, push
 from tasks.index import write_index
 from tasks.recipes import Overrides
-from tasks.reporting import METRICS, page_of, write_tensorboard
+from tasks.reporting import METRICS, address_of, page_of, write_tensorboard
 from tests.conftest import serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
@@ -53,7 +53,9 @@ def champion() -> Model:
 
 
 @pytest.mark.usefixtures("answers")
-def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(project: Path) -> None:
+def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = run()
     second = run(steps=40, leg_steps=40)
     rollback("own", to=None, by="rollback (ann)", why="the <b>older</b> rhymes")
@@ -64,6 +66,11 @@ def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(project
             assert f'href="{link}"' in page
             assert client.get(f"/{link}").text == Path(outcome.report).read_text(encoding="utf-8")
             assert f"{outcome.bits_per_character:.4f}" in page
+            report = Report(digest=Path(outcome.report).parent.name)
+            assert address_of(report) == Path(outcome.report).as_uri()
+            with monkeypatch.context() as patch:
+                patch.setenv("BARDFLOW_REPORTS", "http://testserver")
+                assert client.get(address_of(report)).text == client.get(f"/{link}").text
         assert page.index(f"{second.bits_per_character:.4f}") < page.index(f"{first.bits_per_character:.4f}")
         assert "rollback (ann)" in page and "the &lt;b&gt;older&lt;/b&gt; rhymes" in page
         assert "steps 40" in page and "train-gpt/default" in page and "0 3 * * * UTC" in page
