@@ -10,7 +10,7 @@ from storage.lineage import spelled
 from tasks.answers import origin, refs, store
 from tasks.champion import LUCK, signed
 from tasks.evaluation import charges_of, scores_of, write_json
-from tasks.reporting import HTML, PAGE, html_of, address_of
+from tasks.reporting import HTML, PAGE, address_of, html_of
 from tasks.saying import say
 
 
