@@ -41,6 +41,7 @@ def note(text: str) -> str:
 
 @flow
 def tick() -> str:
+    (HOME / "site.txt").write_text(os.environ["BARDFLOW_REPORTS"])
     return note("tick")
 
 
@@ -249,6 +250,7 @@ def test_the_ui_calls_the_port_it_is_served_from(served: Project) -> None:
 def test_a_scheduled_run_appears_and_completes(served: Project) -> None:
     runs = wait_for(lambda: served.tick_runs("COMPLETED"), 45, "a scheduled run completes")
     assert runs[0]["auto_scheduled"]
+    assert f"Reports:        {(served.home / 'site.txt').read_text()}\n" in served.text()
     # Deploying again follows the file: from here on nothing is scheduled, which saves the machine a run every 5 s.
     (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("active: true", "active: false"))
     assert served.prefect("--no-prompt", "deploy", "--all").returncode == 0
