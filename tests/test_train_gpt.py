@@ -1,5 +1,6 @@
 """The main job's laws: what was answered is not computed again, what changed is, and what is lost is made again."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+from bard.artifact_commands import sweep
 from bard.errors import BardError
 from flows.evaluate_gpt import evaluate_gpt
 from flows.outcome import Outcome
@@ -188,6 +190,20 @@ def test_a_damaged_object_is_rebuilt_not_served() -> None:
         assert [h for h in store().handles() if store().damage(h)] == [], kind
         if kind != "source":
             assert "damaged" in second.why, kind
+
+
+def test_a_sweep_keeps_all_that_the_next_run_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    first = run()
+    run(steps=2)  # takes the name own/tiny over
+    run()  # and gives it back: the other run is now reached by no name
+    swept: list[dict[str, Any]] = []
+    for dry_run in (True, False):
+        capsys.readouterr()
+        sweep(dry_run=dry_run, as_json=True)
+        swept.append(json.loads(capsys.readouterr().out))
+    assert swept[0]["objects"] == swept[1]["objects"] != []
+    again = run()
+    assert not again.trained and again.model == first.model and "missing" not in again.why
 
 
 def test_a_worse_challenger_is_not_promoted() -> None:
