@@ -158,16 +158,16 @@ def _vocabulary_part(
         "validation part; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
         "by the luck of a seed.",
     )
-    findings = tuple(_off_budget(t, seconds) for t in here if seconds and _is_off(t, seconds))
-    return pages.Part(title=title, findings=findings, charts=(chart,), tables=(table,))
+    return pages.Part(title=title, findings=_off_budget(here, seconds), charts=(chart,), tables=(table,))
 
 
-def _is_off(trial: _Tried, seconds: float) -> bool:
-    return abs(trial.figures.seconds / seconds - 1) > OFF_BUDGET
-
-
-def _off_budget(trial: _Tried, seconds: float) -> str:
+def _off_budget(here: list[_Tried], seconds: float | None) -> tuple[str, ...]:
+    """What took another time than was meant, if anything did."""
+    off = [t for t in here if seconds and abs(t.figures.seconds / seconds - 1) > OFF_BUDGET]
+    if not off:
+        return ()
+    took = ", ".join(f"{t.name} {t.figures.seconds:.0f} s" for t in off)
     return (
-        f"{trial.name} trained for {trial.figures.seconds:.0f} s where {seconds:g} s were meant: its steps were slower "
-        "or faster than when they were tried, as on a machine that does other work."
+        f"Steps were counted out for {seconds:g} s on this machine when nothing else runs on it. Trained for more or "
+        f"less: {took}.",
     )
