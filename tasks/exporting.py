@@ -89,10 +89,12 @@ def check(folder: Path, model: Model) -> Checked:
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise ExportError(
             "--check needs the transformers library: .venv/bin/pip install -c constraints.txt -e '.[hub]'"
         ) from error
+    logging.disable_progress_bar()
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours, text = load_model(folder), "".join(read_text(store().folder(corpus_of(model)), "validation"))

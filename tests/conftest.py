@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # Set before anything imports Prefect, as `bard` does for its own processes.
 os.environ.update(
@@ -34,16 +38,42 @@ path = "texts/own.txt"
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real Prefect server with a database of its own; without the heartbeat, which costs each flow a second."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as Prefect's server makes it: that takes seconds, so it is made once and new homes get a copy."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made = shared / "prefect.db"
+    with FileLock(shared / "prefect.db.lock"):
+        if not made.exists():
+            begun = shared / "begun"
+            code = "from bard.up import server\nwith server(): pass"
+            environment = os.environ | {"BARDFLOW_HOME": str(begun), "BARDFLOW_PROJECT": str(CHECKOUT)}
+            subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+            with closing(sqlite3.connect(begun / "prefect" / "prefect.db")) as database:
+                database.execute("VACUUM INTO ?", (str(made),))
+    return made
 
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[None]:
+    """A real Prefect server with a database of its own; without the heartbeat, which costs each flow a second."""
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from bard.up import server
+
+    here = tmp_path_factory.mktemp("server")
+    give_database(here, prefect_database)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("BARDFLOW_HOME", str(here))
+    with server() as url:
+        patch.undo()
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+            EventsWorker.drain_all(timeout=5)
+        patch.setenv("BARDFLOW_HOME", str(here))
+    patch.undo()
 
 
 @pytest.fixture
@@ -86,8 +116,16 @@ def real_text(mirror: str) -> Callable[[str, str], str]:
     return read
 
 
-def make_project(folder: Path) -> Path:
-    """A project folder with one small corpus, `own`."""
+def give_database(home: Path, database: Path) -> None:
+    """A home that Prefect's server finds its database in."""
+    (home / "prefect").mkdir(parents=True)
+    shutil.copy(database, home / "prefect")
+
+
+def make_project(folder: Path, database: Path | None = None) -> Path:
+    """A project folder with one small corpus, `own`, and a server's database where one is given."""
+    if database is not None:
+        give_database(folder / "home", database)
     (folder / "corpora").mkdir(parents=True)
     (folder / "texts").mkdir()
     shutil.copy(CHECKOUT / "prefect.yaml", folder)

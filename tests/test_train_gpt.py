@@ -17,6 +17,7 @@ from flows.refresh_corpora import refresh_corpora
 from flows.train_gpt import train_gpt
 from model.memory import BadLimit
 from model.plan import TooLittleMemory
+from sources.download import FetchError
 from sources.spec import CorpusError
 from storage.handles import KINDS, Report
 from tasks.answers import refs, store
@@ -298,6 +299,14 @@ def test_refreshing_says_what_changed_and_one_failure_hides_no_other_news(projec
         refresh_corpora()
     news = refs().history("own/text")[-1].why
     assert "+4 characters" in news and "+3 distinct" in news
+
+
+def test_an_unreachable_corpus_is_an_error_that_says_what_to_do(project: Path) -> None:
+    (project / "corpora" / "gone.toml").write_text('title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n')
+    with pytest.raises(FetchError) as error:
+        train_gpt("gone", "tiny", Overrides())
+    for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
+        assert word in str(error.value), word
 
 
 def test_a_wrong_recipe_field_or_corpus_is_refused_before_anything_starts(project: Path) -> None:

@@ -20,6 +20,7 @@ from bard.home import HomeError, held, prefect_environment, project_folder, serv
 from bard.prefect_api import api, deploy
 from bard.processes import SUPERVISOR, UpError, environment_of, holding, require_free
 from bard.up import server, up
+from tests.conftest import give_database
 
 FLOWS = """
 import os
@@ -160,8 +161,9 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Project]:
     project = Project(tmp_path_factory.mktemp("project"))
+    give_database(project.home, prefect_database)
     yield project
     if project.process is not None:
         project.kill()
