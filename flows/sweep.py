@@ -6,13 +6,13 @@ from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
-from flows.training import train_and_evaluate
+from flows.training import LEGS, train_and_evaluate
 from sources.spec import load_corpus
 from storage.handles import Checkpoint, TokenShards
 from tasks.answers import Asking
 from tasks.corpus import clean_corpus, fetch_source
 from tasks.experiments import show_experiment
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeError, RecipeName, overrides_from
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeError, RecipeName, overrides_from
 from tasks.recipes import recipe as recipe_named
 from tasks.saying import say
 from tasks.searching import STOPPED, TO_THE_END, Range, Search, bits_so_far, publish_sweep
@@ -53,7 +53,7 @@ def sweep(
         for trial in search.trials(trials):
             drawn = search.fields(trial)
             try:
-                chosen = recipe_named(recipe, overrides_from(overrides.changes() | drawn))
+                chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
             except RecipeError as error:
                 say(f"trial {trial.number}: {error}")
                 search.end(trial, None, 0, str(error))
@@ -73,7 +73,8 @@ def sweep(
     if not over:
         raise RecipeError("no trial had legal fields: " + "; ".join(tried.ending for tried in search.over()))
     best = min(over, key=lambda tried: tried.bits or 0.0)
-    again = train_and_evaluate(ask, text, recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
+    chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
+    again = train_and_evaluate(ask, text, chosen)
     report = ask(
         publish_sweep,
         text,
@@ -87,3 +88,10 @@ def sweep(
     where = show_experiment(f"experiments/sweep-{corpus}", report, by="sweep")
     name = "Completed" if ask.ran("train_leg") else "Unchanged"
     return Completed(name=name, message=where, data=where)  # type: ignore[return-value]
+
+
+def in_legs(recipe: Recipe) -> Recipe:
+    """The recipe with legs enough to see early that a trial is hopeless; legs change nothing else of a training."""
+    short = -(-recipe.training.steps // LEGS)
+    training = recipe.training.model_copy(update={"leg_steps": min(recipe.training.leg_steps, short)})
+    return recipe.model_copy(update={"training": training})

@@ -52,7 +52,7 @@ def train(
         why = stop(legs, shards) if stop else None
         if is_hopeless(legs, chosen.training.patience):
             why = "the validation loss no longer falls"
-        if why:
+        if why and until < chosen.training.steps:
             say(f"{why}: stopping after step {until:,} of {chosen.training.steps:,}")
             break
     return legs

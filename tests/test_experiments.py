@@ -151,6 +151,19 @@ def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: p
 
 
 @pytest.mark.usefixtures("answers")
+def test_a_hopeless_trial_stops_early_also_where_the_recipe_has_one_leg(caplog: pytest.LogCaptureFixture) -> None:
+    # After four trials to compare with, each of the others learns nothing, or next to nothing.
+    rates: Any = {"learning_rate": [1e-2, 3e-2, 1e-9, 1e-8]}
+    quick = Overrides.model_validate(SMALL | {"steps": 8, "leg_steps": 8, "optimizer": "adamw"})
+    sweep("own", "tiny", quick, rates, 10)
+    rows = page_of("experiments/sweep-own")["parts"][0]["tables"][0]["rows"]
+    stopped = [row for row in rows if row[2] == "stopped early"]
+    assert stopped and "1e-0" in stopped[-1][0]
+    assert float(stopped[-1][1]) > float(rows[0][1])
+    assert not any("after step 8 of 8" in line for line in caplog.messages)
+
+
+@pytest.mark.usefixtures("answers")
 @pytest.mark.parametrize(
     ("space", "said"),
     [
