@@ -206,8 +206,8 @@ def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> No
             if inside and not any(_overlap(box, other) for other in boxes):
                 free.append((box, right, above, side))
         if label and (free or all_of_them):
-            box, right, above, side = free[0] if free else (None, *sides[0])
-            boxes += [box] if box else []
+            boxes += [box for box, *_ in free[:1]]
+            right, above, side = free[0][1:] if free else sides[0]
             axes.annotate(label, (x, y), xytext=(right, above), textcoords="offset points", ha=side, color=TEXT)
 
 

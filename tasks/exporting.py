@@ -94,7 +94,7 @@ def check(folder: Path, model: Model) -> Checked:
         raise ExportError(
             "--check needs the transformers library: .venv/bin/pip install -c constraints.txt -e '.[hub]'"
         ) from error
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours, text = load_model(folder), "".join(read_text(store().folder(corpus_of(model)), "validation"))
