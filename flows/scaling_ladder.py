@@ -74,8 +74,12 @@ def scaling_ladder(
 
 
 def of_size(recipe: Recipe, layers: int, width: int) -> Recipe:
-    """The recipe at another size, its learning rate carried over by rule."""
+    """The recipe at another size, its learning rates carried over by rule."""
     factor = learning_rate_factor(width, recipe.gpt.width)
     gpt = recipe.gpt.model_copy(update={"layers": layers, "width": width, "heads": heads_of(width)})
-    training = recipe.training.model_copy(update={"learning_rate": recipe.training.learning_rate * factor})
+    rates = {
+        "learning_rate": recipe.training.learning_rate * factor,
+        "muon_learning_rate": recipe.training.muon_learning_rate * factor,
+    }
+    training = recipe.training.model_copy(update=rates)
     return recipe.model_copy(update={"gpt": gpt, "training": training})

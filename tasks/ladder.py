@@ -134,11 +134,13 @@ def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: flo
 
 
 def learning_rate_factor(width: int, base_width: int) -> float:
-    """The factor of AdamW's learning rate for another width (muP; Yang et al. 2022).
+    """The factor of both learning rates for another width of this ladder.
 
-    What AdamW trains here are the table of tokens, whose best rate does not depend on the width, and the head, whose
-    best rate falls with it; they share one rate, which takes the mean of the two in logarithms. Muon's updates have a
-    spectral norm that does not depend on the shape (Bernstein 2024), so its rate stays.
+    What AdamW trains are the table of tokens, whose best rate does not depend on the width, and the head, whose best
+    rate falls with it (muP; Yang et al. 2022); they share one rate, which takes the mean of the two in logarithms.
+    Muon's updates have a spectral norm that does not depend on the shape (Bernstein 2024), which speaks for a constant
+    rate; but as the ladder's widths grow its depths do too, and measured, the best rate falls by the same root
+    (benchmarks/LOG.md, "Learning rates between widths").
     """
     return math.sqrt(base_width / width)
 
