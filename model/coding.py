@@ -4,11 +4,16 @@ A range coder (the `constriction` library's; Bamler 2022) spends minus log2 of a
 long as the model's charge for the text in disjoint windows, and the model that reads the file back must draw every
 share from what it has decoded alone. Both directions compute the same passes, so on one machine, with one version of
 torch and one number of threads, they find the same shares to the last bit; elsewhere the file need not open.
+
+The library's shares have 24 bits, so it spends at most 24 bits on a token, and a model that is badly surprised would
+be billed too little. Tokens with a share below RARE are therefore coded in steps, each of them within 24 bits: first
+that the token is one of the rare ones, then which of them it is, by their shares among themselves.
 """
 
 import math
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import constriction
 import numpy as np
@@ -27,6 +32,9 @@ Ids = npt.NDArray[np.int64]
 STRETCH_TOKENS = 2**13
 MOST_STRETCHES = 64
 HEADER = struct.Struct("<I")
+RARE = 2.0**-20
+# What a token is taken to have whose share is too small for f32.
+LEAST = 2.0**-126
 
 
 class NotCoded(BardError):
@@ -44,7 +52,12 @@ def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> bytes:
         coder.encode(precede[1:].astype(np.int32), _uniform(gpt))
 
     def known(at: Ids, shares_bV: npt.NDArray[np.float32]) -> Ids:
-        coder.encode(ids[at].astype(np.int32), _by_shares(), shares_bV)
+        likely_bW = _with_rare(shares_bV)
+        rare = shares_bV.shape[1]
+        codes = np.where(shares_bV[np.arange(len(at)), ids[at]] < RARE, rare, ids[at])
+        coder.encode(codes.astype(np.int32), _by_shares(), likely_bW)
+        for row in np.flatnonzero(codes == rare):
+            _encode_rare(coder, int(ids[at[row]]), shares_bV[row])
         return ids[at]
 
     for _ in _passes(gpt, len(ids), precede, device, known):
@@ -69,7 +82,10 @@ def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device) -> Ids:
 
     def read(at: Ids, shares_bV: npt.NDArray[np.float32]) -> Ids:
         try:
-            ids[at] = coder.decode(_by_shares(), shares_bV)
+            codes = coder.decode(_by_shares(), _with_rare(shares_bV))
+            for row in np.flatnonzero(codes == shares_bV.shape[1]):
+                codes[row] = _decode_rare(coder, shares_bV[row])
+            ids[at] = codes
         except AssertionError as error:  # the library's name for data that no encoder writes
             raise NotCoded("these bytes were not coded with this model's shares, or were changed since") from error
         return ids[at]
@@ -112,6 +128,55 @@ def _passes(
         going = np.flatnonzero(first + step < ends)
         current[going] = settle(first[going] + step, np.ascontiguousarray(shares_BV[going]))
         yield
+
+
+def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Shares of the likely tokens, and in a further column that of all rare ones together, but at least RARE."""
+    is_rare = shares_bV < RARE
+    together = np.where(is_rare, shares_bV, 0).sum(axis=1, dtype=np.float64).clip(RARE)
+    likely = np.concatenate([np.where(is_rare, 0, shares_bV), together[:, None]], axis=1, dtype=np.float64)
+    return np.ascontiguousarray(likely / likely.sum(axis=1, keepdims=True), np.float32)
+
+
+def _among_rare(share_V: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.float64], list[float]]:
+    """Shares of the rare tokens among themselves, and the steps (shares of yes) that make up for RARE of `_with_rare`.
+
+    What is less than RARE together was billed as RARE: each step bills a part of the rest, none less than RARE.
+    """
+    rare = np.where(share_V < RARE, share_V, 0).astype(np.float64)
+    if not rare.any():  # too small for f32: all alike
+        rare = np.where(share_V < RARE, LEAST, 0)
+    together = float(rare.sum())
+    steps, owed = [], together / RARE
+    while owed < 1:
+        steps.append(max(owed, RARE))
+        owed /= steps[-1]
+        if owed >= 1 - 1e-9:
+            break
+    return rare / together, steps
+
+
+def _encode_rare(coder: Any, token: int, share_V: npt.NDArray[np.floating[Any]]) -> None:
+    among, steps = _among_rare(share_V)
+    for share in steps:
+        coder.encode(np.array([1], np.int32), _by_shares(), _yes_or_no(share))
+    likely = _with_rare(among[None].astype(np.float32))
+    again = among.astype(np.float32)[token] < RARE
+    coder.encode(np.array([len(among) if again else token], np.int32), _by_shares(), likely)
+    if again:
+        _encode_rare(coder, token, among.astype(np.float32))
+
+
+def _decode_rare(coder: Any, share_V: npt.NDArray[np.floating[Any]]) -> int:
+    among, steps = _among_rare(share_V)
+    for share in steps:
+        coder.decode(_by_shares(), _yes_or_no(share))
+    [code] = coder.decode(_by_shares(), _with_rare(among[None].astype(np.float32)))
+    return _decode_rare(coder, among.astype(np.float32)) if code == len(among) else int(code)
+
+
+def _yes_or_no(yes: float) -> npt.NDArray[np.float32]:
+    return np.array([[1 - yes, yes]], np.float32)
 
 
 def _by_shares() -> constriction.stream.model.Categorical:

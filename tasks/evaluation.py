@@ -75,7 +75,7 @@ class EvaluationSpec(BaseModel):
     )
 
 
-@task(version="3", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=SAME_QUESTION)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
     """Charge the model for every character of the validation part, in f32, and let it write.
 

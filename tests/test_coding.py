@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model import coding
 from model.coding import NotCoded, compress, decompress
 from model.device import Device
-from model.scoring import score
+from model.scoring import charges, score
 from model.spec import GPTSpec
 from tests.test_scoring import CPU, SPECS, lively, some_text
 
@@ -35,12 +35,17 @@ def test_what_was_compressed_comes_back_and_takes_what_the_score_says(
     assert bits - 1 <= len(coded) * 8 <= bits * 1.001 + overhead
 
 
-def test_a_token_that_the_model_all_but_rules_out_can_be_coded_too() -> None:
+@pytest.mark.parametrize(("sure", "most_bits"), [(2, 20), (6, 60), (14, 120), (1e4, math.inf)])
+def test_a_token_that_the_model_all_but_rules_out_costs_what_the_score_says(sure: float, most_bits: float) -> None:
     gpt = lively(SPECS[0])
-    gpt.head.weight.data.mul_(1e4)
+    gpt.head.weight.data.mul_(sure)
     tokens = some_text(200)
     coded = compress(gpt, tokens, before=0, device=CPU)
     assert decompress(gpt, coded, before=0, device=CPU).tolist() == tokens.tolist()
+    bits = charges(gpt, tokens, before=np.array([0]), device=CPU).astype(np.float64) / math.log(2)
+    assert most_bits / 2 < bits.max() < most_bits or most_bits == math.inf
+    if most_bits < math.inf:  # f32 has no shares below 2^-126
+        assert bits.sum() - 1 <= len(coded) * 8 <= bits.sum() * 1.001 + 32 + 64
 
 
 def test_another_model_reads_something_else_or_says_so() -> None:
