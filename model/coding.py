@@ -138,41 +138,37 @@ def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(likely / likely.sum(axis=1, keepdims=True), np.float32)
 
 
-def _among_rare(share_V: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.float64], list[float]]:
-    """Shares of the rare tokens among themselves, and the steps (shares of yes) that make up for RARE of `_with_rare`.
+def _among_rare(shares_V: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """Shares of the rare tokens among themselves, and shares of the yeses that are coded before them.
 
-    What is less than RARE together was billed as RARE: each step bills a part of the rest, none less than RARE.
+    Where the rare ones have less than RARE together, `_with_rare` gave them RARE. The yeses make up for that: their
+    product is the ratio of the two, and none is smaller than RARE.
     """
-    rare = np.where(share_V < RARE, share_V, 0).astype(np.float64)
+    rare = np.where(shares_V < RARE, shares_V, 0).astype(np.float64)
     if not rare.any():  # too small for f32: all alike
-        rare = np.where(share_V < RARE, LEAST, 0)
+        rare = np.where(shares_V < RARE, LEAST, 0)
     together = float(rare.sum())
-    steps, owed = [], together / RARE
-    while owed < 1:
-        steps.append(max(owed, RARE))
-        owed /= steps[-1]
-        if owed >= 1 - 1e-9:
-            break
-    return rare / together, steps
+    count = max(0, math.ceil(math.log(together / RARE) / math.log(RARE)))
+    yeses = [(together / RARE) ** (1 / count)] * count if count else []
+    return (rare / together).astype(np.float32), yeses
 
 
-def _encode_rare(coder: Any, token: int, share_V: npt.NDArray[np.floating[Any]]) -> None:
-    among, steps = _among_rare(share_V)
-    for share in steps:
-        coder.encode(np.array([1], np.int32), _by_shares(), _yes_or_no(share))
-    likely = _with_rare(among[None].astype(np.float32))
-    again = among.astype(np.float32)[token] < RARE
-    coder.encode(np.array([len(among) if again else token], np.int32), _by_shares(), likely)
-    if again:
-        _encode_rare(coder, token, among.astype(np.float32))
+def _encode_rare(coder: Any, token: int, shares_V: npt.NDArray[np.float32]) -> None:
+    among_V, yeses = _among_rare(shares_V)
+    for yes in yeses:
+        coder.encode(np.array([1], np.int32), _by_shares(), _yes_or_no(yes))
+    code = len(among_V) if among_V[token] < RARE else token
+    coder.encode(np.array([code], np.int32), _by_shares(), _with_rare(among_V[None]))
+    if code != token:
+        _encode_rare(coder, token, among_V)
 
 
-def _decode_rare(coder: Any, share_V: npt.NDArray[np.floating[Any]]) -> int:
-    among, steps = _among_rare(share_V)
-    for share in steps:
-        coder.decode(_by_shares(), _yes_or_no(share))
-    [code] = coder.decode(_by_shares(), _with_rare(among[None].astype(np.float32)))
-    return _decode_rare(coder, among.astype(np.float32)) if code == len(among) else int(code)
+def _decode_rare(coder: Any, shares_V: npt.NDArray[np.float32]) -> int:
+    among_V, yeses = _among_rare(shares_V)
+    for yes in yeses:
+        coder.decode(_by_shares(), _yes_or_no(yes))
+    [code] = coder.decode(_by_shares(), _with_rare(among_V[None]))
+    return _decode_rare(coder, among_V) if code == len(among_V) else int(code)
 
 
 def _yes_or_no(yes: float) -> npt.NDArray[np.float32]:

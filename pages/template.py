@@ -117,7 +117,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     words = (wording.gap, wording.grouped, wording.memory, wording.moment, wording.score, wording.setting)
-    more = (wording.quoted, wording.share, wording.span, wording.visible)
+    more = (wording.quoted, wording.share, wording.span, wording.title_language, wording.visible)
     environment.filters |= {function.__name__: function for function in (*words, *more)}
     environment.globals["percent"] = wording.percent
     environment.tests["web_address"] = _web_address

@@ -92,3 +92,8 @@ def markdown_cell(text: str) -> str:
 def full_report(file: Path, link: str) -> str:
     """The line of Markdown that leads from Prefect's UI to a report: a link that opens it, and its file."""
     return f"[Full report]({link}), the file `{file}`"
+
+
+def title_language(title: str, language: str) -> str:
+    """What language to read a corpus's title in: a Chinese text may well have an English one."""
+    return "en" if title.isascii() else language

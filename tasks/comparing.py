@@ -34,18 +34,24 @@ def steps_within(
     adds time, and shall not cost one of them its steps. The answer is kept like every other, so that an experiment that
     is asked again trains nothing again.
     """
+    here = {precision: devices.choose(precision) for precision in {training.precision for training in trainings}}
+    base = {precision: settled_bytes(device) for precision, device in here.items()}
     trials = []
     for vocabulary, gpt, training in zip(vocabularies, gpts, trainings, strict=True):
-        size, device = store().facts(vocabulary)["size"], devices.choose(training.precision)
+        size, device = store().facts(vocabulary)["size"], here[training.precision]
         machine = Machine.model_validate(
-            {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
+            {"device": device.name, "precision": device.precision, "base": base[training.precision]}
         )
         execution = choose(gpt, size, training, machine, None).execution
         trials.append((gpt, size, training, execution, device))
     tried = max(0.5, TRIED * seconds / ROUNDS)
     rounds = [[step_seconds(*trial, tried, most=50) for trial in trials] for _ in range(ROUNDS)]
-    fastest = [min(times) for times in zip(*rounds, strict=True)]
-    return [max(20, round(seconds / step)) for step in fastest]
+    return steps_of_the_fastest(rounds, seconds)
+
+
+def steps_of_the_fastest(rounds: list[list[float]], seconds: float) -> list[int]:
+    """How many steps of each trial fill `seconds`, by the seconds of a step in each round; at least 20."""
+    return [max(20, round(seconds / min(times))) for times in zip(*rounds, strict=True)]
 
 
 def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
@@ -158,16 +164,15 @@ def _vocabulary_part(
         "validation part; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
         "by the luck of a seed.",
     )
-    return pages.Part(title=title, findings=_off_budget(here, seconds), charts=(chart,), tables=(table,))
+    took = {t.name: t.figures.seconds for t in here}
+    findings = (said,) if seconds and (said := strayed(took, seconds)) else ()
+    return pages.Part(title=title, findings=findings, charts=(chart,), tables=(table,))
 
 
-def _off_budget(here: list[_Tried], seconds: float | None) -> tuple[str, ...]:
-    """What took another time than was meant, if anything did."""
-    off = [t for t in here if seconds and abs(t.figures.seconds / seconds - 1) > OFF_BUDGET]
+def strayed(took: dict[str, float], seconds: float) -> str:
+    """What trained for another time than was meant, by name and seconds; nothing where nothing did."""
+    off = [f"{name} {time:.0f} s" for name, time in took.items() if abs(time / seconds - 1) > OFF_BUDGET]
     if not off:
-        return ()
-    took = ", ".join(f"{t.name} {t.figures.seconds:.0f} s" for t in off)
-    return (
-        f"Steps were counted out for {seconds:g} s on this machine when nothing else runs on it. Trained for more or "
-        f"less: {took}.",
-    )
+        return ""
+    meant = f"Steps were counted out for {seconds:g} s on this machine when nothing else runs on it."
+    return f"{meant} Trained for more or less: {', '.join(off)}."

@@ -18,7 +18,7 @@ from storage.refs import Entry
 from storage.store import StoreError
 from tasks.answers import refs, store
 from tasks.evaluation import scores_of
-from tasks.reporting import HTML, PAGE, page_of
+from tasks.reporting import PAGE, link_to, page_of
 from tasks.saying import say
 
 INDEX = "index.html"
@@ -151,8 +151,3 @@ def said(schedule: dict[str, Any]) -> str:
     """A schedule's rule in a few words."""
     rule = next(f"{kind} {schedule[kind]}" for kind in ("cron", "interval", "rrule") if kind in schedule)
     return f"{rule.removeprefix('cron ')}{' s' * ('interval' in schedule)} {schedule.get('timezone', 'UTC')}"
-
-
-def link_to(report: Report) -> str:
-    """The report's file, relative to the index."""
-    return (store().folder(report) / HTML).relative_to(home()).as_posix()

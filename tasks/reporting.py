@@ -150,7 +150,12 @@ def address_of(report: Report) -> str:
     A browser opens no file from a page that came by http, so there the site is needed.
     """
     site = os.environ.get(REPORTS_SITE)
-    return f"{site}/{html_of(report).relative_to(home()).as_posix()}" if site else html_of(report).as_uri()
+    return f"{site}/{link_to(report)}" if site else html_of(report).as_uri()
+
+
+def link_to(report: Report) -> str:
+    """A report's file, relative to the home and so to the index."""
+    return html_of(report).relative_to(home()).as_posix()
 
 
 def html_of(report: Report) -> Path:

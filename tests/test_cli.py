@@ -92,6 +92,17 @@ def test_a_second_training_trains_nothing_and_says_why(trained: tuple[Path, dict
     assert "xz -9" in said.out and "report " in said.out and "champion " in said.out
 
 
+def test_a_sweep_keeps_all_that_the_next_run_asks_for(trained: tuple[Path, dict[str, Any], str]) -> None:
+    another = typed(trained[0], *ARGUMENTS, "--set", "steps=2", "--set", "leg_steps=2")  # takes the name own/tiny over
+    assert another.code == 0, another.err
+    assert typed(trained[0], *ARGUMENTS).code == 0  # and gives it back: the other run is now reached by no name
+    planned = json.loads(typed(trained[0], "sweep", "--dry-run", "--json").out)
+    swept = json.loads(typed(trained[0], "sweep", "--json").out)
+    assert swept["objects"] == planned["objects"] != []
+    said = typed(trained[0], *ARGUMENTS)
+    assert "nothing trained" in said.out and "missing" not in said.err
+
+
 def test_artifacts_open_without_this_project(trained: tuple[Path, dict[str, Any], str]) -> None:
     import datasets
 
@@ -277,7 +288,7 @@ def test_a_text_at_an_address_is_added_and_trained_with_no_code(
     assert json.loads(said.out)["corpus"] == "ballad"
 
 
-def test_an_unreachable_corpus_that_was_not_named_gives_way_to_the_built_in_one(
+def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(
     tmp_path: Path, prefect_database: Path
 ) -> None:
     project = make_project(tmp_path / "project", prefect_database)
@@ -285,6 +296,10 @@ def test_an_unreachable_corpus_that_was_not_named_gives_way_to_the_built_in_one(
     (project / "corpora" / "tiny-shakespeare.toml").write_text(gone)
     (project / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
     quick = ("--recipe", "tiny", "--set", "steps=2", "--set", "leg_steps=2")
+    named = typed(project, "train", "tiny-shakespeare", *quick)
+    assert named.code == 1 and named.out == ""
+    for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
+        assert word in named.err, word
     unnamed = typed(project, "train", *quick)
     assert unnamed.code == 0, unnamed.err
     assert unnamed.err.count("127.0.0.1:9") >= 2

@@ -1,6 +1,5 @@
 """The main job's laws: what was answered is not computed again, what changed is, and what is lost is made again."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from bard.artifact_commands import sweep
 from bard.errors import BardError
 from flows.evaluate_gpt import evaluate_gpt
 from flows.outcome import Outcome
@@ -17,7 +15,6 @@ from flows.refresh_corpora import refresh_corpora
 from flows.train_gpt import train_gpt
 from model.memory import BadLimit
 from model.plan import TooLittleMemory
-from sources.download import FetchError
 from sources.spec import CorpusError
 from storage.handles import KINDS, Report
 from tasks.answers import refs, store
@@ -193,20 +190,6 @@ def test_a_damaged_object_is_rebuilt_not_served() -> None:
             assert "damaged" in second.why, kind
 
 
-def test_a_sweep_keeps_all_that_the_next_run_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
-    first = run()
-    run(steps=2)  # takes the name own/tiny over
-    run()  # and gives it back: the other run is now reached by no name
-    swept: list[dict[str, Any]] = []
-    for dry_run in (True, False):
-        capsys.readouterr()
-        sweep(dry_run=dry_run, as_json=True)
-        swept.append(json.loads(capsys.readouterr().out))
-    assert swept[0]["objects"] == swept[1]["objects"] != []
-    again = run()
-    assert not again.trained and again.model == first.model and "missing" not in again.why
-
-
 def test_a_worse_challenger_is_not_promoted() -> None:
     good = run(steps=40, leg_steps=20)
     worse = run()
@@ -299,14 +282,6 @@ def test_refreshing_says_what_changed_and_one_failure_hides_no_other_news(projec
         refresh_corpora()
     news = refs().history("own/text")[-1].why
     assert "+4 characters" in news and "+3 distinct" in news
-
-
-def test_an_unreachable_corpus_is_an_error_that_says_what_to_do(project: Path) -> None:
-    (project / "corpora" / "gone.toml").write_text('title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n')
-    with pytest.raises(FetchError) as error:
-        train_gpt("gone", "tiny", Overrides())
-    for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
-        assert word in str(error.value), word
 
 
 def test_a_wrong_recipe_field_or_corpus_is_refused_before_anything_starts(project: Path) -> None:
