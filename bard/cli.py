@@ -10,7 +10,7 @@ from bard.artifact_commands import artifacts
 from bard.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bard.corpus_commands import corpora
 from bard.errors import BardError
-from bard.home import project_folder
+from bard.home import computing_here, project_folder
 from bard.model_commands import models
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ FALLBACK_CORPUS = "synthetic"
 
 def main() -> None:
     """Run a command; a mistake that the user can mend ends it with its message alone."""
+    computing_here()
     try:
         app()
     except BardError as error:

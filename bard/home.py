@@ -1,5 +1,6 @@
 """Where things are: the project's folder, its home for data, its server, and the environment our processes run in."""
 
+import ctypes
 import fcntl
 import os
 import time
@@ -13,6 +14,8 @@ STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 
 LOOPBACK = "127.0.0.1,localhost,::1"
 # The variable that tells a run where `bard up` serves the reports.
 REPORTS_SITE = "BARDFLOW_REPORTS"
+# glibc's parameters of memory: mallopt(3), numbers from its malloc.h.
+MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
 
 class HomeError(BardError):
@@ -83,6 +86,16 @@ def computing_environment() -> dict[str, str]:
     given = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
     given |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
     return {name: value for name, value in given.items() if name not in os.environ}
+
+
+def computing_here() -> None:
+    """The same for this process, which has started already: later than glibc reads its variables, before torch does."""
+    settings = computing_environment()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none, and read no such variables
+    for name, parameter in MALLOPT.items():
+        if mallopt is not None and name in settings:
+            mallopt(parameter, int(settings[name]))
+    os.environ.update(settings)
 
 
 def up_lock() -> Path:

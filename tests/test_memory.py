@@ -1,5 +1,10 @@
 """Memory as the machine counts it: limits as people write them, control groups, and a peak that can be forgotten."""
 
+import os
+import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +101,21 @@ def test_the_peak_covers_what_was_held_and_is_forgotten_where_the_system_can() -
     else:
         assert not (PROC / "clear_refs").exists()
     assert peak_bytes(CPU) >= resident_bytes(CPU) // 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how memory is given back is set for glibc alone")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}], ids=["ours", "the user's"])
+def test_a_command_keeps_freed_memory_though_it_has_started_already_and_the_users_settings_win(
+    given: dict[str, str],
+) -> None:
+    """Memory that is freed and taken again costs a page fault for each 4 KiB where the kernel got it back."""
+    program = (
+        "import resource; from bard.home import computing_here; computing_here()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def take(): return [b'x' * 2**23 for _ in range(20)]\n"
+        "take(); before = faults(); take(); print(faults() - before)"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=kept | given)
+    pages = 20 * 2**23 // resource.getpagesize()
+    assert (int(done.stdout) < 0.01 * pages) == (not given)
