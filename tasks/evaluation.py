@@ -19,7 +19,7 @@ from model.folder import load_model
 from model.gpt import GPT
 from model.memorisation import VERBATIM_CHARACTERS, verbatim
 from model.sampling import SamplingSpec, write
-from model.scoring import Guess, by_character, characters_started, charges, guesses, total
+from model.scoring import Guess, by_character, characters_started, charges_both_ways, guesses, total
 from model.vocabulary import TOKENIZER_FILE, TextStream, TokenIds, UnknownCharacter, decode, encode, load, spellings
 from pages.run import Alternative, Baseline, Memorised, Sample, Scores, Surprise
 from storage.documents import read_text
@@ -90,8 +90,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
 
     before = last_tokens(tokenizer, read_text(text, "train"), gpt.context + 1)
     tokens = np.concatenate(list(encode(tokenizer, read_text(text, "validation"))))
-    charged = charges(gpt, tokens, before=before, device=place)
-    sliding = charges(gpt, tokens, before=before, device=place, stride=max(1, gpt.context // 2))
+    charged, sliding = charges_both_ways(gpt, tokens, before=before, device=place)
     coded = compress(gpt, tokens, before=int(before[-1]), device=place) if spec.compress else None
     if coded is not None:
         read_back = decode(tokenizer, decompress(gpt, coded, before=int(before[-1]), device=place))

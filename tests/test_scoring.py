@@ -14,7 +14,7 @@ from model.batches import TooFewTokens
 from model.device import Device
 from model.execution import Execution
 from model.gpt import GPT, build
-from model.scoring import Score, by_character, characters_started, charges, score
+from model.scoring import Score, by_character, characters_started, charges, charges_both_ways, score
 from model.spec import GPTSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +63,21 @@ def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, precedi
     gpt, tokens, before = lively(spec), some_text(length), some_text(preceding, seed=1)
     found = charges(gpt, tokens, before=before, device=CPU, stride=stride, execution=Execution(micro_batch=3))
     np.testing.assert_allclose(found, slow_nats(gpt, tokens, before, stride), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, 8])
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(1, 40), preceding=st.integers(1, 12))
+def test_both_ways_at_once_are_both_ways(context: int, length: int, preceding: int) -> None:
+    gpt, tokens, before = (
+        lively(SPECS[0].model_copy(update={"context": context})),
+        some_text(length),
+        some_text(preceding),
+    )
+    disjoint, sliding = charges_both_ways(gpt, tokens, before=before, device=CPU)
+    np.testing.assert_allclose(disjoint, charges(gpt, tokens, before=before, device=CPU), rtol=1e-5, atol=1e-6)
+    half = charges(gpt, tokens, before=before, device=CPU, stride=max(1, context // 2))
+    np.testing.assert_allclose(sliding, half, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS)
