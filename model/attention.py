@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.autograd import applied
+
 # Queries whose weights exist at once. At T 256 a causal table in two pieces is three quarters of the square.
 QUERIES = 128
 # Columns of ones beside the values, each of which sums a row of weights: two are used, and eight keep rows aligned.
@@ -40,12 +42,6 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor | N
     else:
         attended_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
     return attended_BHTD.transpose(1, 2).reshape(B, T, H * D)
-
-
-def applied(function: Any, *inputs: Any) -> Tensor:
-    """`function.apply`, which torch leaves untyped."""
-    output: Tensor = function.apply(*inputs)
-    return output
 
 
 def future(T: int, like: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import applied, attend
+from model.attention import attend
+from model.autograd import applied, backward_from
 from model.cache import KeyValueCache, Reach
 from model.dropout import Dropout
 from model.spec import GPTSpec
@@ -243,5 +244,5 @@ class _Recomputed(torch.autograd.Function):
         x_BTC = x_BTC.detach().requires_grad_()
         with torch.enable_grad():
             output_BTC = ctx.block(x_BTC, *ctx.others)
-        output_BTC.backward(g_BTC)
+        backward_from(output_BTC, g_BTC)
         return None, x_BTC.grad, *(None for _ in ctx.others)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import applied, beside_ones, exponentials, weighted, weighted_backward
+from model.attention import beside_ones, exponentials, weighted, weighted_backward
+from model.autograd import applied
 
 
 def inverse_norms(x: Tensor, epsilon: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import applied
+from model.autograd import applied
 from model.batches import NOT_CHARGED
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bard.errors import BardError
+from model.autograd import backward_from
 from model.batches import NOT_CHARGED, Batches, Tokens, with_noise
 from model.device import Device, Precision
 from model.dropout import Dropout
@@ -190,7 +191,7 @@ class Training:
                 tokens=self.execution.loss_tokens,
                 scale=self.spec.logit_scale,
             )
-            hidden_BTC.backward(dhidden_BTC)  # type: ignore[no-untyped-call]
+            backward_from(hidden_BTC, dhidden_BTC)
             loss += micro_loss
         return loss, charged
 
