@@ -33,8 +33,9 @@ def train_and_evaluate(
 ) -> Trained:
     """Vocabulary, shards, legs, model, evaluation: everything between a text and its scores."""
     vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
-    plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
     shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
+    # Last: what learning words and encoding leave behind in memory stands there through the training.
+    plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
     legs = train(ask, vocabulary, shards, chosen, plan, stop)
     model = ask(export_model, best(legs), vocabulary, text)
     return Trained(legs, model, ask(evaluate_model, model, text, chosen.evaluation))
