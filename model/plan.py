@@ -241,7 +241,8 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
 
     def parts(**given: int) -> Parts:
         passing = sum(given.get(part, 0) for part in ("activations", "logits", "workspace"))
-        held = {"base": machine.base, "optimizer": state, "holes": int(passing * holes_share(gpt, machine))}
+        holes = holes_bytes(gpt, machine, execution, passing, 4 * total)
+        held = {"base": machine.base, "optimizer": state, "holes": holes}
         return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
     largest = orthogonalising_bytes(gpt, number) if training.optimizer == "muon" else 0
@@ -328,18 +329,23 @@ def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
 
-def holes_share(gpt: GPTSpec, machine: Machine) -> float:
-    """What lies unused between what is kept and what comes and goes, as a share of both.
+def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: int, gradients: int) -> int:
+    """What lies unused between what is kept and what comes and goes, of which `passing` bytes stand now.
 
     glibc's heap is not moved together: with every large tensor mapped on its own there were no holes, and a step took
-    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes.
+    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes. Where
+    blocks are computed again, gradients are laid between what is freed at once, the more so where state rests in bf16.
     """
     if machine.device != "cpu":
-        return 0.0
-    return HOLES[gpt.architecture] if on_our_own(machine) else HOLES["classic"]
+        return 0
+    share = HOLES[gpt.architecture] if on_our_own(machine) else HOLES["classic"]
+    between = HOLES_BETWEEN[execution.optimizer_state] if execution.recompute else 0.0
+    return int(passing * share + gradients * between)
 
 
+# As shares of what comes and goes, and of all gradients where blocks are computed again, by the state's type.
 HOLES = {"modern": 0.9, "classic": 0.55}
+HOLES_BETWEEN = {"f32": 0.5, "bf16": 0.75}
 # Numbers of a width that a block keeps of each token, by our own functions and by torch's.
 KEPT_LEAN = {"modern": 11.2, "classic": 19.2}
 KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}
