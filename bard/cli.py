@@ -10,7 +10,7 @@ from bard.artifact_commands import artifacts
 from bard.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bard.corpus_commands import corpora
 from bard.errors import BardError
-from bard.home import computing_here, project_folder
+from bard.home import project_folder, set_up_computing
 from bard.model_commands import models
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ FALLBACK_CORPUS = "synthetic"
 
 def main() -> None:
     """Run a command; a mistake that the user can mend ends it with its message alone."""
-    computing_here()
+    set_up_computing()
     try:
         app()
     except BardError as error:

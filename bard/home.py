@@ -88,8 +88,8 @@ def computing_environment() -> dict[str, str]:
     return {name: value for name, value in given.items() if name not in os.environ}
 
 
-def computing_here() -> None:
-    """The same for this process, which has started already: later than glibc reads its variables, before torch does."""
+def set_up_computing() -> None:
+    """Give this process `computing_environment`: it has started, so glibc is told by a call; torch is yet to come."""
     settings = computing_environment()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none, and read no such variables
     for name, parameter in MALLOPT.items():

@@ -333,19 +333,19 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
     """What lies unused between what is kept and what comes and goes, of which `passing` bytes stand now.
 
     glibc's heap is not moved together: with every large tensor mapped on its own there were no holes, and a step took
-    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes. Where
-    blocks are computed again, gradients are laid between what is freed at once, the more so where state rests in bf16.
+    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes. And
+    gradients are laid between what is freed: where little comes and goes, the holes are as large as a share of them,
+    the more so where state rests in bf16.
     """
     if machine.device != "cpu":
         return 0
     share = HOLES[gpt.architecture] if on_our_own(machine) else HOLES["classic"]
-    between = HOLES_BETWEEN[execution.optimizer_state] if execution.recompute else 0.0
-    return int(passing * share + gradients * between)
+    return int(max(passing * share, gradients * HOLES_BETWEEN[execution.optimizer_state]))
 
 
-# As shares of what comes and goes, and of all gradients where blocks are computed again, by the state's type.
+# As a share of what comes and goes, by architecture, and of all gradients, by the type of the state at rest.
 HOLES = {"modern": 0.9, "classic": 0.55}
-HOLES_BETWEEN = {"f32": 0.5, "bf16": 0.75}
+HOLES_BETWEEN = {"f32": 0.7, "bf16": 1.0}
 # Numbers of a width that a block keeps of each token, by our own functions and by torch's.
 KEPT_LEAN = {"modern": 11.2, "classic": 19.2}
 KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}

@@ -81,7 +81,7 @@ def charges(
     stride = context if stride is None else stride
     if not 1 <= stride <= context:
         raise ValueError(f"stride {stride} was given, but windows of {context} tokens follow by 1 to {context}")
-    _require(tokens, before)
+    _require_text(tokens, before)
     gpt.eval()
     rows, at_once = _at_once(gpt)
     if execution is not None:
@@ -104,30 +104,30 @@ def charges_both_ways(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Devic
     Raises:
         TooFewTokens: as `charges`.
     """
-    _require(tokens, before)
+    _require_text(tokens, before)
     gpt.eval()
     context, stride = gpt.context, max(1, gpt.context // 2)
     rows, at_once = _at_once(gpt)
     disjoint, sliding = np.empty(len(tokens), np.float32), np.empty(len(tokens), np.float32)
-    done = whole = 0
+    done = done_disjoint = 0
     for windows_BT, new in _windows(tokens, before, context, stride, rows):
         nats_BT = _nats(gpt, windows_BT, windows_BT.shape[1] - 1, at_once, device)
         for nats_T in nats_BT:
             first = done + new - len(nats_T)
             sliding[done : done + new] = nats_T[-new:]
-            if first % context == 0 and 0 <= first <= whole:
+            if first % context == 0 and 0 <= first <= done_disjoint:
                 disjoint[first : done + new] = nats_T
-                whole = done + new
+                done_disjoint = done + new
             done += new
-    if whole < len(tokens):
+    if done_disjoint < len(tokens):
         # The last disjoint window is shorter than half a context, or the context is odd and few windows fall together.
-        rest = whole // context * context
+        rest = done_disjoint // context * context
         preceding = tokens[:rest] if rest else before
         disjoint[rest:] = charges(gpt, tokens[rest:], before=preceding, device=device)
     return disjoint, sliding
 
 
-def _require(tokens: Tokens, before: Tokens) -> None:
+def _require_text(tokens: Tokens, before: Tokens) -> None:
     if not len(tokens):
         raise TooFewTokens("the text to score has no tokens; give the validation part at least one")
     if not len(before):

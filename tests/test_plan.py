@@ -14,7 +14,6 @@ from model.folder import save_snapshot
 from model.gpt import build, count_parameters
 from model.plan import (
     Machine,
-    Plan,
     TooLittleMemory,
     checkpoint_bytes,
     choose,
@@ -116,22 +115,15 @@ def test_with_memory_enough_a_limit_changes_nothing(gpt: GPTSpec, size: int, tra
 
 @given(shapes, vocabularies, training_specs)
 def test_each_economy_takes_no_more(gpt: GPTSpec, size: int, training: TrainingSpec) -> None:
-    def foreseen(**changes: Any) -> Plan:
-        execution = unlimited(gpt, size, training, MACHINE).model_copy(update=changes)
-        return foresee(gpt, size, training, execution, MACHINE)
-
     def peak(**changes: Any) -> int:
-        return foreseen(**changes).peak.total
-
-    def lives(**changes: Any) -> int:
-        return max(parts.total - parts.holes for parts in foreseen(**changes).moments.values())
+        execution = unlimited(gpt, size, training, MACHINE).model_copy(update=changes)
+        return foresee(gpt, size, training, execution, MACHINE).peak.total
 
     if gpt.layers > 1:
-        # What is computed again, a whole block, is there beside its input, which otherwise nobody keeps. Holes are
-        # left out: there are more of them, which is worth it only where there is much to keep.
+        # What is computed again, a whole block, is there beside its input, which otherwise nobody keeps.
         tokens = unlimited(gpt, size, training, MACHINE).micro_batch * gpt.context
         number = 2 if MACHINE.precision == "bf16" else 4
-        assert lives(recompute=True) <= lives() + 2 * tokens * gpt.width * number
+        assert peak(recompute=True) <= peak() + 2 * tokens * gpt.width * number
     assert peak(optimizer_state="bf16") <= peak()
     assert peak(loss_tokens=128) <= peak()
     assert peak(micro_batch=1, recompute=True) <= peak(recompute=True) + 4 * parameters(gpt, size).total
