@@ -9,10 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from storage.store import Store
+    from tests.site import Site
 
 # Set before anything imports Prefect, as `bard` does for its own processes.
 os.environ.update(
@@ -84,6 +88,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BARDFLOW_HOME", str(folder / "home"))
     monkeypatch.delenv("CORPORA_MIRROR", raising=False)
     return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> "Store":
+    """An empty store."""
+    from storage.store import Store
+
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def site() -> Iterator["Site"]:
+    """A server that answers as it is told."""
+    from tests.site import Site
+
+    site = Site()
+    yield site
+    site.close()
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 import gzip
 import hashlib
 import json
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,142 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sources.fetch import ChecksumError, Fetched, FetchError, HttpSpec, fetch, file_name
-from sources.spec import CorpusError, CorpusSpec, UrlSource
-
-TEXT = b"".join(b"line %d of the text that is served\n" % n for n in range(20_000))
-OTHER = TEXT.replace(b"served", b"SERVED")
-SHA = hashlib.sha256(TEXT).hexdigest()
-QUICK = HttpSpec(connect_seconds=2, read_seconds=0.3, attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.3)
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Site:
-    """A server that gives the scripted answers in order, and the last one for ever; it notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.asked: list[tuple[str, dict[str, str]]] = []
-        self.times: list[float] = []
-        self.closing = threading.Event()
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                site.asked.append((self.path, dict(self.headers)))
-                site.times.append(time.monotonic())
-                answer = site.answers[min(len(site.asked), len(site.answers)) - 1]
-                answer(self)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Keep the test's output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/texts/the%20text.txt"
-
-    def close(self) -> None:
-        self.closing.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-    def ranges(self) -> list[str | None]:
-        return [headers.get("Range") for _, headers in self.asked]
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
-
-
-def serving(data: bytes, *, etag: str | None = '"one"', modified: str | None = None) -> Answer:
-    """A well-behaved server of one file: conditional requests and ranges, as RFC 9110 has them."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers
-        if (etag and asked["If-None-Match"] == etag) or (modified and asked["If-Modified-Since"] == modified):
-            request.send_response(304)
-            request.end_headers()
-            return
-        start = 0
-        if (given := asked["Range"]) and asked["If-Range"] in (etag, modified):
-            start = int(given.removeprefix("bytes=").removesuffix("-"))
-            request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        else:
-            request.send_response(200)
-        if etag:
-            request.send_header("ETag", etag)
-        if modified:
-            request.send_header("Last-Modified", modified)
-        request.send_header("Content-Length", str(len(data) - start))
-        request.end_headers()
-        request.wfile.write(data[start:])
-
-    return answer
-
-
-def head(request: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
-    request.send_response(status)
-    for name, value in headers.items():
-        request.send_header(name.replace("_", "-"), value)
-    request.end_headers()
-
-
-def truncated(data: bytes, after: int, *, etag: str = '"one"') -> Answer:
-    """Promises all of `data`, sends `after` bytes of it and hangs up."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        head(request, 200, Content_Length=str(len(data)), ETag=etag)
-        request.wfile.write(data[:after])
-        request.close_connection = True
-
-    return answer
-
-
-def refusing(status: int, **headers: str) -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        head(request, status, Content_Length="0", **headers)
-
-    return answer
-
-
-def corpus(url: str, sha256: str | None = None, max_bytes: int = 2**31) -> CorpusSpec:
-    return CorpusSpec(name="it", title="It", source=UrlSource(url=url, sha256=sha256, max_bytes=max_bytes))
-
-
-def bring(
-    tmp_path: Path,
-    spec: CorpusSpec,
-    *,
-    mirror: str | None = None,
-    http: HttpSpec = QUICK,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> tuple[Fetched, bytes]:
-    into = tmp_path / f"into-{time.monotonic_ns()}"
-    fetched = fetch(spec, into, downloads=tmp_path / "downloads", mirror=mirror, http=http, progress=progress)
-    (file,) = into.iterdir()
-    data = file.read_bytes()
-    assert [(raw.name, raw.bytes, raw.sha256) for raw in fetched.files] == [
-        (file.name, len(data), hashlib.sha256(data).hexdigest())
-    ]
-    return fetched, data
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from sources.spec import CorpusError
+from tests.site import (
+    OTHER,
+    QUICK,
+    SHA,
+    TEXT,
+    Answer,
+    Site,
+    bring,
+    closed_port,
+    corpus,
+    head,
+    refusing,
+    serving,
+    truncated,
+)
 
 
 def test_a_file_comes_whole_and_says_from_where(site: Site, tmp_path: Path) -> None:
@@ -560,56 +436,6 @@ def test_two_who_fetch_at_once_get_the_same_whole_file_from_one_transfer(site: S
     assert [data == TEXT for _, data in results] == [True] * 4
     assert sum(fetched.downloaded for fetched, _ in results) == 1
     assert len(site.asked) == 1
-
-
-def test_the_mirror_folder_is_asked_first(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "mirror/it").mkdir(parents=True)
-    (tmp_path / "mirror/it/the text.txt").write_bytes(TEXT)
-    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
-    assert data == TEXT
-    assert fetched.address == str(tmp_path / "mirror/it/the text.txt")
-    assert not fetched.downloaded
-    assert not site.asked
-
-
-def test_a_mirror_that_lacks_the_file_gives_way_to_the_source(site: Site, tmp_path: Path) -> None:
-    site.answers = [serving(TEXT)]
-    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
-    assert data == TEXT
-    assert fetched.address == site.url
-
-
-def test_a_mirror_folder_with_another_text_is_refused(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "mirror/it").mkdir(parents=True)
-    (tmp_path / "mirror/it/the text.txt").write_bytes(OTHER)
-    with pytest.raises(ChecksumError, match=r"mirror/it/the text\.txt"):
-        bring(tmp_path, corpus(site.url, SHA), mirror=str(tmp_path / "mirror"))
-    assert not list(tmp_path.glob("into-*/*"))
-
-
-def test_the_mirror_may_be_a_base_url(site: Site, tmp_path: Path) -> None:
-    site.answers = [serving(TEXT)]
-    base = site.url.removesuffix("/texts/the%20text.txt") + "/mirror/"
-    fetched, data = bring(tmp_path, corpus("https://example.invalid/the%20text.txt", SHA), mirror=base)
-    assert data == TEXT
-    assert site.asked[0][0] == "/mirror/it/the%20text.txt"
-    assert fetched.address == base + "it/the%20text.txt"
-
-
-def test_a_mirror_url_that_lacks_the_file_gives_way_to_the_source(site: Site, tmp_path: Path) -> None:
-    site.answers = [refusing(404), serving(TEXT)]
-    fetched, data = bring(tmp_path, corpus(site.url, SHA), mirror=site.url.removesuffix("/texts/the%20text.txt"))
-    assert data == TEXT
-    assert [path for path, _ in site.asked] == ["/it/the%20text.txt", "/texts/the%20text.txt"]
-    assert fetched.address == site.url
-
-
-def test_when_mirror_and_source_fail_the_error_names_both(tmp_path: Path) -> None:
-    mirror, url = (f"http://127.0.0.1:{closed_port()}" for _ in range(2))
-    with pytest.raises(FetchError) as caught:
-        bring(tmp_path, corpus(f"{url}/text.txt"), mirror=mirror, http=QUICK.model_copy(update={"attempts": 1}))
-    assert f"{mirror}/it/text.txt" in str(caught.value)
-    assert f"{url}/text.txt" in str(caught.value)
 
 
 def test_a_folder_that_is_not_empty_is_not_fetched_into(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Laws of what is counted in a text, and of what is proposed and warned of."""
+
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sources.documents import Part, Piece
+from sources.survey import Survey, survey
+
+
+def surveyed(train: str, validation: str) -> Survey:
+    return survey([("train", Piece(0, train)), ("validation", Piece(0, validation))])
+
+
+def test_a_survey_counts_characters_bytes_lines_and_what_only_validation_has() -> None:
+    counted = surveyed("ab\n三", "b\nc三c\nd")
+    assert (counted.characters, counted.bytes_utf8, counted.lines, counted.distinct) == (11, 15, 4, 6)
+    assert (counted.train_characters, counted.train_bytes) == (4, 6)
+    assert (counted.validation_characters, counted.validation_bytes) == (7, 9)
+    assert (counted.unseen_distinct, counted.unseen_occurrences) == (2, 3)
+    assert counted.longest_line == 3
+    assert any("2 characters (3 occurrences, 42.86%" in warning for warning in counted.warnings)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.integers(0, 12), min_size=2, max_size=60),
+    border=st.integers(1, 59),
+    size=st.integers(1, 50),
+)
+def test_a_survey_does_not_depend_on_where_pieces_end(lines: list[int], border: int, size: int) -> None:
+    text = "".join(f"{n} is a line long enough to tell\n" for n in lines)
+    border = min(border, len(lines) - 1) * (len(text) // len(lines))
+    halves: tuple[tuple[Part, str], ...] = (("train", text[:border]), ("validation", text[border:]))
+    cut = [(part, Piece(0, half[at : at + size])) for part, half in halves for at in range(0, len(half), size)]
+    assert survey(cut) == survey((part, Piece(0, half)) for part, half in halves)
+
+
+def test_duplicates_and_overlap_are_shares_of_telling_lines() -> None:
+    lines = [f"line number {n} is long enough" for n in range(8)]
+    train = "\n".join([*lines, lines[0], "short", "short"]) + "\n"
+    counted = surveyed(train, "\n".join([lines[1], "and a line that is quite new", "short"]) + "\n")
+    assert counted.duplicate_lines == 2
+    assert counted.duplicate_share == pytest.approx(2 / 11)
+    assert counted.overlap == 0.5
+    assert any("will flatter the model" in warning for warning in counted.warnings)
+
+
+def test_a_text_of_very_many_lines_is_judged_by_a_sample_in_bounded_memory() -> None:
+    # 600,000 different lines, each twice: more than a survey remembers. The last tenth repeats the first.
+    def pieces() -> Iterator[tuple[Part, Piece]]:
+        for start in range(0, 1_200_000, 1_000):
+            text = "".join(f"this is line number {n % 600_000}\n" for n in range(start, start + 1_000))
+            yield ("train" if start < 1_080_000 else "validation"), Piece(0, text)
+
+    counted = survey(pieces())
+    assert counted.duplicate_share == pytest.approx(0.5, abs=0.01)
+    assert counted.overlap == 1
+
+
+def test_a_line_without_end_is_measured_in_bounded_memory() -> None:
+    tracemalloc.start()
+    counted = survey((("train" if n else "validation"), Piece(0, "x" * 65_536)) for n in range(400))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counted.longest_line == 399 * 65_536
+    assert any("lost its line ends" in warning for warning in counted.warnings)
+    assert peak < 10 * 65_536
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("\ufefftext\r\n", ("strip-bom", "crlf")),
+        ("*** START OF THE PROJECT GUTENBERG EBOOK ***\n", ("gutenberg",)),
+        ("cafe\u0301\n", ("nfc",)),
+        (("It was the best of times, it was the worst of times, it was the age of\n" * 5 + "\n") * 9, ("unwrap",)),
+        ("plain text\n", ()),
+    ],
+)
+def test_the_steps_that_a_text_needs_are_proposed(text: str, steps: tuple[str, ...]) -> None:
+    assert surveyed(text, "plain text\n").cleaning == steps
+
+
+def test_the_suggested_vocabulary_follows_the_number_of_characters() -> None:
+    assert surveyed("abc", "d").suggestion.vocabulary == "char"
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    assert surveyed(many, "d").suggestion.vocabulary == "bpe"
+    assert "301" in surveyed(many, "d").suggestion.reason
+
+
+def test_signs_of_trouble_are_warned_of_in_plain_words() -> None:
+    warnings = " ".join(surveyed("<!DOCTYPE html>\ufffd\n", "x").warnings)
+    for part in ("HTML", "1 times the replacement character", "Only 18 characters", "scores on it will be rough"):
+        assert part in warnings
