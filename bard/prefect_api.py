@@ -135,8 +135,17 @@ def resuming(run: FlowRun) -> dict[str, Any]:
 
 
 def make_pool(client: httpx.Client) -> None:
-    """Make the work pool if there is none; one that the user has changed stays as it is."""
-    pool = {"name": POOL, "type": "process", "description": "Flow runs as processes on this machine, by `bard up`."}
+    """Make the work pool if there is none; one that the user has changed stays as it is.
+
+    It runs one flow at a time: two trainings share cores and memory, and an experiment that counts seconds would count
+    the other's. A deployment's own limit does not keep two deployments apart.
+    """
+    pool = {
+        "name": POOL,
+        "type": "process",
+        "description": "Flow runs as processes on this machine, by `bard up`.",
+        "concurrency_limit": 1,
+    }
     response = client.post("/work_pools/", json=pool)
     if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
         raise UpError(f"The server refused the work pool {POOL!r}: {response.status_code} {response.text}")

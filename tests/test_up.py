@@ -294,6 +294,10 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
     wait_for(waiting.exists, 30, "the run is under way")
     waiting.unlink()
 
+    other = served.prefect("deployment", "run", "tick/often").stdout.split("UUID: ")[1].split()[0]
+    time.sleep(7)  # the worker looks for work every 3 s
+    assert served.run(other)["state_type"] == "SCHEDULED", "two deployments never run at once"
+
     process = served.start()
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) == 0, served.text()
@@ -314,6 +318,7 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
     assert f"Cut off by a kill and started again: {run['name']}" in served.text()
     (served.home / "gate").touch()
     wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", 30, "the run completes")
+    wait_for(lambda: served.run(other)["state_type"] == "COMPLETED", 30, "and the other one")
     assert served.run(run_id)["run_count"] == 3
     # The task that had finished before the stop was answered from the cache both times.
     notes = (served.home / "notes.txt").read_text().split()
