@@ -170,6 +170,7 @@ def _drawn(chart: Chart, width: float) -> Figure:
             borderaxespad=0,
         )
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # labels find their places among what stands; the layout would move it again
     _label_points(axes, chart.lines, all_of_them=names)
     return figure
 
@@ -186,8 +187,14 @@ def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
 
 
 def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> None:
-    """Each point's label where it covers nothing: to the upper right, or another side; what has no room stays out."""
-    sides = ((6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right"))
+    """Each point's label where it covers nothing: to the upper right, or another side; what has no room stays out.
+
+    Where every label has to be there, further rows are tried too.
+    """
+    sides = [(6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right")]
+    if all_of_them:
+        rows = (18, -27, *range(31, 150, 13))
+        sides += [(right, above, side) for above in rows for right, side in ((6, "left"), (-6, "right"))]
     frame = axes.get_window_extent()
     points = [
         (label, x, y, *axes.transData.transform((x, y)))
@@ -202,7 +209,7 @@ def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> No
         for right, above, side in sides:
             left = across + right - (long if side == "right" else 0)
             box = (left, up + above - 2, left + long, up + above + 11)
-            inside = frame.x0 <= left and left + long <= frame.x1 + 12
+            inside = frame.x0 <= left and left + long <= frame.x1 + 3 and frame.y0 <= box[1]
             if inside and not any(_overlap(box, other) for other in boxes):
                 free.append((box, right, above, side))
         if label and (free or all_of_them):

@@ -3,6 +3,7 @@
 Needs Chromium (Debian: `apt install chromium`); without it these tests are skipped, visibly.
 """
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -216,6 +217,35 @@ def test_every_table_and_drawing_has_a_name_and_every_field_a_label(browser: Any
     )
     assert nameless == []
     page.close()
+
+
+def test_points_that_lie_together_keep_their_names_apart(browser: Any, tmp_path: Path) -> None:
+    places = {
+        "char": (0.992, 7.2053), "bytes": (0.336, 9.1756), "bpe-512": (0.641, 7.8463), "bpe-2048": (1.028, 7.0784),
+        "bpe-8192": (1.295, 7.3451), "bpe-char-8192": (1.291, 7.3201), "bpe-16384": (1.3, 7.33), "again": (0.337, 9.18),
+    }  # fmt: skip
+    lines = tuple(
+        experiment.Line(name=name, x=(x,), y=(y,), labels=(name,), style="points") for name, (x, y) in places.items()
+    )
+    chart = experiment.Chart(title="Names", x_label="length", y_label="bits", lines=lines, log_x=True)
+    page = an_experiment()
+    parts = (page.parts[0].model_copy(update={"charts": (chart,)}),)
+    (tmp_path / "names.html").write_text(experiment.render(page.model_copy(update={"parts": parts})), encoding="utf-8")
+    for width in WIDTHS:
+        opened = browser.new_page(viewport={"width": width, "height": 900})
+        opened.goto((tmp_path / "names.html").as_uri())
+        drawn = opened.evaluate(
+            """() => [...document.querySelectorAll("svg text")].filter((e) => e.getClientRects().length)
+            .map((e) => [e.textContent.trim(), e.getBoundingClientRect()])
+            .map(([text, box]) => [text, box.x, box.y, box.right, box.bottom])"""
+        )
+        named = [one for one in drawn if one[0] in places]
+        assert sorted(one[0] for one in named) == sorted(places)
+        assert all(right < width for _, _, _, right, _ in named)
+        for one, other in itertools.combinations(named, 2):
+            apart = one[3] <= other[1] or other[3] <= one[1] or one[4] - 2 <= other[2] or other[4] - 2 <= one[2]
+            assert apart, (width, one, other)
+        opened.close()
 
 
 def test_text_is_written_into_the_page_as_it_is_drawn(browser: Any, tmp_path: Path) -> None:
