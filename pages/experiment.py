@@ -189,7 +189,7 @@ def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
 def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> None:
     """Each point's label where it covers nothing: to the upper right, or another side; what has no room stays out.
 
-    Where every label has to be there, further rows are tried too.
+    Where every label has to be there, further rows are tried too, from which a line leads to the point.
     """
     sides = [(6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right")]
     if all_of_them:
@@ -215,7 +215,11 @@ def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> No
         if label and (free or all_of_them):
             boxes += [box for box, *_ in free[:1]]
             right, above, side = free[0][1:] if free else sides[0]
-            axes.annotate(label, (x, y), xytext=(right, above), textcoords="offset points", ha=side, color=TEXT)
+            thread = {"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
+            far = thread if above not in (5, -14) else None
+            axes.annotate(
+                label, (x, y), xytext=(right, above), textcoords="offset points", ha=side, color=TEXT, arrowprops=far
+            )
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
