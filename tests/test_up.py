@@ -256,7 +256,7 @@ def test_a_scheduled_run_appears_and_completes(served: Project) -> None:
     # Deploying again follows the file: from here on nothing is scheduled, which saves the machine a run every 5 s.
     (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("active: true", "active: false"))
     assert served.prefect("--no-prompt", "deploy", "--all").returncode == 0
-    assert not served.tick_runs("SCHEDULED")
+    wait_for(lambda: not served.tick_runs("SCHEDULED"), 30, "what was due has had its turn, and nothing follows")
 
 
 def test_a_second_up_is_refused_and_names_the_address_of_the_first(served: Project, inside: Project) -> None:
