@@ -1,19 +1,24 @@
 """Names for people: each name is an append-only history of handles, and its last entry is where it points."""
 
+import errno
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
+from tempfile import mkstemp
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.handles import KINDS, Handle
-from storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder
+from storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder, make_read_only
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
 MOVES = "[0-9]*.json"
+# What a file system says that has no hard links: FAT and exFAT, some FUSE and network mounts, Android.
+NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class RefMoved(StoreError):
@@ -37,6 +42,13 @@ class Entry(BaseModel):
     def handle(self) -> Handle:
         """The handle that the name pointed at."""
         return KINDS[self.kind](digest=self.digest)
+
+
+class Pointed(NamedTuple):
+    """The head of a name that was to point somewhere, and whether it had to be moved for that."""
+
+    entry: Entry
+    moved: bool
 
 
 class Refs:
@@ -85,20 +97,78 @@ class Refs:
         content = canonical_json(entry.model_dump())
         make_folder(folder)
         make_folder(self.drafts)
-        with NamedTemporaryFile(dir=self.drafts, prefix=f"{os.getpid()}-moving-") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
-            try:
-                # A link is created whole or refused: of two movers with the same number one wins.
-                os.link(file.name, folder / f"{entry.number:06}.json")
-            except FileExistsError:
-                raise RefMoved(
-                    f"{name} was moved by another run since this one looked; nothing was changed, so run it again"
-                ) from None
+        number, draft = mkstemp(dir=self.drafts, prefix=f"{os.getpid()}-moving-")
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            make_read_only(Path(draft))
+            self._create(Path(draft), folder / f"{entry.number:06}.json")
+        except FileExistsError:
+            raise RefMoved(
+                f"{name} was moved by another run since this one looked; nothing was changed, so run it again"
+            ) from None
+        finally:
+            with suppress(FileNotFoundError):
+                Path(draft).unlink()
         fsync(folder)
         return entry
+
+    def point(
+        self,
+        name: str,
+        handle: Handle,
+        *,
+        by: str,
+        why: Callable[[Entry | None], str],
+        notes: dict[str, Any] | None = None,
+    ) -> Pointed:
+        """Make the name point at the handle, whoever else moves it meanwhile; where it does already, nothing is moved.
+
+        `why` is given the head that is moved from, and says why.
+
+        Raises:
+            StoreError: as `move`.
+        """
+        while True:
+            head = self.head(name)
+            if head is not None and head.handle == handle:
+                return Pointed(head, False)
+            with suppress(RefMoved):
+                return Pointed(self.move(name, handle, after=head, by=by, why=why(head), notes=notes), True)
+
+    def _create(self, draft: Path, place: Path) -> None:
+        """Put a written file at its place, whole, where nothing lies there yet.
+
+        Raises:
+            FileExistsError: something does.
+            StoreError: the file system has neither hard links nor locks.
+        """
+        try:
+            # A link is created whole or refused: of two movers with the same number one wins.
+            os.link(draft, place)
+            return
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+        from filelock import FileLock  # 70 ms to import, and only a file system without hard links needs it
+
+        # Without hard links for one mover there are none for all, so that all of them come here.
+        lock = FileLock(self.folder / "moving.lock", fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except (NotImplementedError, OSError) as error:
+            raise StoreError(
+                f"the file system of {self.folder} has neither hard links nor file locks ({error}), so two runs could "
+                "move one name at once and one of them be lost; set BARDFLOW_HOME to a folder on another disk"
+            ) from error
+        try:
+            if os.path.lexists(place):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+            draft.rename(place)
+        finally:
+            lock.release()
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -30,6 +30,8 @@ H = TypeVar("H", bound=Handle)
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # What renaming a folder onto an object says, where the object is a folder with files in it or (damaged) a file.
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+# What a file system says that keeps no modes.
+NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class StoreError(BardError):
@@ -129,9 +131,9 @@ class Store:
         (draft.folder / MANIFEST).write_bytes(content)
         for path in sorted(draft.folder.rglob("*"), reverse=True):
             if path.is_file():
-                path.chmod(0o444)
+                make_read_only(path)
             fsync(path)
-        draft.folder.chmod(0o755)
+        set_mode(draft.folder, 0o755)
         fsync(draft.folder)
 
         place = self.place(handle)
@@ -299,10 +301,12 @@ def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, two spaces, UTF-8, a newline at the end.
 
     Raises:
-        StoreError: a number in it is NaN or infinite.
+        StoreError: a number in it is NaN or infinite, or a text holds bytes that could not be decoded.
     """
     try:
         return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"only text is kept, and {error.object[:300]!r} holds bytes that are not UTF-8") from error
     except ValueError as error:
         raise StoreError(f"only finite numbers are kept, and there is another in {str(value)[:300]}") from error
 
@@ -319,6 +323,20 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         fsync(folder.parent)
+
+
+def make_read_only(path: Path) -> None:
+    """Let nobody write to a file by mistake, where the file system can say so."""
+    set_mode(path, 0o444)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Set a file's or folder's mode; one whose file system keeps no modes (FAT, some network mounts) stays as it is."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in NO_MODES:
+            raise
 
 
 def file_facts(path: Path) -> FileFacts:

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.handles import KINDS, Handle
+from storage.handles import Evaluation, Handle, Model, Report
 from storage.lineage import spelled
 from storage.refs import Entry, Refs
 from storage.store import Store
 
-# The digests that a name's mover may leave in its notes, each under its kind.
-NOTED = ("model", "report", "evaluation")
+# Under which keys a name's mover may leave digests in its notes, and of what kind.
+NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def named(refs: Refs) -> Iterator[Handle]:
 
 def noted(entry: Entry) -> Iterator[Handle]:
     """The handles in a move's notes."""
-    for kind in NOTED:
-        if kind in entry.notes:
-            yield KINDS[kind](digest=entry.notes[kind])
+    for key, kind in NOTED.items():
+        if entry.notes.get(key):
+            yield kind(digest=entry.notes[key])
 
 
 def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> set[Handle]:

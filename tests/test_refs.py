@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -91,30 +92,51 @@ def test_of_many_threads_with_the_same_head_exactly_one_wins(refs: Refs, free: b
     assert len(refs.history(NAME)) == (1 if free else 2)
 
 
-def test_processes_that_move_one_name_lose_no_move(refs: Refs) -> None:
-    script = """if True:
-        import sys
-        from pathlib import Path
-        from storage.handles import Model
-        from storage.refs import RefMoved, Refs
-        refs, me, won, lost = Refs(Path(sys.argv[1])), sys.argv[2], 0, 0
-        print("ready", flush=True)
-        sys.stdin.readline()
-        while won < 25:
-            try:
-                refs.move("a/b", Model(digest=f"{won:064x}"), after=refs.head("a/b"), by=me, why="")
-                won += 1
-            except RefMoved:
-                lost += 1
-    """
+MOVER = """
+import sys
+from pathlib import Path
+from storage.handles import Model
+from storage.refs import RefMoved, Refs
+refs, me, won = Refs(Path(sys.argv[1])), sys.argv[2], 0
+print("ready", flush=True)
+sys.stdin.readline()
+while won < 25:
+    try:
+        refs.move("a/b", Model(digest=f"{won:064x}"), after=refs.head("a/b"), by=me, why="")
+        won += 1
+    except RefMoved:
+        pass
+"""
+
+# The kernel refuses this process and its children the calls `link` and `linkat`, as it does on FAT: a seccomp filter
+# (seccomp(2)) of four instructions, or five: load the call's number, compare, allow, or refuse with EPERM.
+NO_LINKS = """
+import ctypes, errno, os, platform, struct
+calls = {"x86_64": (86, 265), "aarch64": (37,)}[platform.machine()]
+program = [(0x20, 0, 0, 0), *((0x15, len(calls) - n, 0, call) for n, call in enumerate(calls))]
+program += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | errno.EPERM)]
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+kernel = ctypes.CDLL(None, use_errno=True)
+assert kernel.prctl(38, 1, 0, 0, 0) == 0
+filter = Program(len(program), b"".join(struct.pack("HBBI", *line) for line in program))
+assert kernel.prctl(22, 2, ctypes.byref(filter), 0, 0) == 0, os.strerror(ctypes.get_errno())
+"""
+filters = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+@pytest.mark.parametrize(
+    "before", ["", pytest.param(NO_LINKS, marks=pytest.mark.skipif(not filters, reason="needs Linux's seccomp"))]
+)
+def test_processes_that_move_one_name_lose_no_move_with_hard_links_and_without(refs: Refs, before: str) -> None:
     movers = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(refs.folder.parent), me],
+            [sys.executable, "-c", before + MOVER, str(refs.folder.parent), me],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for me in "xy"
+        for me in "xyz"
     ]
     for mover in movers:
         assert mover.stdout
@@ -125,11 +147,33 @@ def test_processes_that_move_one_name_lose_no_move(refs: Refs) -> None:
         mover.stdin.flush()
     for mover in movers:
         mover.communicate()
-    assert [mover.returncode for mover in movers] == [0, 0]
+    assert [mover.returncode for mover in movers] == [0, 0, 0]
     history = refs.history("a/b")
-    assert [entry.number for entry in history] == list(range(1, 51))
-    for me in "xy":
+    assert [entry.number for entry in history] == list(range(1, 76))
+    for me in "xyz":
         assert [entry.handle for entry in history if entry.by == me] == [model(number) for number in range(25)]
+    assert refs.names() == ["a/b"]
+    assert list(refs.drafts.iterdir()) == []
+
+
+def test_to_point_somewhere_is_done_whoever_moves_the_name_meanwhile(refs: Refs) -> None:
+    together = Barrier(8)
+
+    def pointer(number: int) -> list[bool]:
+        together.wait()
+        return [
+            refs.point(NAME, model(number), by=str(number), why=lambda head: f"after {head and head.number}").moved
+            for _ in range(10)
+        ]
+
+    with ThreadPoolExecutor(8) as threads:
+        moved = sum(map(sum, threads.map(pointer, range(8))))
+    history = refs.history(NAME)
+    assert len(history) == moved >= 8
+    assert [entry.why for entry in history] == ["after None", *(f"after {n}" for n in range(1, moved))]
+    last = history[-1]
+    assert refs.point(NAME, last.handle, by="", why=lambda head: "").moved is False
+    assert refs.history(NAME) == history
 
 
 @pytest.mark.parametrize(

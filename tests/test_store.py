@@ -343,6 +343,11 @@ def test_a_kept_objects_files_are_read_only(store: Store) -> None:
     assert modes == dict.fromkeys([*FILES, MANIFEST, ORIGIN], 0o444)
 
 
+def test_bytes_that_are_no_text_are_refused_as_such() -> None:
+    with pytest.raises(StoreError, match=r"'ann \\udcff' holds bytes that are not UTF-8"):
+        canonical_json({"by": "ann \udcff"})
+
+
 def test_what_is_not_finite_is_refused_and_not_kept_as_a_hole(store: Store) -> None:
     for loss in (float("nan"), float("inf")):
         with pytest.raises(StoreError, match="only finite numbers"):

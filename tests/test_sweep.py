@@ -99,6 +99,16 @@ def test_what_the_notes_of_a_head_name_stays(home: Home) -> None:
     assert home.left() == {*model, evaluation, report, champion, of_champion}
 
 
+def test_all_that_notes_may_name_is_reached(home: Home) -> None:
+    kinds = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
+    noted = {key: home.made(kind, f"the {key} in a note") for key, kind in kinds.items()}
+    report = home.made(Report, "page")
+    home.move("a/small", report, **{key: handle.digest for key, handle in noted.items()}, verdict={"moved": True})
+    home.move("b/small", report, rival=None)
+    assert home.sweep().objects == ()
+    assert home.left() == {report, *noted.values()}
+
+
 def test_every_champion_there_ever_was_stays_for_a_rollback_and_older_reports_go(home: Home) -> None:
     old, new = home.model("a"), home.model("b")
     old_report, new_report = home.made(Report, "old"), home.made(Report, "new")
