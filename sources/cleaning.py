@@ -63,7 +63,8 @@ def crlf(lines: Iterator[str], tally: Tally) -> Iterator[str]:
         alone = unified.count("\r")
         tally.characters_removed += alone
         tally.characters_added += alone
-        yield from unified.replace("\r", "\n").splitlines(keepends=True) if alone else (unified,)
+        # Not `splitlines`: it also splits at U+2028, U+0085, form feeds and others, which end no line here.
+        yield from re.findall(r"[^\n]*\n|[^\n]+", unified.replace("\r", "\n")) if alone else (unified,)
 
 
 # The marks of Project Gutenberg's files since 2003, and of those before ("small print").
@@ -173,6 +174,9 @@ _HEADING = re.compile(
 # These never open a paragraph: where one follows an ideographic space, that space stands for a character that the
 # source could not encode (the Three Kingdoms: "左右去其\n　，放起孟獲").
 _CLOSING = "，。、；：？！）」』】》〉…,.;:?!)]}"
+# What is taken off a line's end where the next one is joined to it: line ends and spaces (Unicode's Zs without the
+# ogham space mark, which is a stroke). Form feeds, U+0085, U+2028 and the like are no line ends here, and stay.
+BLANKS = "\t\n\r \u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _DASHES = "-‐–—―─"
 
 
@@ -197,7 +201,7 @@ def unwrap(lines: Iterator[str], tally: Tally) -> Iterator[str]:
                 yield "".join(paragraph)
             paragraph = [line]
             continue
-        kept = last.rstrip()
+        kept = last.rstrip(BLANKS)
         joint = _joint(kept, line)
         tally.lines_removed += 1
         tally.characters_removed += len(last) - len(kept)
@@ -233,7 +237,7 @@ def _continues(last: str, line: str, width: int) -> bool:
         return False
     if line[0].isspace() and body[0] not in _CLOSING:
         return False
-    kept = last.rstrip()
+    kept = last.rstrip(BLANKS)
     return columns(kept + _joint(kept, line) + _first_word(body)) > width - _SLACK_COLUMNS
 
 

@@ -25,6 +25,8 @@ from bard.errors import BardError
 from sources.cleaning import STEP_NAMES
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# What a corpus's name would be mistaken for: the store keeps the reports of experiments under it.
+RESERVED_NAMES = ("experiments",)
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -166,6 +168,8 @@ class CorpusSpec(_Frozen):
     def _name_is_plain(cls, name: str) -> str:
         if not CORPUS_NAME.fullmatch(name):
             raise ValueError("a corpus is named with a-z, 0-9 and -, and begins with a letter or a digit")
+        if name in RESERVED_NAMES:
+            raise ValueError("this name is taken by the project itself; give the corpus (and its file) another")
         return name
 
     @field_validator("cleaning")
@@ -218,6 +222,8 @@ def load_corpus(name: str, folder: Path) -> CorpusSpec:
         raise CorpusError(f"{path} is not valid TOML: {error}.") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 (byte {error.start:,}); TOML files must be.") from error
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}. A corpus is described by a TOML file.") from error
     if "name" in table:
         raise CorpusError(f"{path}: name is taken from the file's own name ({name!r}); remove the field.")
     try:

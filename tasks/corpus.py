@@ -41,7 +41,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
     with store().draft() as draft:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sources.cleaning import STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
+from sources.cleaning import BLANKS, STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
 
 # Characters that the steps look at, so that chance finds their corners.
 atoms = st.sampled_from([*"ab \t\r\n\ufeff\u3000，。三國第回é", "e\u0301", "*** START OF A ***", "*** END OF A ***"])
@@ -307,3 +307,34 @@ def test_steps_run_in_the_order_named() -> None:
     second, counts = run(windows, "gutenberg", "crlf")
     assert first == second == BODY
     assert counts[1].characters_removed == BODY.count("\n")
+
+
+# A right edge at 70 columns, so that `unwrap` joins; separators that end no line here, beside the ones that do.
+WRAPPED = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["the words of a line that is wrapped somewhere before its seventieth\r\n", "\r", "\n", "\r\n"]
+        ),
+        st.text(alphabet="ab字，-\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\u1680\u3000\u00a0\r\n ", max_size=90),
+    ),
+    max_size=40,
+).map("".join)
+
+
+@given(WRAPPED)
+def test_line_ends_and_wrapping_change_and_every_visible_character_stays(text: str) -> None:
+    lines = text.split("\n")
+    steps = ("crlf", "unwrap")
+    tallies = [Tally() for _ in steps]
+    given_lines = [f"{line}\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
+    cleaned = "".join(clean(given_lines, steps, tallies))
+
+    def visible(text: str) -> str:
+        return "".join(character for character in text if character not in BLANKS)
+
+    assert visible(cleaned) == visible(text)
+
+
+def test_a_separator_that_ends_no_line_stays_where_it_is() -> None:
+    text = "old\rMacintosh\u2028one\x0ctwo\x85three\x1cfour\r"
+    assert "".join(clean([text], ("crlf",), [Tally()])) == "old\nMacintosh\u2028one\x0ctwo\x85three\x1cfour\n"
