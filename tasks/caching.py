@@ -9,6 +9,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
+from bard.identity import identity
 
 @dataclass
 class SameQuestion(CachePolicy):
@@ -45,7 +46,7 @@ def spelled(value: Any) -> Any:
         TypeError: the input is neither a model nor made of plain JSON types, so it has no one spelling.
     """
     if isinstance(value, BaseModel):
-        return {"class": type(value).__name__, "value": value.model_dump(mode="json")}
+        return {"class": type(value).__name__, "value": identity(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, list | tuple):
