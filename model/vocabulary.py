@@ -86,6 +86,20 @@ class UnknownCharacter(VocabularyError):
         )
 
 
+class NotText(VocabularyError):
+    """A text holds half of a surrogate pair, which is no character: what Python makes of bytes that it can not decode.
+
+    `offset` is its place (in characters) in the piece, `piece` the piece's number from 0.
+    """
+
+    def __init__(self, half: str, offset: int, piece: int) -> None:
+        self.offset, self.piece = offset, piece
+        super().__init__(
+            f"at offset {offset} of piece {piece} stands U+{ord(half):04X}, which is no character: most likely a byte "
+            "that is not UTF-8. Give the text in UTF-8 (a terminal's encoding is shown by `locale`)."
+        )
+
+
 class VocabularySpec(BaseModel):
     """What to learn.
 
@@ -275,14 +289,23 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
     the pieces is encoding the whole text where each cut is just after a newline that stands before a non-space
     character (`str.isspace`); for "char" any cut will do.
 
-    Raises `UnknownCharacter` where the vocabulary can not spell a character.
+    Raises `UnknownCharacter` where the vocabulary can not spell a character, and `NotText` where the text holds one
+    half of a surrogate pair.
     """
     dtype = token_dtype(tokenizer.get_vocab_size())
     words = tokenizer.pre_tokenizer
-    pages = ((number, *page) for number, piece in enumerate(pieces) for page in _pages(words, piece))
+    pages = ((number, *page) for number, piece in enumerate(pieces) for page in _pages(words, _text(piece, number)))
     encoded = (done for batch in _batches(pages) for done in _encode_batch(tokenizer, batch, dtype))
     for _, arrays in groupby(encoded, key=itemgetter(0)):
         yield np.concatenate([ids for _, ids in arrays])
+
+
+def _text(piece: str, number: int) -> str:
+    try:
+        piece.encode()
+    except UnicodeEncodeError as error:
+        raise NotText(piece[error.start], error.start, number) from error
+    return piece
 
 
 _Page = tuple[int, int, str]  # the piece's number, the page's offset in it, the page

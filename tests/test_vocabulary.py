@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from model.vocabulary import (
+    NotText,
     UnknownCharacter,
     VocabularyError,
     VocabularySpec,
@@ -181,6 +182,16 @@ def test_an_unknown_character_is_named_and_never_dropped(page: int, piece: int, 
     with pytest.raises(UnknownCharacter, match=rf"'é' \(U\+00E9\), at offset {offset} of piece {piece}") as caught:
         list(encode(tokenizer, pieces))
     assert (caught.value.character, caught.value.offset, caught.value.piece) == ("é", offset, piece)
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "bpe-char"])
+@pytest.mark.parametrize(("before", "piece"), [(0, 0), (40_000, 0), (5, 1)])
+def test_half_of_a_surrogate_pair_is_named_and_never_a_bare_type_error(kind: str, before: int, piece: int) -> None:
+    spec = VocabularySpec.model_validate({"kind": kind, "size": None if kind == "char" else 300})
+    tokenizer = learn(lambda: ["ab"], spec, characters=2, unseen=False)
+    with pytest.raises(NotText, match=rf"at offset {before} of piece {piece} stands U\+DCFF") as caught:
+        list(encode(tokenizer, ["ab"] * piece + ["a" * before + "\udcffab"]))
+    assert (caught.value.offset, caught.value.piece) == (before, piece)
 
 
 def test_no_merge_spells_a_byte_token() -> None:
