@@ -7,7 +7,7 @@ import typer
 
 from bard.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, print_json, print_table
 from bard.errors import BardError
-from bard.home import home, project_folder
+from bard.home import home
 
 if TYPE_CHECKING:
     from storage.handles import Report
@@ -162,18 +162,14 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete artifacts that no name leads to; waits for trainings under way."""
-    from contextlib import ExitStack
-
-    from sources.spec import corpus_names
+    """Delete artifacts that no name leads to; waits for runs under way."""
+    prepare_prefect()
     from storage.refs import Refs
     from storage.store import Store
     from storage.sweep import sweep as sweep_store
-    from tasks.turns import turn
+    from tasks.turns import sweeping_store
 
-    with ExitStack() as turns:
-        for name in corpus_names(project_folder() / "corpora"):
-            turns.enter_context(turn(name))
+    with sweeping_store():
         swept = sweep_store(Store(home()), Refs(home()), dry_run=dry_run)
     if as_json:
         print_json({"objects": [str(handle) for handle in swept.objects], "bytes": swept.bytes, "dry_run": dry_run})

@@ -15,16 +15,29 @@ corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML
 @corpora.command("list")
 def list_corpora(as_json: AsJson = False) -> None:
     """What can be trained on."""
-    from sources.spec import corpus_names, load_corpus
+    from sources.spec import CorpusError, CorpusSpec, corpus_names, load_corpus
 
     folder = project_folder() / "corpora"
-    specs = [load_corpus(name, folder) for name in corpus_names(folder)]
+    found: dict[str, CorpusSpec | CorpusError] = {}
+    for name in corpus_names(folder):
+        try:
+            found[name] = load_corpus(name, folder)
+        except CorpusError as error:
+            found[name] = error
     if as_json:
-        print_json([spec.model_dump(mode="json") for spec in specs])
-    else:
-        width = max((len(spec.name) for spec in specs), default=0)
-        for spec in specs:
-            print(f"{spec.name:<{width}}  {spec.language:<8} {spec.title} ({spec.licence})")
+        print_json(
+            [
+                spec.model_dump(mode="json") if isinstance(spec, CorpusSpec) else {"name": name, "error": str(spec)}
+                for name, spec in found.items()
+            ]
+        )
+        return
+    width = max(map(len, found), default=0)
+    for name, spec in found.items():
+        if isinstance(spec, CorpusSpec):
+            print(f"{name:<{width}}  {spec.language:<8} {spec.title} ({spec.licence})")
+        else:
+            print(f"{name:<{width}}  cannot be used: " + f"\n{'':<{width}}  ".join(str(spec).splitlines()))
 
 
 @corpora.command("add")

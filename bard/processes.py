@@ -90,14 +90,18 @@ def end_of(log: Path) -> str:
     return f"The end of {log}:\n" + "\n".join(f"    {line}" for line in lines or ["(empty)"])
 
 
-def wait_until(condition: Callable[[], bool], children: list[Child], seconds: float, what: str) -> None:
-    """Wait for the condition while every child lives; raise UpError if one ends or the time is over."""
+def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Child], seconds: float) -> None:
+    """Wait for what a child shall bring about, while every child lives.
+
+    Raises:
+        UpError: one of them ended, or the time is over; with the end of that one's log.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         for child in children:
             require_alive(child)
         if time.monotonic() > deadline:
-            raise UpError(f"{what} was not ready after {seconds:.0f} s. {end_of(children[-1].log)}")
+            raise UpError(f"Not ready after {seconds:.0f} s: the {awaited.name}. {end_of(awaited.log)}")
         time.sleep(0.2)
 
 

@@ -102,7 +102,7 @@ def server() -> Iterator[str]:
     with supervising():
         child = start_server(project_folder(), "127.0.0.1", port, "temporary-server", options)
         try:
-            wait_until(lambda: healthy(url), [child], START_SECONDS, "The temporary server")
+            wait_until(lambda: healthy(url), child, [child], START_SECONDS)
             yield url
         finally:
             stop(child)
@@ -113,7 +113,7 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = start_server(project, host, port, "server", [])
     children.append(server)
-    wait_until(lambda: healthy(url), children, START_SECONDS, "The server")
+    wait_until(lambda: healthy(url), server, children, START_SECONDS)
 
     with api(url) as client:
         resumed = reschedule(client, runs_under_way(client))
@@ -126,10 +126,11 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
         reports, where = start_reports(project, host, port)
         children.append(reports)
         since = datetime.now(UTC)
-        children.append(start_worker(project, url, where))
-        wait_until(lambda: worker_seen(client, since), children, START_SECONDS, "The worker")
+        worker = start_worker(project, url, where)
+        children.append(worker)
+        wait_until(lambda: worker_seen(client, since), worker, children, START_SECONDS)
         planned = planned_starts(client, deployments)
-        wait_until(lambda: answers(where), children, START_SECONDS, "The site of reports")
+        wait_until(lambda: answers(where), reports, children, START_SECONDS)
     print(status(url, where, deployments, planned, declared(project)), flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
@@ -190,11 +191,12 @@ def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a site answers."""
+    """Whether a site answers, whatever it says: what is wrong with a page, the page's log tells."""
     try:
-        return httpx.get(url, timeout=30, trust_env=False).is_success
+        httpx.get(url, timeout=30, trust_env=False)
     except httpx.TransportError:
         return False
+    return True
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
+from flows.parameters import Corpora, Count, Seconds, Vocabularies
 from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from storage.handles import Corpus, Vocabulary
@@ -23,13 +24,13 @@ NAME = "experiments/compare-vocabularies"
 
 @flow(name="compare-vocabularies", description="The same network body on several vocabularies, at an equal budget.")
 def compare_vocabularies(
-    corpora: list[str] = ["tiny-shakespeare", "three-kingdoms"],  # noqa: B006
-    vocabularies: list[str] = ["char", "bytes", "bpe-512", "bpe-2048", "bpe-8192", "bpe-char-8192"],  # noqa: B006
+    corpora: Corpora = ["tiny-shakespeare", "three-kingdoms"],  # noqa: B006
+    vocabularies: Vocabularies = ["char", "bytes", "bpe-512", "bpe-2048", "bpe-8192", "bpe-char-8192"],  # noqa: B006
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
     budget: Literal["time", "characters"] = "time",
-    seconds: float = 60.0,
-    characters: int = 2_500_000,
+    seconds: Seconds = 60.0,
+    characters: Count = 2_500_000,
 ) -> str:
     """Train on every vocabulary and say which suits each text; returns where the report lies.
 
@@ -45,44 +46,44 @@ def compare_vocabularies(
     specs = {name: vocabulary_named(name) for name in vocabularies}
     chosen = recipe_named(recipe, overrides)
     texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
-    ask = Asking()
-    names: list[str] = []
-    on: list[Corpus] = []
-    learned: list[Vocabulary] = []
-    reaches: list[float] = []
-    fitted: list[Recipe] = []
-    for corpus, described in texts.items():
-        text = ask(clean_corpus, ask(fetch_source, described), described)
-        for name, spec in specs.items():
-            say(f"{corpus}: {name}")
-            vocabulary = ask(learn_vocabulary, text, spec)
-            reach = characters_per_token(text, ask(tokenize_corpus, text, vocabulary, chosen.shards))
-            names.append(name)
-            on.append(text)
-            learned.append(vocabulary)
-            reaches.append(reach)
-            fitted.append(with_vocabulary(chosen, name, reach))
-    if budget == "time":
-        steps = steps_within(learned, [one.gpt for one in fitted], [one.training for one in fitted], seconds)
-    else:
-        seen = [one.training.batch * one.gpt.context * reach for one, reach in zip(fitted, reaches, strict=True)]
-        steps = [max(1, round(characters / a_step)) for a_step in seen]
-    runs: list[Trained] = []
-    for name, text, one, count in zip(names, on, fitted, steps, strict=True):
-        say(f"{store().facts(text)['title']}, {name}: {count:,} steps")
-        runs.append(train_and_evaluate(ask, text, with_steps(one, count)))
-    said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
-    report = ask(
-        publish_vocabularies,
-        names,
-        on,
-        [run.model for run in runs],
-        [run.evaluation for run in runs],
-        [run.legs[-1] for run in runs],
-        said,
-        seconds if budget == "time" else None,
-    )
-    where = show_experiment(NAME, report, by="compare-vocabularies")
+    with Asking() as ask:
+        names: list[str] = []
+        on: list[Corpus] = []
+        learned: list[Vocabulary] = []
+        reaches: list[float] = []
+        fitted: list[Recipe] = []
+        for corpus, described in texts.items():
+            text = ask(clean_corpus, ask(fetch_source, described), described)
+            for name, spec in specs.items():
+                say(f"{corpus}: {name}")
+                vocabulary = ask(learn_vocabulary, text, spec)
+                reach = characters_per_token(text, ask(tokenize_corpus, text, vocabulary, chosen.shards))
+                names.append(name)
+                on.append(text)
+                learned.append(vocabulary)
+                reaches.append(reach)
+                fitted.append(with_vocabulary(chosen, name, reach))
+        if budget == "time":
+            steps = steps_within(learned, [one.gpt for one in fitted], [one.training for one in fitted], seconds)
+        else:
+            seen = [one.training.batch * one.gpt.context * reach for one, reach in zip(fitted, reaches, strict=True)]
+            steps = [max(1, round(characters / a_step)) for a_step in seen]
+        runs: list[Trained] = []
+        for name, text, one, count in zip(names, on, fitted, steps, strict=True):
+            say(f"{store().facts(text)['title']}, {name}: {count:,} steps")
+            runs.append(train_and_evaluate(ask, text, with_steps(one, count)))
+        said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
+        report = ask(
+            publish_vocabularies,
+            names,
+            on,
+            [run.model for run in runs],
+            [run.evaluation for run in runs],
+            [run.legs[-1] for run in runs],
+            said,
+            seconds if budget == "time" else None,
+        )
+        where = show_experiment(NAME, report, by="compare-vocabularies")
     ran = ask.ran("train_leg")
     return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
 
@@ -90,9 +91,5 @@ def compare_vocabularies(
 def with_vocabulary(recipe: Recipe, name: str, characters_a_token: float) -> Recipe:
     """The recipe on another vocabulary, with as many characters of context as it has tokens."""
     context = max(8, round(recipe.gpt.context / characters_a_token / 8) * 8)
-    return recipe.model_copy(
-        update={
-            "vocabulary": vocabulary_named(name),
-            "gpt": recipe.gpt.model_copy(update={"context": context}),
-        }
-    )
+    spec = {f"vocabulary_{field}": value for field, value in vocabulary_named(name).model_dump().items()}
+    return recipe.changed(context=context, **spec)

@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bard.home import project_folder
+from flows.parameters import Bits, Count
 from flows.training import Trained, train_and_evaluate, with_steps
 from sources.spec import load_corpus
 from tasks.answers import Asking
@@ -20,10 +21,10 @@ def scaling_ladder(
     corpus: str = "tiny-shakespeare",
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
-    steps: int = 1000,
-    least_gain: float = 0.005,
-    patience: int = 2,
-    most_rungs: int = len(RUNGS),
+    steps: Count = 1000,
+    least_gain: Bits = 0.005,
+    patience: Count = 2,
+    most_rungs: Count = 11,
 ) -> str:
     """Train rung after rung, each about twice as large; returns where the report lies.
 
@@ -38,37 +39,38 @@ def scaling_ladder(
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
-    ask = Asking()
-    text = ask(clean_corpus, ask(fetch_source, described), described)
-    rungs: list[Trained] = []
-    best, idle = 0, 0
-    shape = RUNGS[0]
-    while True:
-        say(f"rung {len(rungs) + 1}: {shape[0]} layers of width {shape[1]}")
-        rungs.append(train_and_evaluate(ask, text, with_steps(of_size(chosen, *shape), steps)))
-        if len(rungs) > 1:
-            paid, found = pays(rungs[-1].evaluation, rungs[best].evaluation, least_gain)
-            say(f"rung {len(rungs)}: {interval(found)} bits per character: {'it pays' if paid else 'it does not pay'}")
-            best, idle = (len(rungs) - 1, 0) if paid else (best, idle + 1)
-        following = larger(*shape)
-        if idle >= patience:
-            stopped = f"Stopped by itself: {idle} rungs in a row did not pay."
-            break
-        if len(rungs) >= most_rungs:
-            stopped = f"Stopped after {most_rungs} rungs, as asked."
-            break
-        shape = following
-    report = ask(
-        publish_ladder,
-        text,
-        [rung.model for rung in rungs],
-        [rung.evaluation for rung in rungs],
-        [rung.legs[-1] for rung in rungs],
-        stopped,
-        f"{following[0]} layers of width {following[1]}",
-        following[0] * following[1] ** 2 / (shape[0] * shape[1] ** 2),
-    )
-    where = show_experiment(f"experiments/scaling-ladder-{corpus}", report, by="scaling-ladder")
+    with Asking() as ask:
+        text = ask(clean_corpus, ask(fetch_source, described), described)
+        rungs: list[Trained] = []
+        best, idle = 0, 0
+        shape = RUNGS[0]
+        while True:
+            say(f"rung {len(rungs) + 1}: {shape[0]} layers of width {shape[1]}")
+            rungs.append(train_and_evaluate(ask, text, with_steps(of_size(chosen, *shape), steps)))
+            if len(rungs) > 1:
+                paid, found = pays(rungs[-1].evaluation, rungs[best].evaluation, least_gain)
+                verdict = "it pays" if paid else "it does not pay"
+                say(f"rung {len(rungs)}: {interval(found)} bits per character: {verdict}")
+                best, idle = (len(rungs) - 1, 0) if paid else (best, idle + 1)
+            following = larger(*shape)
+            if idle >= patience:
+                stopped = f"Stopped by itself: {idle} rungs in a row did not pay."
+                break
+            if len(rungs) >= most_rungs:
+                stopped = f"Stopped after {most_rungs} rungs, as asked."
+                break
+            shape = following
+        report = ask(
+            publish_ladder,
+            text,
+            [rung.model for rung in rungs],
+            [rung.evaluation for rung in rungs],
+            [rung.legs[-1] for rung in rungs],
+            stopped,
+            f"{following[0]} layers of width {following[1]}",
+            following[0] * following[1] ** 2 / (shape[0] * shape[1] ** 2),
+        )
+        where = show_experiment(f"experiments/scaling-ladder-{corpus}", report, by="scaling-ladder")
     ran = ask.ran("train_leg")
     return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
 
@@ -76,10 +78,10 @@ def scaling_ladder(
 def of_size(recipe: Recipe, layers: int, width: int) -> Recipe:
     """The recipe at another size, its learning rates carried over by rule."""
     factor = learning_rate_factor(width, recipe.gpt.width)
-    gpt = recipe.gpt.model_copy(update={"layers": layers, "width": width, "heads": heads_of(width)})
-    rates = {
-        "learning_rate": recipe.training.learning_rate * factor,
-        "muon_learning_rate": recipe.training.muon_learning_rate * factor,
-    }
-    training = recipe.training.model_copy(update=rates)
-    return recipe.model_copy(update={"gpt": gpt, "training": training})
+    return recipe.changed(
+        layers=layers,
+        width=width,
+        heads=heads_of(width),
+        learning_rate=recipe.training.learning_rate * factor,
+        muon_learning_rate=recipe.training.muon_learning_rate * factor,
+    )

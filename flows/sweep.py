@@ -2,21 +2,25 @@
 
 from typing import Any
 
+from optuna.trial import Trial
 from prefect import flow
 from prefect.states import Completed
 
+from bard.errors import BardError
 from bard.home import project_folder
+from flows.parameters import Count, Seed
 from flows.training import LEGS, train_and_evaluate
 from sources.spec import load_corpus
-from storage.handles import Checkpoint, TokenShards
+from storage.handles import Checkpoint, Corpus, TokenShards
 from tasks.answers import Asking
 from tasks.corpus import clean_corpus, fetch_source
 from tasks.experiments import show_experiment
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeError, RecipeName, overrides_from
+from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
 from tasks.recipes import recipe as recipe_named
 from tasks.saying import say
-from tasks.searching import STOPPED, TO_THE_END, Range, Search, bits_so_far, publish_sweep
-from tasks.turns import turn
+from tasks.searching import PATIENCE, STOPPED, TO_THE_END, Range, Search, SearchError, bits_so_far, publish_sweep
+from tasks.training import is_hopeless
+from tasks.turns import searching
 
 LEARNING_RATES: dict[str, Range | list[Any]] = {
     "learning_rate": Range(low=1e-3, high=1e-2, log=True),
@@ -30,8 +34,8 @@ def sweep(
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
     fields: dict[str, Range | list[Any]] = LEARNING_RATES,
-    trials: int = 12,
-    seed: int = 1337,
+    trials: Count = 12,
+    seed: Seed = 1337,
 ) -> str:
     """Try fields and say which reach the fewest bits per character; returns where the report lies.
 
@@ -45,53 +49,79 @@ def sweep(
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
-    ask = Asking()
-    text = ask(clean_corpus, ask(fetch_source, described), described)
     # Two processes in one study would take each other's trials for dead.
-    with turn(f"{corpus}-sweep"):
+    with searching(corpus), Asking() as ask:
+        text = ask(clean_corpus, ask(fetch_source, described), described)
         search = Search(text, recipe, overrides, fields, seed)
         for trial in search.trials(trials):
             drawn = search.fields(trial)
             try:
                 chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
-            except RecipeError as error:
-                say(f"trial {trial.number}: {error}")
+                reached, ending = tried(ask, text, chosen, search, trial)
+            except BardError as error:
+                # These fields can not be trained on this text; others can.
+                say(f"trial {trial.number}: {drawn}: {error}")
                 search.end(trial, None, 0, str(error))
                 continue
-            reached: list[float] = []
-
-            def hopeless(legs: list[Checkpoint], shards: TokenShards) -> str | None:
-                reached.append(bits_so_far(text, legs[-1], shards))  # noqa: B023
-                stop = search.hopeless(trial, min(reached), len(reached))  # noqa: B023
-                return "this trial is worse than half of the others at this point" if stop else None
-
-            trained = train_and_evaluate(ask, text, chosen, stop=hopeless)
-            stopped = len(trained.legs) < len(chosen.training.leg_ends())
-            search.end(trial, min(reached), len(reached), STOPPED if stopped else TO_THE_END)
+            except Exception:
+                raise  # not the fields' fault, as far as we know: tried again, but not for ever
+            except BaseException:
+                search.interrupted(trial)
+                raise
+            search.end(trial, min(reached), len(reached), ending)
             say(f"trial {trial.number}: {drawn}: {min(reached):.4f} bits per character")
-        over = [tried for tried in search.over() if tried.bits is not None]
-    if not over:
-        raise RecipeError("no trial had legal fields: " + "; ".join(tried.ending for tried in search.over()))
-    best = min(over, key=lambda tried: tried.bits or 0.0)
-    chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
-    again = train_and_evaluate(ask, text, chosen)
-    report = ask(
-        publish_sweep,
-        text,
-        [tried.said for tried in over],
-        [tried.bits or 0.0 for tried in over],
-        [tried.ending for tried in over],
-        again.model,
-        again.evaluation,
-        f"{', '.join(sorted(fields))} of {base.name}",
-    )
-    where = show_experiment(f"experiments/sweep-{corpus}", report, by="sweep")
+        over = [ended for ended in search.over() if ended.bits is not None]
+        failed = [f"{ended.said}: {ended.ending}" for ended in search.over() if ended.bits is None]
+        if not over:
+            raise SearchError("\n".join([f"None of the {len(failed)} trials could be trained:", *failed]))
+        best = min(over, key=lambda ended: ended.bits or 0.0)
+        again = train_and_evaluate(
+            ask, text, in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
+        )
+        report = ask(
+            publish_sweep,
+            text,
+            [ended.said for ended in over],
+            [ended.bits or 0.0 for ended in over],
+            [ended.ending for ended in over],
+            again.model,
+            again.evaluation,
+            failed,
+            f"{', '.join(sorted(fields))} of {base.name}",
+        )
+        where = show_experiment(f"experiments/sweep-{corpus}", report, by="sweep")
     name = "Completed" if ask.ran("train_leg") else "Unchanged"
     return Completed(name=name, message=where, data=where)  # type: ignore[return-value]
+
+
+def tried(ask: Asking, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:
+    """Train a trial: bits per character after each leg, and how it ended.
+
+    Raises:
+        BardError: it can not be trained.
+    """
+    reached: list[float] = []
+    ending = TO_THE_END
+
+    def hopeless(legs: list[Checkpoint], shards: TokenShards) -> str | None:
+        nonlocal ending
+        reached.append(bits_so_far(text, legs[-1], shards))
+        worse = search.hopeless(trial, min(reached), len(reached))
+        if len(legs) == len(chosen.training.leg_ends()):
+            return None
+        if is_hopeless(legs, chosen.training.patience):
+            ending = PATIENCE  # it ends by its own rule, whatever the others came to
+            return None
+        if not worse:
+            return None
+        ending = STOPPED
+        return "this trial is worse than half of the others at this point"
+
+    train_and_evaluate(ask, text, chosen, stop=hopeless)
+    return reached, ending
 
 
 def in_legs(recipe: Recipe) -> Recipe:
     """The recipe with legs enough to see early that a trial is hopeless; legs change nothing else of a training."""
     short = -(-recipe.training.steps // LEGS)
-    training = recipe.training.model_copy(update={"leg_steps": min(recipe.training.leg_steps, short)})
-    return recipe.model_copy(update={"training": training})
+    return recipe.changed(leg_steps=min(recipe.training.leg_steps, short))

@@ -46,16 +46,16 @@ def train_gpt(
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
     checked_limit(memory_limit, chosen.training)
-    with turn(corpus):
-        ask = Asking()
+    with turn(corpus), Asking() as ask:
         text = ask(clean_corpus, ask(fetch_source, spec), spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         legs, model, evaluation = train_and_evaluate(ask, text, chosen, memory_limit)
         baselines = ask(measure_baselines, text)
+        recall = True
         while True:
             seat = champion(corpus)
             rival = seat and (unspellable(seat.model, text) or ask(evaluate_model, seat.model, text, chosen.evaluation))
-            judgement = judge(corpus, recipe, model, evaluation, seat, rival)
+            judgement = judge(corpus, recipe, model, evaluation, seat, rival, recall=recall)
             changed = sorted(overrides.changes())
             report = ask(
                 publish_report, model, evaluation, baselines, text, chosen, changed, judgement.verdict, legs,
@@ -66,8 +66,10 @@ def train_gpt(
                 break
             except RefMoved as moved_meanwhile:
                 say(f"{moved_meanwhile}: judging again")
-    show_in_prefect(corpus, report)
-    came_out = outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
+                # What this run may have written down a moment ago is a judgement against another champion.
+                recall = judgement.recalled
+        show_in_prefect(corpus, report)
+        came_out = outcome(corpus, chosen, model, report, ask, moved=moved, recalled=judgement.recalled)
     name = "Completed" if came_out.trained else "Unchanged"
     # Prefect takes the state for the run's own and hands its data to whoever called.
     return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]

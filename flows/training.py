@@ -61,12 +61,5 @@ def train(
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """The recipe over so many steps in a few legs, all of them taken."""
-    training = recipe.training.model_copy(
-        update={
-            "steps": steps,
-            "leg_steps": -(-steps // LEGS),
-            "warmup_steps": min(recipe.training.warmup_steps, steps // 10),
-            "patience": None,
-        }
-    )
-    return recipe.model_copy(update={"training": training})
+    warmup = min(recipe.training.warmup_steps, steps // 10)
+    return recipe.changed(steps=steps, leg_steps=-(-steps // LEGS), warmup_steps=warmup, patience=None)

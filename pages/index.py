@@ -45,7 +45,7 @@ class Reign(PageModel):
 
 
 class Board(PageModel):
-    """A corpus: what is known of its text, its champions and its models, best first."""
+    """A corpus: what is known of its text, its champions and its models, best first; `problems` say what can not be."""
 
     corpus: str
     title: str
@@ -53,8 +53,9 @@ class Board(PageModel):
     licence: str
     characters: Count | None
     news: str
-    reigns: tuple[Reign, ...]
-    standings: tuple[Standing, ...]
+    reigns: tuple[Reign, ...] = ()
+    standings: tuple[Standing, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 class ExperimentLink(PageModel):
@@ -76,12 +77,13 @@ class Scheduled(PageModel):
 
 
 class IndexPage(PageModel):
-    """Everything the index shows."""
+    """Everything the index shows; `problems` are of its experiments and its schedule."""
 
     created: AwareDatetime
     boards: tuple[Board, ...]
     experiments: tuple[ExperimentLink, ...]
     schedule: tuple[Scheduled, ...]
+    problems: tuple[str, ...] = ()
 
 
 def render(page: IndexPage) -> str:

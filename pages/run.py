@@ -366,11 +366,14 @@ def _proof(scores: Scores) -> tuple[_Remark, ...]:
     if scores.compressed_bytes is None:
         return ()
     took = 8 * scores.compressed_bytes / scores.characters
-    off = 100 * (took / scores.bits_per_character - 1)
+    off = ""
+    if scores.bits_per_character:  # a text of one symbol costs nothing
+        share = 100 * (took / scores.bits_per_character - 1)
+        off = f" ({f'{share:+.3f}'.replace('-', wording.MINUS)} % of the score)"
     text = (
         f"The bits are real: with this model a range coder made a file of {wording.grouped(scores.compressed_bytes)} "
-        f"bytes of the validation part, {wording.score(took)} bits for each character "
-        f"({f'{off:+.3f}'.replace('-', wording.MINUS)} % of the score), and the same bytes were read back from it."
+        f"bytes of the validation part, {wording.score(took)} bits for each character{off}, and the same bytes were "
+        "read back from it."
     )
     return (_Remark(True, text),)
 

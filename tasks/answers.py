@@ -3,9 +3,10 @@
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from prefect import Task
 from prefect.context import TaskRunContext
@@ -18,6 +19,7 @@ from storage.refs import Refs
 from storage.store import Origin, Store
 from tasks.caching import SameQuestion
 from tasks.saying import say
+from tasks.turns import using_store
 
 P = ParamSpec("P")
 H = TypeVar("H", bound=Handle)
@@ -45,13 +47,34 @@ class Asked(NamedTuple):
 
 
 class Asking:
-    """One run's questions in order: each is answered from Prefect's cache or by running the task."""
+    """One run's questions in order: each is answered from Prefect's cache or by running the task.
+
+    Entered, it shares the lease on the store: what its answers point to has no name before the run's end, and no sweep
+    comes in between.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
+        self._lease: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._lease = using_store()
+        self._lease.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        assert self._lease is not None
+        self._lease.__exit__(*raised)
+        self._lease = None
 
     def __call__(self, task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
-        """Ask a task. A cached answer whose object is missing or damaged is made again, and the run says so."""
+        """Ask a task. A cached answer whose object is missing or damaged is made again, and the run says so.
+
+        Raises:
+            RuntimeError: this was not entered (`with Asking() as ask`), so a sweep could delete the answers.
+        """
+        if self._lease is None:
+            raise RuntimeError("questions are asked while the store's lease is held: `with Asking() as ask`")
         state: Any = task(*args, **kwargs, return_state=True)
         handle: H = state.result()
         ran, rebuilt = state.name != "Cached", None

@@ -14,6 +14,8 @@ from tasks.saying import say
 # What a training's seed alone brings: the standard deviation of bits per character as a share of them
 # (benchmarks/LOG.md, "Luck").
 LUCK = 0.006
+# A digest is named by so many of its first characters or more.
+LEAST_DIGEST = 4
 
 
 class Seat(NamedTuple):
@@ -48,19 +50,25 @@ def champion(corpus: str) -> Seat | None:
 
 
 def judge(
-    corpus: str, recipe: str, model: Model, evaluation: Evaluation, seat: Seat | None, rival: Evaluation | str | None
+    corpus: str,
+    recipe: str,
+    model: Model,
+    evaluation: Evaluation,
+    seat: Seat | None,
+    rival: Evaluation | str | None,
+    *,
+    recall: bool = True,
 ) -> Judgement:
     """Whether the model takes the seat: only if it surely needs fewer bits per character on the same text.
 
     The first judgement of a model under one evaluation stands: asked again, it is read from the recipe's history, so
     that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
-    it can not be scored there.
+    it can not be scored there. Without `recall` it is judged anew: the seat was moved since this run's own judgement.
     """
-    for entry in reversed(refs().history(f"{corpus}/{recipe}")):
+    for entry in reversed(refs().history(f"{corpus}/{recipe}")) if recall else ():
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
-            met = entry.notes.get("rival")
-            rival = Evaluation(digest=met) if met else None
-            return Judgement(Verdict.model_validate(entry.notes["verdict"]), entry.notes["against"], rival, True)
+            verdict = Verdict.model_validate(entry.notes["verdict"])
+            return Judgement(verdict, entry.notes["against"], still_there(entry.notes.get("rival")), True)
     head = refs().head(f"{corpus}/champion")
     against = head.number if head else 0
     own = scores_of(evaluation).bits_per_character
@@ -91,6 +99,20 @@ def judge(
         interval=(found.low, found.high),
     )
     return Judgement(verdict, against, rival, False)
+
+
+def still_there(digest: str | None) -> Evaluation | None:
+    """The evaluation of a champion that was met long ago; None where there was none, or it was swept since.
+
+    A sweep keeps those of each name's last entry. Only the champion's samples are lost with it: the verdict stands.
+    """
+    if digest is None:
+        return None
+    met = Evaluation(digest=digest)
+    if harm := store().damage(met):
+        say(f"the champion that this model met had {met}, which is {harm}: its samples are left out of the report")
+        return None
+    return met
 
 
 def signed(bits: float) -> str:
@@ -168,10 +190,19 @@ def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[
             raise NoSuchChampion(f"no champion of {corpus} came before {now.handle}. In its history: {known}")
         chosen = line[-2]
     else:
-        found = [entry for entry in history if to == str(entry.number) or entry.digest.startswith(to)]
-        if not found or found[-1].digest == now.digest:
-            what = "is the champion already" if found else f"is no champion of {corpus}'s history"
-            raise NoSuchChampion(f"{to} {what}; give a number or a digest's start. In its history: {known}")
+        found = named_by(to, history)
+        refused = None
+        if not found:
+            refused = f"is no champion of {corpus}'s history"
+        elif len({entry.digest for entry in found}) > 1:
+            refused = "begins the digests of several champions"
+        elif found[-1].digest == now.digest:
+            refused = "is the champion already"
+        if refused:
+            raise NoSuchChampion(
+                f"{to!r} {refused}; give an entry's number, or at least the first {LEAST_DIGEST} characters of its "
+                f"digest. In its history: {known}"
+            )
         chosen = found[-1]
     if harm := store().damage(chosen.handle):
         raise NoSuchChampion(f"{chosen.handle} is {harm}; train it again, or roll back to another: {known}")
@@ -183,19 +214,31 @@ def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[
     return now, refs().move(name, chosen.handle, after=now, by=by, why=said, notes=notes)
 
 
+def named_by(to: str, history: list[Entry]) -> list[Entry]:
+    """The entry of that number, else those whose digest begins so: a digest's start may be digits alone."""
+    if numbered := [entry for entry in history if to == str(entry.number)]:
+        return numbered
+    return [entry for entry in history if len(to) >= LEAST_DIGEST and entry.digest.startswith(to)]
+
+
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:
     """Remember which text a corpus has now, and say in words what changed since the last look."""
-    name = f"{corpus}/text"
-    before = refs().head(name)
-    if before is not None and before.handle == text:
-        return f"unchanged since {before.at[:16].replace('T', ' ')} UTC"
-    why = "first seen" if before is None else changed(before, text)
-    refs().move(name, text, after=before, by=by, why=why)
-    return why
+    noted, moved = refs().point(f"{corpus}/text", text, by=by, why=lambda before: changed(before, text))
+    return noted.why if moved else f"unchanged since {noted.at[:16].replace('T', ' ')} UTC"
 
 
-def changed(before: Entry, text: Corpus) -> str:
+def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: Report, *, by: str) -> None:
+    """Name the report of a champion's score on the text as it is now: the index shows it, and no sweep takes it."""
+    bits = scores_of(evaluation).bits_per_character
+    notes = {"model": model.digest, "evaluation": evaluation.digest}
+    why = f"the champion {model.short} scored again: {bits:.4f} bits per character"
+    refs().point(f"{corpus}/evaluated", report, by=by, why=lambda before: why, notes=notes)
+
+
+def changed(before: Entry | None, text: Corpus) -> str:
     """The difference between two states of a corpus in one line."""
+    if before is None:
+        return "first seen"
     if store().damage(before.handle):
         return "changed (the text before is no longer in the store)"
     if store().facts(before.handle)["text"] == store().facts(text)["text"]:

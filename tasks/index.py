@@ -9,37 +9,43 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from bard.errors import BardError
 from bard.home import home, project_folder
 from pages import index as pages
 from pages.experiment import ExperimentPage
-from sources.spec import corpus_names, load_corpus
-from storage.handles import Evaluation, Report
+from sources.spec import RESERVED_NAMES, CorpusError, corpus_names, load_corpus
+from storage.handles import Evaluation, Handle, Report
 from storage.refs import Entry
-from storage.store import StoreError
+from storage.store import StoreError, set_mode
 from tasks.answers import refs, store
-from tasks.evaluation import scores_of
 from tasks.reporting import PAGE, link_to, page_of
-from tasks.saying import say
 
 INDEX = "index.html"
 EXPERIMENTS = "experiments"
 # What is a name's second word and no recipe.
-SEATS = ("champion", "text")
+SEATS = ("champion", "text", "evaluated")
+EVALUATED = "evaluated"
 
 
 def write_index() -> Path:
-    """Write the index beside the store, whole or not at all, and say where."""
+    """Write the index beside the store, whole or not at all, and say where.
+
+    Of an artifact no more is read than its manifest and what is shown of it: a request costs the same whatever the
+    corpora's size. Whether every byte is whole, runs look at before they use one.
+    """
     home().mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
     page = pages.IndexPage(
         created=datetime.now(UTC),
         boards=tuple(board(name) for name in corpora()),
-        experiments=tuple(experiments()),
-        schedule=tuple(schedule()),
+        experiments=tuple(experiments(problems)),
+        schedule=tuple(schedule(problems)),
+        problems=tuple(problems),
     )
     with NamedTemporaryFile("w", encoding="utf-8", dir=home(), suffix=".html", delete=False) as file:
         file.write(pages.render(page))
     draft = Path(file.name)
-    draft.chmod(0o644)
+    set_mode(draft, 0o644)
     return draft.replace(home() / INDEX)
 
 
@@ -51,30 +57,60 @@ def corpora() -> list[str]:
 
 def board(corpus: str) -> pages.Board:
     """What is known of a corpus and its models."""
-    text = refs().head(f"{corpus}/text")
-    whole = text is not None and not store().damage(text.handle)
-    facts = store().facts(text.handle) if text is not None and whole else {}
-    if not facts and corpus in corpus_names(project_folder() / "corpora"):
-        facts = load_corpus(corpus, project_folder() / "corpora").model_dump(mode="json")
-    reigns = refs().history(f"{corpus}/champion")
-    seated = reigns[-1].digest if reigns else None
+    problems: list[str] = []
+    facts: dict[str, Any] = {}
+    described, text = False, None
+    reigns: tuple[pages.Reign, ...] = ()
+    ranked: list[pages.Standing] = []
+    try:
+        if corpus in corpus_names(project_folder() / "corpora"):
+            facts = load_corpus(corpus, project_folder() / "corpora").model_dump(mode="json")
+    except CorpusError as error:
+        problems.append(str(error))
+    if corpus in RESERVED_NAMES:
+        return pages.Board(
+            corpus=corpus,
+            title=corpus,
+            language="und",
+            licence="unknown",
+            characters=None,
+            news="nothing is trained on it",
+            problems=tuple(problems),
+        )
+    try:
+        text = refs().head(f"{corpus}/text")
+        if text is not None and (seen := facts_of(text.handle)) is not None:
+            facts, described = seen, True
+        reigns = tuple(reign(entry) for entry in refs().history(f"{corpus}/champion"))
+        ranked = list(standings(corpus, text, reigns[-1].model if reigns else None, problems))
+    except BardError as error:
+        problems.append(str(error))
     return pages.Board(
         corpus=corpus,
         title=facts.get("title", corpus),
         language=facts.get("language", "und"),
         licence=facts.get("licence", "unknown"),
-        characters=facts["survey"]["characters"] if whole else None,
+        characters=facts["survey"]["characters"] if described else None,
         news=f"The text: {text.why}, {text.at[:16].replace('T', ' ')} UTC"
         if text is not None
         else "train-gpt has not seen it yet",
-        reigns=tuple(reign(entry) for entry in reigns),
-        standings=tuple(sorted(standings(corpus, text, seated), key=lambda s: (not s.current, s.bits_per_character))),
+        reigns=reigns,
+        standings=tuple(sorted(ranked, key=lambda s: (not s.current, s.bits_per_character))),
+        problems=tuple(problems),
     )
+
+
+def facts_of(handle: Handle) -> dict[str, Any] | None:
+    """An artifact's facts; None where it is no longer in the store."""
+    try:
+        return store().facts(handle)
+    except StoreError:
+        return None
 
 
 def reign(entry: Entry) -> pages.Reign:
     """A move of the champion's seat, with its score where that still is in the store."""
-    evaluation, report = Evaluation(digest=entry.notes["evaluation"]), Report(digest=entry.notes["report"])
+    scored, report = facts_of(Evaluation(digest=entry.notes["evaluation"])), Report(digest=entry.notes["report"])
     return pages.Reign(
         number=entry.number,
         when=datetime.fromisoformat(entry.at),
@@ -82,26 +118,32 @@ def reign(entry: Entry) -> pages.Reign:
         why=entry.why,
         model=entry.digest,
         recipe=entry.notes["recipe"],
-        bits_per_character=None if store().damage(evaluation) else scores_of(evaluation).bits_per_character,
-        link=None if store().damage(report) else link_to(report),
+        bits_per_character=None if scored is None else scored["bits_per_character"],
+        link=None if facts_of(report) is None else link_to(report),
     )
 
 
-def standings(corpus: str, text: Entry | None, seated: str | None) -> Iterable[pages.Standing]:
-    """Each model of the corpus's recipes once, by its last report that today's pages can read."""
+def standings(corpus: str, text: Entry | None, seated: str | None, problems: list[str]) -> Iterable[pages.Standing]:
+    """Each model of the corpus's recipes once, by its last report that today's pages can read.
+
+    A champion's is that of its last score on the text as it is now (`evaluate-gpt`).
+    """
+    evaluated = refs().head(f"{corpus}/{EVALUATED}")
     for name in refs().names():
         recipe = name.partition("/")[2]
         if name.partition("/")[0] != corpus or recipe in SEATS:
             continue
         last = {entry.notes["model"]: entry for entry in refs().history(name)}
         for model, entry in last.items():
+            if evaluated is not None and evaluated.notes["model"] == model and evaluated.at >= entry.at:
+                entry = evaluated
             report = Report(digest=entry.digest)
-            if store().damage(report):
+            if facts_of(report) is None:
                 continue
             try:
                 page, made = page_of(report), store().origin(Evaluation(digest=entry.notes["evaluation"]))
-            except (ValidationError, StoreError) as error:
-                say(f"{name}: {report} is left out of the index, this version can not read it: {error}")
+            except (ValidationError, StoreError, OSError) as error:
+                problems.append(f"{name}: {report} is left out, this version can not read it: {one_line(error)}")
                 continue
             settings = {name: page.settings[name] for name in page.overrides}
             yield pages.Standing(
@@ -122,29 +164,44 @@ def standings(corpus: str, text: Entry | None, seated: str | None) -> Iterable[p
             )
 
 
-def experiments() -> Iterable[pages.ExperimentLink]:
-    """The last report of each experiment."""
+def one_line(error: Exception) -> str:
+    """The first line of an error's message: pydantic's have one for each mistake."""
+    return str(error).partition("\n")[0]
+
+
+def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
+    """The last report of each experiment; why one can not be shown is added to `problems`."""
     for name in refs().names():
-        entry = refs().head(name) if name.startswith(f"{EXPERIMENTS}/") else None
-        if entry is None or store().damage(entry.handle):
+        if not name.startswith(f"{EXPERIMENTS}/"):
             continue
-        report = Report(digest=entry.digest)
-        page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
+        try:
+            entry = refs().head(name)
+            if entry is None or facts_of(entry.handle) is None:
+                continue
+            report = Report(digest=entry.digest)
+            page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
+        except (ValidationError, StoreError, OSError) as error:
+            problems.append(f"{name} is left out, this version can not read it: {one_line(error)}")
+            continue
         yield pages.ExperimentLink(
             name=name, title=page.title, answer=page.answer, when=page.created, link=link_to(report)
         )
 
 
-def schedule() -> Iterable[pages.Scheduled]:
-    """What `prefect.yaml` deploys, and when it runs."""
-    declared = yaml.safe_load((project_folder() / "prefect.yaml").read_text(encoding="utf-8"))
-    for deployment in declared["deployments"]:
-        flow = deployment["entrypoint"].partition(":")[2].replace("_", "-")
-        yield pages.Scheduled(
-            deployment=f"{flow}/{deployment['name']}",
-            description=deployment.get("description", ""),
-            when=tuple(said(schedule) for schedule in deployment.get("schedules", []) if schedule.get("active", True)),
-        )
+def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
+    """What `prefect.yaml` deploys, and when it runs; why that can not be shown is added to `problems`."""
+    path = project_folder() / "prefect.yaml"
+    try:
+        for deployment in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
+            flow = deployment["entrypoint"].partition(":")[2].replace("_", "-")
+            schedules = [s for s in deployment.get("schedules") or [] if s.get("active", True)]
+            yield pages.Scheduled(
+                deployment=f"{flow}/{deployment['name']}",
+                description=deployment.get("description") or "",
+                when=tuple(said(schedule) for schedule in schedules),
+            )
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, LookupError, StopIteration, TypeError) as error:
+        problems.append(f"{path} is not as it should be, so the schedule is not shown: {error!r}")
 
 
 def said(schedule: dict[str, Any]) -> str:

@@ -36,6 +36,21 @@ class Recipe(BaseModel):
         parts = self.model_dump(mode="json", exclude={"name"})
         return {flat(part, field): value for part, fields in parts.items() for field, value in fields.items()}
 
+    def changed(self, **fields: Any) -> "Recipe":
+        """The recipe with other values of some fields, by their flat names, checked as a whole.
+
+        Raises:
+            RecipeError: a value that is not legal; the message says what is.
+        """
+        parts = self.model_dump()
+        for name, value in fields.items():
+            part, field = FIELDS[name]
+            parts[part][field] = value
+        try:
+            return Recipe.model_validate(parts)
+        except ValidationError as error:
+            raise RecipeError(explained(error)) from error
+
 
 SPECS: dict[str, type[BaseModel]] = {
     "vocabulary": VocabularySpec,
@@ -191,15 +206,7 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}{closest(name, RECIPES)}; recipes: {', '.join(RECIPES)}")
-    base = RECIPES[name]
-    parts = base.model_dump()
-    for given, value in overrides.changes().items():
-        part, field = FIELDS[given]
-        parts[part][field] = value
-    try:
-        return Recipe.model_validate(parts)
-    except ValidationError as error:
-        raise RecipeError(explained(error)) from error
+    return RECIPES[name].changed(**overrides.changes())
 
 
 def overrides_from(given: dict[str, Any]) -> Overrides:

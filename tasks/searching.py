@@ -9,11 +9,12 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from prefect import task
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from bard.errors import BardError
 from bard.home import home
 from pages import experiment as pages
 from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
@@ -27,7 +28,18 @@ from tasks.saying import say
 
 # Trials that are always taken to their end: what later ones are measured against.
 NEVER_STOPPED = 4
+# A trial whose process died is tried so many times in all: it may be what the process dies of.
+MOST_ATTEMPTS = 3
+ATTEMPT, INTERRUPTED = "attempt", "interrupted"
+# How a trial ended that has a score.
+TO_THE_END = "to the end"
+PATIENCE = "its loss no longer fell"
+STOPPED = "stopped early"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class SearchError(BardError):
+    """A search of which no trial came to a score."""
 
 
 class Range(BaseModel):
@@ -35,8 +47,8 @@ class Range(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low: int | float
-    high: int | float
+    low: int | FiniteFloat
+    high: int | FiniteFloat
     log: bool = Field(default=False)
 
     @model_validator(mode="after")
@@ -100,17 +112,23 @@ class Search:
         self.space, self.seed = space, seed
         folder = home() / "sweeps"
         folder.mkdir(parents=True, exist_ok=True)
+        journal = str(folder / f"{self.name}.log")
         self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / f"{self.name}.log"))),
+            # The default lock is a symbolic link, which not every file system has.
+            storage=JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal))),
             study_name=self.name,
             load_if_exists=True,
             direction="minimize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=NEVER_STOPPED),
         )
         for dead in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            say(f"trial {dead.number} was cut off: trying its fields again")
             self.study.tell(dead.number, state=TrialState.FAIL)
-            self.study.enqueue_trial(dead.params)
+            attempt = dead.user_attrs.get(ATTEMPT, 1) + (INTERRUPTED not in dead.user_attrs)
+            if attempt > MOST_ATTEMPTS:
+                say(f"trial {dead.number} was cut off {MOST_ATTEMPTS} times: its fields are left out")
+                continue
+            say(f"trial {dead.number} was cut off: trying its fields again")
+            self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:
         """Trials until so many have come to an end, those of earlier runs included."""
@@ -138,6 +156,10 @@ class Search:
         trial.report(bits, steps)
         return trial.should_prune()
 
+    def interrupted(self, trial: Trial) -> None:
+        """Remember that somebody stopped the search during this trial, which so is not to blame."""
+        trial.set_user_attr(INTERRUPTED, True)
+
     def end(self, trial: Trial, bits: float | None, steps: int, ending: str) -> None:
         """Write down how a trial ended; without bits it could not be trained, and counts as tried all the same."""
         trial.set_user_attr("steps", steps)
@@ -152,21 +174,22 @@ class Search:
     def over(self) -> list[Tried]:
         """The trials that came to an end, in their order."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        # One that failed without an ending was cut off, and is tried again; with one, its fields were not legal.
-        return [_tried(trial) for trial in ended if "ending" in trial.user_attrs]
+        # One that failed without an ending was cut off: it is tried again, or was for the last time.
+        return [_tried(trial) for trial in ended if "ending" in trial.user_attrs or _given_up(trial)]
 
 
-STOPPED = "stopped early"
-TO_THE_END = "to the end"
+def _given_up(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(ATTEMPT, 1) >= MOST_ATTEMPTS and INTERRUPTED not in trial.user_attrs
 
 
 def _tried(trial: FrozenTrial) -> Tried:
+    cut_off = f"the process ended before the trial did, {MOST_ATTEMPTS} times: killed, or short of memory"
     return Tried(
         number=trial.number,
         fields=dict(trial.params),
         bits=trial.value,
-        steps=trial.user_attrs["steps"],
-        ending=trial.user_attrs["ending"],
+        steps=trial.user_attrs.get("steps", 0),
+        ending=trial.user_attrs.get("ending", cut_off),
     )
 
 
@@ -178,7 +201,7 @@ def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
     return per_token * tokens / characters / math.log(2)
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def publish_sweep(
     corpus: Corpus,
     tried: list[str],
@@ -186,16 +209,21 @@ def publish_sweep(
     endings: list[str],
     model: Model,
     evaluation: Evaluation,
+    failed: list[str],
     searched: str,
 ) -> Report:
-    """The page about a search: every trial, and the best one's whole score. The lists run alongside."""
+    """The page about a search: every trial, and the best one's whole score.
+
+    The first three lists run alongside; `failed` has the fields and the error of each trial without a score.
+    """
     title = store().facts(corpus)["title"]
     order = sorted(range(len(tried)), key=lambda i: reached[i])
     best, scores = order[0], scores_of(evaluation)
-    stopped = sum(ending != TO_THE_END for ending in endings)
+    stopped = endings.count(STOPPED)
     answer = (
         f"{title}: the best of {len(tried)} trials is {tried[best]}, with {scores.bits_per_character:.4f} bits per "
-        f"character. {stopped} were stopped early.",
+        f"character. {stopped} were stopped early."
+        + (f" {len(failed)} more could not be trained; their errors are listed." if failed else ""),
     )
     rows: list[tuple[pages.Cell, ...]] = [(tried[i], f"{reached[i]:.4f}", endings[i]) for i in order]
     numbers = tuple(float(i + 1) for i in range(len(reached)))
@@ -223,7 +251,7 @@ def publish_sweep(
         question=f"Which values reach the fewest bits per character? Searched: {searched}.",
         created=made_at(evaluation),
         answer=answer,
-        parts=(pages.Part(title="Trials", charts=(chart,), tables=(table,)),),
+        parts=(pages.Part(title="Trials", findings=tuple(failed), charts=(chart,), tables=(table,)),),
         lineage=(f"the best: {model}",),
     )
     return keep_experiment(page)

@@ -1,9 +1,8 @@
-"""One training of a corpus at a time on this machine, however it was started."""
+"""Who works with the store at once: one training of a corpus at a time, and no sweep while any run is under way."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from filelock import FileLock, Timeout
 
 from bard.home import home
 from tasks.saying import say
@@ -11,16 +10,46 @@ from tasks.saying import say
 
 @contextmanager
 def turn(corpus: str) -> Iterator[None]:
-    """Wait for the corpus's lock and hold it. The kernel frees it when its holder dies, however it dies."""
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{corpus}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another run is training on {corpus}: waiting for it to end")
-        lock.acquire(poll_interval=0.5)
-    try:
+    """Wait until no other run trains on the corpus, and keep others waiting."""
+    with _locked(f"corpora/{corpus}", fcntl.LOCK_EX, f"another run is training on {corpus}: waiting for it to end"):
         yield
-    finally:
-        lock.release()
+
+
+@contextmanager
+def searching(corpus: str) -> Iterator[None]:
+    """Wait until no other run searches on the corpus, and keep others waiting."""
+    with _locked(f"searches/{corpus}", fcntl.LOCK_EX, f"another search on {corpus} runs: waiting for it to end"):
+        yield
+
+
+@contextmanager
+def using_store() -> Iterator[None]:
+    """Share the lease on the store: while anyone has it, no sweep deletes anything. Waits for a sweep to end."""
+    with _locked("store", fcntl.LOCK_SH, "a sweep is deleting artifacts: waiting for it to end"):
+        yield
+
+
+@contextmanager
+def sweeping_store() -> Iterator[None]:
+    """Take the lease on the store alone: waits until no run is under way, and keeps new ones waiting then."""
+    waiting = "runs are under way, which need artifacts that have no name yet: waiting for them to end"
+    with _locked("store", fcntl.LOCK_EX, waiting):
+        yield
+
+
+@contextmanager
+def _locked(name: str, how: int, waiting: str) -> Iterator[None]:
+    """Hold a lock of the home, alone (LOCK_EX) or with others (LOCK_SH); `waiting` is said where it has to wait.
+
+    The kernel frees it when its holder dies, however it dies. (filelock has a shared lock too, but one that needs hard
+    links or a folder of mode 0700, which not every file system has.)
+    """
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(waiting)
+            fcntl.flock(file, how)
+        yield

@@ -205,6 +205,12 @@ def test_an_evaluations_texts_are_those_that_bard_sample_draws(
         (("corpus", "add", "own", "--from", "texts/own.txt"), "exists already"),
         (("corpus", "add", "more", "--from", "texts/none.txt"), "none.txt"),
         (("corpus", "add", "More!", "--from", "texts/own.txt"), "a-z"),
+        (("corpus", "add", "experiments", "--from", "texts/own.txt"), "taken by the project itself"),
+        # What Python makes of a byte that is not UTF-8 in a command.
+        (("sample", "own/champion", "--prompt", "Verse \udcff"), "U+DCFF, which is no character"),
+        (("train", "own", "--set", "prompt=Verse \udcff"), "prompt"),
+        (("rollback", "own", "--to", "1", "--why", "\udcff"), "is the champion already"),
+        (("show", "\udcff/champion"), "is not a name"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_do(bard: Any, arguments: tuple[str, ...], said: str) -> None:
@@ -255,6 +261,21 @@ def test_a_local_text_is_added_looked_at_and_listed(bard: Any, trained: tuple[Pa
     assert {corpus["name"] for corpus in listed} == {"own", "more"}
     assert "more" in bard("corpus", "list").out
     (trained[0] / "corpora" / "more.toml").unlink()
+
+
+def test_a_corpus_file_that_cannot_be_used_is_listed_with_its_error(
+    bard: Any, trained: tuple[Path, dict[str, Any], str]
+) -> None:
+    draft = trained[0] / "corpora" / "draft.toml"
+    draft.write_text('title = "Half')
+    try:
+        listed = bard("corpus", "list")
+        assert listed.code == 0 and "A test's own text" in listed.out
+        assert "draft  cannot be used: " in listed.out and "not valid TOML" in listed.out
+        as_json = {corpus["name"]: corpus for corpus in json.loads(bard("corpus", "list", "--json").out)}
+        assert "not valid TOML" in as_json["draft"]["error"] and "error" not in as_json["own"]
+    finally:
+        draft.unlink()
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,22 +16,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from pydantic import ValidationError
 
+from bard.errors import BardError
 from bard.home import home
 from flows.compare_vocabularies import compare_vocabularies
-from flows.scaling_ladder import scaling_ladder
+from flows.evaluate_gpt import evaluate_gpt
+from flows.refresh_corpora import refresh_corpora
+from flows.scaling_ladder import of_size, scaling_ladder
 from flows.sweep import sweep
-from flows.training import train_and_evaluate
+from flows.train_gpt import train_gpt
+from flows.training import train_and_evaluate, with_steps
 from model.ladder import WORTH, Fit, fit, foreseen_knee, knee
 from storage.handles import Report
+from storage.lineage import lineage
 from tasks.answers import refs, store
 from tasks.comparing import steps_of_the_fastest, strayed
 from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
-from tasks.recipes import Overrides, RecipeError
+from tasks.recipes import RECIPES, Overrides, RecipeError
 from tasks.searching import Range
 from tasks.vocabulary import NoSuchVocabulary, vocabulary_named
+from tests.conftest import CHECKOUT
 
 SMALL = {"width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 
@@ -173,6 +182,144 @@ def test_a_hopeless_trial_stops_early_also_where_the_recipe_has_one_leg(caplog: 
     assert stopped and "1e-0" in stopped[-1][0]
     assert float(stopped[-1][1]) > float(rows[0][1])
     assert not any("after step 8 of 8" in line for line in caplog.messages)
+
+
+@pytest.mark.usefixtures("answers")
+def test_each_trials_error_is_its_own_ending_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    # No text of 20,000 characters has a window of 60,000; a vocabulary of 300 is no alphabet and merges less.
+    space: Any = {"context": [16, 60_000], "heads": [1, 3]}
+    quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
+    where = sweep("own", "tiny", quick, space, 8)
+    [part] = page_of("experiments/sweep-own")["parts"]
+    scored = [row[0] for row in part["tables"][0]["rows"]]
+    assert scored and set(scored) == {"context=16 heads=1"}
+    assert any("context=60000" in said and "needs 60,001" in said for said in part["findings"])
+    assert any("heads=3" in said and "not divisible" in said for said in part["findings"])
+    assert len(scored) + len(part["findings"]) == 8
+    caplog.clear()
+    assert sweep("own", "tiny", quick, space, 8) == where, "what was tried stays tried, errors too"
+    assert not [line for line in caplog.messages if line.startswith("trial ")]
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_search_in_which_every_trial_fails_says_why_and_ends() -> None:
+    quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
+    for _ in range(2):
+        with pytest.raises(BardError, match=r"(?s)None of the 2 trials could be trained.*needs 60,001"):
+            sweep("own", "tiny", quick, {"context": [60_000]}, 2)
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
+    deaths: list[int] = []
+
+    def dies(ask: Any, text: Any, chosen: Any, **kwargs: Any) -> Any:
+        if chosen.training.learning_rate == 0.5:
+            deaths.append(1)
+            raise MemoryError("as good as a kill: the process does not come to write anything down")
+        return train_and_evaluate(ask, text, chosen, **kwargs)
+
+    monkeypatch.setattr("flows.sweep.train_and_evaluate", dies)
+
+    def run() -> Any:
+        return sweep("own", "tiny", quick, {"learning_rate": [0.5]}, 2)
+
+    for attempt in range(1, 4):
+        with pytest.raises(MemoryError):
+            run()
+        assert len(deaths) == attempt
+    with pytest.raises(MemoryError):
+        run()  # the second trial's first attempt: the first one is given up
+    [log] = (home() / "sweeps").glob("*.log")
+    storage = JournalStorage(JournalFileBackend(str(log)))
+    attempts = [t.user_attrs.get("attempt", 1) for t in optuna.load_study(study_name=log.stem, storage=storage).trials]
+    assert attempts == [1, 2, 3, 1]
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_trial_that_patience_ended_is_complete_and_not_pruned() -> None:
+    # At such rates each leg is worse than the one before.
+    quick = Overrides.model_validate(
+        SMALL | {"steps": 20, "leg_steps": 2, "patience": 1, "schedule": "constant", "optimizer": "adamw"}
+    )
+    sweep("own", "tiny", quick, {"learning_rate": [3.0, 4.0]}, 2)
+    [table] = page_of("experiments/sweep-own")["parts"][0]["tables"]
+    assert {row[2] for row in table["rows"]} == {"its loss no longer fell"}
+    assert "0 were stopped early" in page_of("experiments/sweep-own")["answer"][0]
+    [log] = (home() / "sweeps").glob("*.log")
+    storage = JournalStorage(JournalFileBackend(str(log)))
+    states = {trial.state.name for trial in optuna.load_study(study_name=log.stem, storage=storage).trials}
+    assert states == {"COMPLETE"}
+
+
+@pytest.mark.usefixtures("answers")
+def test_an_experiment_that_is_swept_in_the_middle_keeps_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps: list[subprocess.Popen[str]] = []
+
+    def then_swept(*args: Any, **kwargs: Any) -> Any:
+        trained = train_and_evaluate(*args, **kwargs)
+        if not sweeps:
+            sweeping = [sys.executable, "-m", "bard.cli", "sweep", "--json"]
+            pipe = subprocess.PIPE
+            sweeps.append(subprocess.Popen(sweeping, stdout=pipe, stderr=pipe, text=True, cwd=CHECKOUT))
+            assert sweeps[0].stderr is not None
+            sweeps[0].stderr.readline()  # it waits and says so, or it is done
+        return trained
+
+    monkeypatch.setattr("flows.scaling_ladder.train_and_evaluate", then_swept)
+    where = scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
+    _, err = sweeps[0].communicate()
+    assert sweeps[0].returncode == 0, err
+    assert Path(where).is_file()
+    head = refs().head("experiments/scaling-ladder-own")
+    assert head is not None
+    for ancestor in lineage(store(), head.handle):
+        assert store().damage(ancestor.handle) is None
+
+
+def test_every_number_and_list_that_a_flow_takes_has_bounds() -> None:
+    for flow in (train_gpt, evaluate_gpt, refresh_corpora, compare_vocabularies, scaling_ladder, sweep):
+        properties = flow.parameters.properties
+        for name, described in properties.items():
+            for way in described.get("anyOf", [described]):
+                if way.get("type") in ("integer", "number") and name != "memory_limit":  # that is read by itself
+                    assert "minimum" in way or "exclusiveMinimum" in way, f"{flow.name}: {name}"
+                if way.get("type") == "array":
+                    assert way.get("minItems"), f"{flow.name}: {name}"
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda: compare_vocabularies([]), "corpora"),
+        (lambda: compare_vocabularies(["own"], []), "vocabularies"),
+        (lambda: compare_vocabularies(["own"], seconds=0), "seconds"),
+        (lambda: compare_vocabularies(["own"], seconds=float("nan")), "seconds"),
+        (lambda: compare_vocabularies(["own"], budget="characters", characters=0), "characters"),
+        (lambda: scaling_ladder("own", steps=0), "steps"),
+        (lambda: scaling_ladder("own", patience=0), "patience"),
+        (lambda: scaling_ladder("own", most_rungs=0), "most_rungs"),
+        (lambda: scaling_ladder("own", least_gain=-1), "least_gain"),
+        (lambda: sweep("own", trials=0), "trials"),
+        (lambda: sweep("own", seed=-1), "seed"),
+        (lambda: evaluate_gpt([]), "corpora"),
+        (lambda: refresh_corpora([]), "corpora"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_by_name_before_anything_starts(run: Any, said: str, project: Path) -> None:
+    with pytest.raises(ParameterTypeError, match=rf"invalid parameters:\s+- {said}"):
+        run()
+    assert not (project / "home" / "objects").exists()
+
+
+def test_what_an_experiment_makes_of_a_recipe_is_a_legal_recipe() -> None:
+    small = RECIPES["small"]
+    assert with_steps(small, 1).training.steps == 1
+    for wrong in (lambda: with_steps(small, 0), lambda: of_size(small.changed(learning_rate=9.0), 2, 48)):
+        with pytest.raises(RecipeError, match=r"steps|learning_rate"):
+            wrong()
 
 
 @pytest.mark.usefixtures("answers")

@@ -16,9 +16,12 @@ from flows.train_gpt import train_gpt
 from model.memory import BadLimit
 from model.plan import TooLittleMemory
 from sources.spec import CorpusError
-from storage.handles import KINDS, Report
+from storage.handles import KINDS, Corpus, Evaluation, Model, Report
+from storage.refs import Refs
+from storage.sweep import Swept, sweep
 from tasks.answers import refs, store
-from tasks.champion import NoSuchChampion, crown, rollback
+from tasks.champion import NoSuchChampion, crown, named_by, note_text, rollback
+from tasks.index import write_index
 from tasks.recipes import Overrides, RecipeError
 from tasks.reporting import page_of
 from tasks.vocabulary import tokenize_corpus
@@ -230,6 +233,97 @@ def test_a_rollback_puts_the_one_before_back_and_the_history_says_who_and_why() 
     assert not again.champion_moved and again.champion == first
 
 
+def test_a_number_of_the_history_is_meant_before_a_digest_that_begins_so() -> None:
+    models = [run(steps=steps, leg_steps=steps).model for steps in (4, 8, 12, 16, 40)]
+    seated = [entry.digest for entry in refs().history("own/champion")]
+    assert len(seated) >= 2 and set(seated) <= set(models)
+    history = refs().history("own/champion")
+    # A history in which entry 1's number begins the digest of another model, as a digest in 16 does.
+    other = history[-1].model_copy(update={"number": 3, "digest": "1" + history[-1].digest[1:]})
+    assert named_by("1", [*history, other]) == history[:1]
+    assert named_by(other.digest[:4], [*history, other]) == [other]
+    assert named_by(other.digest[:3], [*history, other]) == [], "three characters name nothing"
+    _, now = rollback("own", to="1", by="a test", why=None)
+    assert now.digest == seated[0]
+    for nothing in ("", "0", "zzzz", seated[-1][:3]):
+        with pytest.raises(NoSuchChampion, match="at least the first 4 characters"):
+            rollback("own", to=nothing, by="a test", why=None)
+
+
+def test_a_start_that_several_champions_digests_have_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = run(), run(steps=40, leg_steps=40)
+    history = refs().history("own/champion")
+    assert [entry.digest for entry in history] == [first.model, second.model]
+    twins = [history[0], history[1].model_copy(update={"digest": history[0].digest[:6] + history[1].digest[6:]})]
+    monkeypatch.setattr("storage.refs.Refs.history", lambda refs, name: twins)
+    with pytest.raises(NoSuchChampion, match="begins the digests of several"):
+        rollback("own", to=first.model[:6], by="a test", why=None)
+
+
+def swept() -> Swept:
+    return sweep(store(), refs(), dry_run=False)
+
+
+def test_a_run_can_run_again_after_any_sweep() -> None:
+    runs = [run(steps=steps, leg_steps=steps) for steps in (4, 40, 8, 12)]
+    # The recipe's last note names the third run's or the fourth's rival, the other's report has no name any more.
+    swept()
+    for outcome, steps in zip(runs, (4, 40, 8, 12), strict=True):
+        again = run(steps=steps, leg_steps=steps)
+        assert again.model == outcome.model and Path(again.report).is_file()
+        assert store().damage(Report(digest=Path(again.report).parent.name)) is None
+        swept()
+
+
+def test_a_judgement_stands_where_the_champions_evaluation_that_it_was_made_by_is_gone() -> None:
+    run(steps=40, leg_steps=40)
+    lost = run()
+    noted = refs().head("own/tiny")
+    assert noted is not None
+    store().discard(Evaluation(digest=noted.notes["rival"]))
+    store().discard(noted.handle)
+    again = run()
+    assert again.model == lost.model and lost.verdict in again.verdict and not again.champion_moved
+
+
+def test_a_seat_that_is_moved_between_a_runs_two_notes_makes_it_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(steps=20, leg_steps=20)
+    second = run(steps=30, leg_steps=30)
+    assert second.champion_moved
+    moves: list[str] = []
+    move = Refs.move
+
+    def meanwhile(refs: Refs, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "own/champion" and not moves:
+            moves.append(name)
+            rollback("own", to=None, by="a test", why=None)
+        return move(refs, name, *args, **kwargs)
+
+    monkeypatch.setattr(Refs, "move", meanwhile)
+    best = run(steps=160, leg_steps=160)
+    assert moves and best.champion_moved and best.champion == best.model
+
+
+def test_two_processes_that_note_one_text_at_once_lose_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    noted = refs().head("own/text")
+    assert noted is not None
+    text, gone = Corpus(digest=noted.digest), Corpus(digest="ab" * 32)
+    refs().move("own/text", gone, after=noted, by="another", why="")
+    move, others = Refs.move, iter([Corpus(digest="cd" * 32), Corpus(digest="ef" * 32)])
+
+    def after_another(refs: Refs, name: str, *args: Any, **kwargs: Any) -> Any:
+        if other := next(others, None):
+            move(refs, name, other, after=refs.head(name), by="another", why="")
+        return move(refs, name, *args, **kwargs)
+
+    monkeypatch.setattr(Refs, "move", after_another)
+    assert note_text("own", text, by="a test") == "changed (the text before is no longer in the store)"
+    assert [entry.by for entry in refs().history("own/text")] == ["train-gpt", *["another"] * 3, "a test"]
+    head = refs().head("own/text")
+    assert head is not None and head.handle == text
+
+
 def test_a_rollback_while_a_training_ends_makes_it_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = run(), run(steps=40, leg_steps=40)
     crowned: list[str] = []
@@ -271,6 +365,41 @@ def test_a_champion_is_scored_again_on_the_text_of_today(project: Path) -> None:
     assert refs().history("own/champion")[-1].digest == first.model
     reports = [h for h in store().handles() if h.kind == "report"]
     assert len(reports) == 2
+
+
+def test_a_corpus_that_cannot_be_scored_keeps_no_other_from_it_and_what_was_scored_has_a_name(project: Path) -> None:
+    first = run()
+    for name in ("a-gone", "z-gone"):
+        (project / "corpora" / f"{name}.toml").write_text('title = "Gone"\n[source]\npath = "texts/gone.txt"\n')
+        refs().move(
+            f"{name}/champion",
+            Model(digest=first.model),
+            after=None,
+            by="a test",
+            why="",
+            notes=dict(refs().history("own/champion")[-1].notes),
+        )
+    (project / "corpora" / "draft.toml").write_text('title = "Half')
+    text = project / "texts" / "own.txt"
+    text.write_text(text.read_text().replace("bard", "drab"))
+    with pytest.raises(BardError, match=r"(?s)a-gone: .*draft: .*z-gone: "):
+        evaluate_gpt()
+    head = refs().head("own/evaluated")
+    assert head is not None and head.handle != Report(digest=Path(first.report).parent.name)
+    assert head.notes["model"] == first.model
+    assert swept().objects == ()
+    assert store().damage(head.handle) is None
+    bits = page_of(Report(digest=head.digest)).scores.bits_per_character
+    assert f"{bits:.4f}" in write_index().read_text(encoding="utf-8"), "the index shows the score of today's text"
+    assert evaluate_gpt(["own"]) == {"own": bits}
+    assert len(refs().history("own/evaluated")) == 1
+
+
+def test_a_text_of_one_symbol_is_trained_on_compressed_and_reported(project: Path) -> None:
+    (project / "texts" / "own.txt").write_text("a" * 5000)
+    outcome = run(compress=True)
+    assert outcome.bits_per_character == 0
+    assert "The bits are real" in Path(outcome.report).read_text(encoding="utf-8")
 
 
 def test_refreshing_says_what_changed_and_one_failure_hides_no_other_news(project: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from bard.home import HomeError, held, prefect_environment, project_folder, server_url
 from bard.prefect_api import api, deploy
-from bard.processes import SUPERVISOR, UpError, environment_of, holding, require_free
+from bard.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
 from bard.up import server, up
 from tests.conftest import give_database
 
@@ -94,6 +94,8 @@ class Project:
         self.said = folder / "said.txt"
         (folder / "scratch_flows.py").write_text(FLOWS)
         (folder / "prefect.yaml").write_text(DEPLOYMENTS)
+        (folder / "corpora").mkdir()
+        (folder / "corpora" / "draft.toml").write_text('title = "half')
         (folder / "pyproject.toml").write_text(
             f'[tool.prefect]\napi = {{ url = "{self.url}" }}\n[tool.prefect.plugins]\nenabled = true\n'
         )
@@ -228,6 +230,22 @@ def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:
             assert held(lock)
 
 
+def test_what_was_not_ready_in_time_is_named_with_its_own_log(tmp_path: Path) -> None:
+    children = []
+    for name in ("server", "reports", "worker"):
+        log = tmp_path / f"{name}.log"
+        log.write_text(f"what the {name} said\n")
+        children.append(Child(name, subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE), log))
+    try:
+        with pytest.raises(UpError, match=r"(?s)Not ready after 0 s: the reports\..*what the reports said"):
+            wait_until(lambda: False, children[1], children, 0)
+    finally:
+        for child in children:
+            child.process.communicate(b"\n")
+    with pytest.raises(UpError, match=r"(?s)The server ended by itself.*what the server said"):
+        wait_until(lambda: False, children[1], children, 60)
+
+
 def test_deployments_and_their_next_starts_are_said(served: Project) -> None:
     lines = {line.split()[0]: line for line in served.text().splitlines() if "/" in line and line.startswith("  ")}
     assert "next" in lines["tick/often"]
@@ -240,6 +258,7 @@ def test_the_reports_are_served_beside_the_ui(served: Project) -> None:
     [address] = re.findall(r"Reports: +(http://127\.0\.0\.1:\d+)$", served.text(), re.MULTILINE)
     page = httpx.get(address, timeout=30, trust_env=False).raise_for_status().text
     assert "<h1>Reports</h1>" in page and "tick/often: interval 5 s UTC" in page
+    assert "draft.toml is not valid TOML" in page, "one bad corpus file stops nothing"
     stranger = httpx.get(address, headers={"Host": "example.org"}, timeout=30, trust_env=False)
     assert stranger.status_code == 400
 

@@ -2,12 +2,16 @@
 
 import base64
 import json
+import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,7 +32,7 @@ from tasks.answers import refs, store
 from tasks.champion import rollback
 from tasks.exporting import ExportError, check, export, push
 from tasks.index import write_index
-from tasks.recipes import Overrides
+from tasks.recipes import Overrides, overrides_from
 from tasks.reporting import METRICS, address_of, page_of, write_tensorboard
 from tests.conftest import serving
 
@@ -85,6 +89,126 @@ def test_the_index_of_a_new_home_says_how_to_begin(project: Path) -> None:
     page = write_index().read_text(encoding="utf-8")
     assert "make train CORPUS=own" in page and "train-gpt has not seen it yet" in page
     assert [path.name for path in (project / "home").iterdir() if path.suffix == ".html"] == ["index.html"]
+
+
+def test_one_bad_corpus_file_is_a_row_with_its_error_and_the_others_stand(project: Path) -> None:
+    corpora = project / "corpora"
+    (corpora / "draft.toml").write_text('title = "Half a <b>')
+    (corpora / "experiments.toml").write_text((corpora / "own.toml").read_text())
+    (corpora / "folder.toml").mkdir()
+    with TestClient(reports_app()) as client:
+        answer = client.get("/")
+        assert answer.status_code == 200
+        assert "make train CORPUS=own" in answer.text
+        assert "draft.toml is not valid TOML" in answer.text
+        assert "this name is taken by the project itself" in answer.text
+        assert "folder.toml cannot be read" in answer.text
+        assert "make train CORPUS=draft" not in answer.text
+
+
+@pytest.mark.usefixtures("answers")
+def test_what_a_home_holds_that_cannot_be_read_is_told_on_the_index_and_the_rest_is_shown(project: Path) -> None:
+    outcome = run()
+    kept = (project / "corpora" / "own.toml").read_text()
+    (project / "corpora" / "own.toml").write_text("title = ")
+    page = write_index().read_text(encoding="utf-8")
+    assert "own.toml is not valid TOML" in page
+    assert f"{outcome.bits_per_character:.4f}" in page, "its models are there all the same"
+    (project / "corpora" / "own.toml").write_text(kept)
+    for name in ("own/older", "experiments/older"):
+        with store().draft() as draft:
+            (draft.folder / "page.json").write_text(json.dumps({"of": "another day", "name": name}))
+            (draft.folder / "report.html").write_text("")
+            report = store().keep(draft, Report, {}, store().origin(champion()))
+        notes = {"model": champion().digest, "evaluation": "ab" * 32}
+        refs().move(name, report, after=None, by="a test", why="", notes=notes)
+    (project / "home" / "refs" / "torn" / "champion").mkdir(parents=True)
+    (project / "home" / "refs" / "torn" / "champion" / "000001.json").write_text("{")
+    (project / "prefect.yaml").write_text("deployments: [{")
+    page = write_index().read_text(encoding="utf-8")
+    for told in ("own/older", "experiments/older", "torn/champion/000001.json should be a move", "prefect.yaml is not"):
+        assert told in page, told
+    assert f"{outcome.bits_per_character:.4f}" in page
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_request_of_the_index_reads_no_artifact_to_its_end(project: Path) -> None:
+    run()
+    shown = [write_index().read_text(encoding="utf-8")]
+    # Whoever hashed them would find that their bytes are other ones.
+    for kind in ("corpus", "model", "evaluation"):
+        for path in (store().objects / kind).rglob("*"):
+            if path.suffix in (".arrow", ".safetensors", ".npy"):
+                path.chmod(0o644)
+                path.write_bytes(path.read_bytes()[:-1])
+    shown.append(write_index().read_text(encoding="utf-8"))
+    made = [re.sub(r"<time [^>]*>[^<]*</time>", "", page) for page in shown]
+    assert made[0] == made[1]
+
+
+class Babble(torch.nn.Module):
+    """A model's logits with the bytes that continue a character alone: no character ever comes of them."""
+
+    def __init__(self, gpt: Any, allowed: list[int]) -> None:
+        super().__init__()
+        self.gpt, self.allowed = gpt, allowed
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((*hidden.shape[:-1], self.gpt.out_features), -1e4)
+        logits[..., self.allowed] = 1.0
+        return logits
+
+
+@pytest.fixture
+def babbling(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A champion that draws nothing but bytes that make no character."""
+    run(vocabulary_byte_fallback="always")
+    tokens = load(store().folder(champion()) / TOKENIZER_FILE).get_vocab()
+
+    def with_other_head(folder: Path) -> Any:
+        gpt = load_model(folder)
+        weight = gpt.head.weight
+        babble = Babble(gpt.head, [tokens[f"<0x{byte:02X}>"] for byte in range(0x80, 0xC0)])
+        gpt.head = babble
+        babble.weight = weight
+        return gpt
+
+    monkeypatch.setattr("bard.web.load_model", with_other_head)
+    return champion()
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_model_that_draws_bytes_of_no_character_comes_to_an_end(babbling: Model) -> None:
+    with TestClient(writing_app("own/champion", babbling)) as client:
+        answer = client.post("/write", json={"prompt": "Verse", "characters": 20, "top_k": None})
+        text = "".join(json.loads(line)["text"] for line in answer.text.splitlines())
+        assert len(text) == 20 and set(text) == {"\ufffd"}
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_client_that_goes_away_leaves_the_page_to_the_next(babbling: Model) -> None:
+    wish = {"prompt": "Verse", "characters": 20_000, "top_k": None}  # no text before 20,000 bytes are drawn
+    with serving(writing_app("own/champion", babbling)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        body = json.dumps(wish)
+        for _ in range(3):  # the first draws, the others wait for it
+            with socket.create_connection((host, int(port))) as gone:
+                gone.sendall(
+                    f"POST /write HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+                )
+                assert gone.recv(100).startswith(b"HTTP/1.1 200")
+        answer = httpx.post(f"{address}/write", json=wish | {"characters": 5}, timeout=120, trust_env=False)
+        assert len("".join(json.loads(line)["text"] for line in answer.text.splitlines())) == 5
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_prompt_that_is_no_text_is_refused_wherever_it_comes_from() -> None:
+    run()
+    with TestClient(writing_app("own/champion", champion())) as client:
+        refused = client.post("/write", content=b'{"prompt": "Verse \\udcff"}')
+        assert refused.status_code == 422 and "surrogate" in refused.json()["error"]
+    with pytest.raises(BardError, match="prompt"):
+        overrides_from({"prompt": "Verse \udcff"})
 
 
 @pytest.mark.usefixtures("answers")

@@ -1,0 +1,104 @@
+"""Who waits for whom: runs share the store, a sweep has it alone, and a lock dies with its holder."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tasks.answers import Asking
+from tasks.turns import searching, turn, using_store
+from tasks.vocabulary import learn_vocabulary
+from tests.conftest import CHECKOUT
+
+HOLDER = """
+import logging, sys
+from tasks import turns
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+sys.stdout.reconfigure(line_buffering=True)
+with getattr(turns, sys.argv[1])(*sys.argv[2:]):
+    print("has it")
+    sys.stdin.read()
+"""
+
+
+class Holder:
+    """A process that takes a lock, says so, and holds it until it is let go or killed."""
+
+    def __init__(self, *lock: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, *lock],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+        )
+
+    def says(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path))
+
+
+@contextmanager
+def holders(*locks: tuple[str, ...]) -> Iterator[list[Holder]]:
+    started = [Holder(*lock) for lock in locks]
+    try:
+        yield started
+    finally:
+        for holder in started:
+            holder.end()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_sweep_waits_for_every_run_and_runs_wait_for_the_sweep() -> None:
+    with holders(("using_store",), ("using_store",)) as runs:
+        assert [run.says() for run in runs] == ["has it", "has it"], "runs share the store"
+        with holders(("sweeping_store",)) as [sweep]:
+            assert sweep.says().startswith("runs are under way")
+            runs[0].end()
+            runs[1].end()
+            assert sweep.says() == "has it", "killed, a run frees its share"
+            with holders(("using_store",)) as [late]:
+                assert late.says().startswith("a sweep is deleting artifacts")
+                sweep.end()
+                assert late.says() == "has it"
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("lock", ["turn", "searching"])
+def test_one_run_at_a_time_on_a_corpus(lock: str) -> None:
+    with holders((lock, "own")) as [first]:
+        assert first.says() == "has it"
+        with holders((lock, "own"), (lock, "other")) as [second, elsewhere]:
+            assert elsewhere.says() == "has it"
+            assert "waiting for it to end" in second.says()
+            first.end()
+            assert second.says() == "has it"
+
+
+@pytest.mark.usefixtures("home")
+def test_no_corpus_is_named_like_the_search_on_another() -> None:
+    with searching("own"), turn("own-sweep"), turn("own"), using_store(), using_store():
+        pass
+
+
+@pytest.mark.usefixtures("home")
+def test_questions_are_asked_under_the_lease_alone() -> None:
+    ask = Asking()
+    with pytest.raises(RuntimeError, match="with Asking"):
+        ask(learn_vocabulary)
+    with holders(("sweeping_store",)) as [sweep]:
+        assert sweep.says() == "has it"
+    with ask, holders(("sweeping_store",)) as [sweep]:
+        assert sweep.says().startswith("runs are under way")
