@@ -1,4 +1,4 @@
-"""What of a spec makes it the question that it is: all of its fields, but for one that was added later and says "as before".
+"""What makes a spec the question that it is: all its fields, but for those added later that say "as before".
 
 A spec's JSON stands in cache keys and in artifacts, and so in their digests. A field that is added to it would change
 them all, and everything would be computed again, although nothing else is asked than before. So a field that is added
@@ -6,8 +6,8 @@ says which of its values means what the code did before there was such a field; 
 
     label_smoothing: Annotated[float, AsBefore(0.0), Field(ge=0, lt=1)] = 0.1
 
-That value stays for ever, the default may be another and may change. Leaving out whatever equals the default would serve
-answers of the old default for questions with the new one.
+That value stays for ever; the default may be another, and may change. Leaving out whatever equals the default would
+serve answers of the old default for questions with the new one.
 """
 
 from collections.abc import Mapping

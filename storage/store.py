@@ -306,7 +306,8 @@ def canonical_json(value: Any) -> bytes:
     try:
         return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError as error:
-        raise StoreError(f"only text is kept, and {error.object[:300]!r} holds bytes that are not UTF-8") from error
+        around = error.object[max(0, error.start - 40) : error.end + 40]
+        raise StoreError(f"only text is kept, and {around!r} holds bytes that are not UTF-8") from error
     except ValueError as error:
         raise StoreError(f"only finite numbers are kept, and there is another in {str(value)[:300]}") from error
 

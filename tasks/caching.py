@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from bard.identity import identity
 
+
 @dataclass
 class SameQuestion(CachePolicy):
     """A key from the task's name and version and from its inputs, and from nothing else.
