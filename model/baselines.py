@@ -16,6 +16,13 @@ from bard.errors import BardError
 
 UNICODE = 0x110000  # code points there are
 
+# So much of a validation text is scored by what counts characters: all of a shorter one, stretches of a longer one. The
+# n-gram model takes about 110 bytes for each of its characters, as for each of the training text.
+COUNTED_CHARACTERS = 2**21
+STRETCH_CHARACTERS = 2**12
+# So much of it is compressed, from its start: xz -9 takes seconds for a million characters.
+COMPRESSED_CHARACTERS = 2**23
+
 # xz -9 looks back this far, so no earlier training text can help it; bz2 -9 works in blocks of 900 kB.
 XZ_LOOKS_BACK = 64 << 20
 
@@ -44,40 +51,52 @@ class Baseline:
     note: str
 
 
-def measure(train: str, validation: str) -> tuple[Baseline, ...]:
-    """All baselines on one validation text, every character of it charged; nothing learns from the validation text.
+def measure(train: str, validation: str, *, train_characters: int | None = None) -> tuple[Baseline, ...]:
+    """All baselines on one validation text; nothing learns from the validation text.
 
     `train` is the text just before `validation`, at most as much of it as the caller's memory and time allow: the
-    n-gram model takes about 100 bytes and 1 microsecond a character. Raises `BaselineError` if either is empty.
+    n-gram model takes about 110 bytes and 1 microsecond a character. `train_characters` is the whole training part's
+    length, where that is only its end. Every character is charged of a validation text of up to COUNTED_CHARACTERS;
+    of a longer one, evenly spread stretches by the models that count, and the first COMPRESSED_CHARACTERS by the
+    compressors. What was left out stands in each baseline's note. Raises `BaselineError` if either text is empty.
     """
     distinct = len(set(train) | set(validation))
-    train_bytes, validation_bytes = train.encode(), validation.encode()
-    per_character = 1 / _length(train, validation)
+    _length(train, validation)
+    stretches = _stretches(validation)
+    squeezed = validation[:COMPRESSED_CHARACTERS]
+    train_bytes, validation_bytes = train.encode(), squeezed.encode()
+    per_character = 1 / len(squeezed)
+    learned = "" if train_characters in (None, len(train)) else f"; learned from the last {len(train):,} characters"
+    counted = learned
+    if len(stretches) > 1:
+        scored = sum(map(len, stretches))
+        counted += f"; over {scored:,} characters in {len(stretches):,} evenly spread stretches"
+    compressed_of = learned if squeezed == validation else f"{learned}; over the first {len(squeezed):,} characters"
     return (
         Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters"),
         Baseline(
             "order 0",
             "statistical",
-            order_zero(train, validation),
-            "how often each character occurs in the training text",
+            order_zero(train, "".join(stretches)),
+            f"how often each character occurs in the training text{counted}",
         ),
         Baseline(
             f"{ORDER}-gram",
             "statistical",
             kneser_ney(train, validation),
-            f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it",
+            f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it{counted}",
         ),
         Baseline(
             "xz -9",
             "compressor",
             compressed(train_bytes, validation_bytes, "xz") * per_character,
-            "size of both texts less size of the training text",
+            f"size of both texts less size of the training text{compressed_of}",
         ),
         Baseline(
             "bz2 -9",
             "compressor",
             compressed(train_bytes, validation_bytes, "bz2") * per_character,
-            "size of both texts less size of the training text",
+            f"size of both texts less size of the training text{compressed_of}",
         ),
     )
 
@@ -107,18 +126,34 @@ def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
     three discounts an order, from the counts of counts; below the highest order a gram counts the distinct characters
     before it. Under the unigrams lies a uniform distribution over the training text's characters and one share for
     all the others, so every character costs finitely much. The model is fixed by the training text; its history is
-    the running text, so the first validation characters follow the training text's end. An order beyond the training
-    text's length is cut to that length. Raises `BaselineError` if either text is empty.
+    the running text, so the first validation characters follow the training text's end. Of a validation text longer
+    than COUNTED_CHARACTERS, evenly spread stretches are charged, each after what precedes it. An order beyond the
+    training text's length is cut to that length. Raises `BaselineError` if either text is empty.
     """
     _length(train, validation)
     known = len(train)
-    text = _code_points(train + validation)
+    # Each stretch but one at the start comes with what precedes it in the text, for which nothing is charged.
+    stretches = _stretches(validation)
+    gap = len(validation) // len(stretches)
+    before = [validation[max(0, i * gap - order + 1) : i * gap] for i in range(len(stretches))]
+    parts = [part for pair in zip(before, stretches, strict=True) for part in pair]
+    text = _code_points(train + "".join(parts))
+    charged = np.repeat([False, True] * len(stretches), [len(part) for part in parts])
     distinct = len(set(train))
     seen = np.isin(text[known:], np.unique(text[:known]))
     probability = _unigram_floor(seen, distinct)
     for gram in _orders(text, known, min(order, known)):
         probability = gram.interpolate(probability)
-    return _bits(probability)
+    return _bits(probability[charged])
+
+
+def _stretches(validation: str) -> list[str]:
+    """The text itself, or stretches at the starts of equal parts of it that come to COUNTED_CHARACTERS together."""
+    if len(validation) <= COUNTED_CHARACTERS:
+        return [validation]
+    count = COUNTED_CHARACTERS // STRETCH_CHARACTERS
+    gap = len(validation) // count
+    return [validation[i * gap : i * gap + STRETCH_CHARACTERS] for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from model.cache import KeyValueCache, Reach
 from model.dropout import Dropout
 from model.spec import GPTSpec
 from model.tables import rows_of
+from model.weights import require_alike
 
 # `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,7 +128,12 @@ class ClassicGPT(nn.Module):
 
     @torch.no_grad()
     def load_transformers(self, weights: dict[str, Tensor]) -> None:
-        """Take weights spelled as `to_transformers` spells them, into a model of the same shape."""
+        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
+
+        Raises:
+            model.weights.WrongWeights: they are not those of this model; nothing was copied.
+        """
+        require_alike(self.to_transformers()[1], weights)
         self.tokens.weight.copy_(weights["transformer.wte.weight"])
         self.positions.weight.copy_(weights["transformer.wpe.weight"])
         for i, block in enumerate(self.blocks):

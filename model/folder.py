@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bard.errors import BardError
+from bard.identity import identity, restored
 from model.gpt import GPT, build
 from model.spec import GPTSpec
 from model.training import Snapshot
+from model.weights import WrongWeights
 
 # One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.
 METADATA = {"format": "pt"}
@@ -46,7 +48,7 @@ def load_model(folder: Path) -> GPT:
         with torch.random.fork_rng(devices=[]):
             gpt = build(spec, config["vocab_size"])
         gpt.load_transformers(weights)
-    except (KeyError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError, WrongWeights) as error:
         raise NotAModel(f"{folder} holds no model that `save_model` wrote: {type(error).__name__} {error}") from error
     return gpt
 
@@ -89,7 +91,7 @@ def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
     """Write `weights.safetensors`, `optimizer.safetensors` and `state.json`."""
     save_file(each_its_own(snapshot.weights), folder / "weights.safetensors", METADATA)
     save_file(each_its_own(snapshot.optimizer), folder / "optimizer.safetensors", METADATA)
-    state = {"step": snapshot.step, "vocabulary_size": snapshot.vocabulary_size, "gpt": snapshot.gpt.model_dump()}
+    state = {"step": snapshot.step, "vocabulary_size": snapshot.vocabulary_size, "gpt": identity(snapshot.gpt)}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
@@ -128,12 +130,21 @@ class Stored(Mapping[str, Tensor]):
 
 
 def load_snapshot(folder: Path) -> Snapshot:
-    """Read what `save_snapshot` wrote. Its tensors come when they are asked for, so the folder must stay."""
-    state = json.loads((folder / "state.json").read_text())
-    return Snapshot(
-        step=state["step"],
-        gpt=GPTSpec.model_validate(state["gpt"]),
-        vocabulary_size=state["vocabulary_size"],
-        weights=Stored(folder / "weights.safetensors"),
-        optimizer=Stored(folder / "optimizer.safetensors"),
-    )
+    """Read what `save_snapshot` wrote. Its tensors come when they are asked for, so the folder must stay.
+
+    Raises:
+        NotAModel: the folder lacks one of the files, or they hold something else.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return Snapshot(
+            step=state["step"],
+            gpt=restored(GPTSpec, state["gpt"]),
+            vocabulary_size=state["vocabulary_size"],
+            weights=Stored(folder / "weights.safetensors"),
+            optimizer=Stored(folder / "optimizer.safetensors"),
+        )
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise NotAModel(
+            f"{folder} holds no snapshot that `save_snapshot` wrote: {type(error).__name__} {error}"
+        ) from error

@@ -13,6 +13,7 @@ from model.dropout import Dropout
 from model.lean import Turn, relu2_linear, rms_norm, rotary_attention
 from model.spec import GPTSpec
 from model.tables import rows_of
+from model.weights import fill
 
 EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
@@ -106,9 +107,12 @@ class ModernGPT(nn.Module):
 
     @torch.no_grad()
     def load_transformers(self, weights: dict[str, Tensor]) -> None:
-        """Take weights spelled as `to_transformers` spells them, into a model of the same shape."""
-        for name, parameter in self.to_transformers()[1].items():
-            parameter.copy_(weights[name])
+        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
+
+        Raises:
+            model.weights.WrongWeights: they are not those of this model; nothing was copied.
+        """
+        fill(self.to_transformers()[1], weights)
 
 
 BLOCK_NAMES = {

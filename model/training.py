@@ -23,6 +23,7 @@ from model.memory import give_back
 from model.optimizers import AdamW, Muon, Optimizer, owners, stacks
 from model.spec import GPTSpec
 from model.tables import head_loss
+from model.weights import fill, require_alike
 
 
 class Diverged(BardError):
@@ -178,10 +179,12 @@ class Training:
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch
+        # CUDA stages what is not pinned before it goes on. MPS reads it later, when it may be freed already.
+        at_once = self.device.name == "cuda"
         for first in range(0, len(batch.inputs_BT), micro):
             rows = slice(first, first + micro)
-            inputs_BT = batch.inputs_BT[rows].to(self.device.name, non_blocking=True)
-            targets_BT = batch.targets_BT[rows].to(self.device.name, non_blocking=True)
+            inputs_BT = batch.inputs_BT[rows].to(self.device.name, non_blocking=at_once)
+            targets_BT = batch.targets_BT[rows].to(self.device.name, non_blocking=at_once)
             hidden_BTC = self.working.hidden(inputs_BT, dropout, recompute=self.execution.recompute)
             micro_loss, dhidden_BTC = head_loss(
                 hidden_BTC.detach(),
@@ -232,6 +235,8 @@ class Training:
         return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
 
     def _load_optimizers(self, saved: Mapping[str, Tensor]) -> None:
+        if saved or self.step:
+            require_state(saved, self._owned())
         for name, parameter, owner in self._owned():
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
@@ -258,14 +263,31 @@ def _call(method: "weakref.WeakMethod[Any]", parameter: nn.Parameter) -> None:
 
 
 def restore(snapshot: Snapshot) -> GPT:
-    """The snapshot's model, on the CPU."""
+    """The snapshot's model, on the CPU.
+
+    Raises:
+        model.weights.WrongWeights: the snapshot's weights are not those of its model.
+    """
     with torch.random.fork_rng(devices=[]):
         gpt = build(snapshot.gpt, snapshot.vocabulary_size)
-    with torch.no_grad():
-        # One by one: weights that still lie in a file are then never in memory twice.
-        for name, weight in gpt.state_dict().items():
-            weight.copy_(snapshot.weights[name])
+    fill(gpt.state_dict(), snapshot.weights)
     return gpt
+
+
+def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]]) -> None:
+    """Refuse saved optimizer state that is not that of all these parameters.
+
+    Raises:
+        model.weights.WrongWeights: a key is missing or belongs to no parameter, or a shape or a type is another.
+    """
+    expected = {
+        # Begun for no elements: which names there are, and which are scalars. On torch's meta device the first
+        # `zeros_like` loads sympy, 36 MB and a second of every resumed leg.
+        f"{name}/{key}": parameter if value.dim() else value
+        for name, parameter, owner in owned
+        for key, value in owner.begun(parameter.new_empty(0)).items()
+    }
+    require_alike(expected, saved, also=(torch.bfloat16,))
 
 
 def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[Optimizer]:

@@ -163,6 +163,7 @@ class Memorised(PageModel):
     """How much of the samples stands word for word in the training part, beside as much of the validation part.
 
     Shares are of characters in verbatim stretches, of at least `characters` each; the longest ones are quoted.
+    `searched_characters` says how much of the training part's end was searched where that was not all of it.
     """
 
     characters: Count
@@ -170,6 +171,7 @@ class Memorised(PageModel):
     sampled_longest: str
     validation_share: Annotated[float, Field(ge=0, le=1)]
     validation_longest: str
+    searched_characters: Count | None = None
 
 
 class Cost(PageModel):

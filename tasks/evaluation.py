@@ -115,7 +115,8 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
         if samples:
-            write_json(draft.folder / MEMORISED, memorised(samples, text).model_dump(mode="json"))
+            found = memorised(samples, text, survey["train_characters"])
+            write_json(draft.folder / MEMORISED, found.model_dump(mode="json", exclude_none=True))
         opening = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
         expected = guesses(gpt, opening, before=before, device=place, likeliest=LIKELIEST)
         shown = surprises(tokenizer, opening.tolist(), expected)
@@ -131,8 +132,11 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
 def measure_baselines(corpus: Corpus) -> Baselines:
     """Compressors and an n-gram model on the same split, and the figures that others have published for it."""
     folder, facts = store().folder(corpus), store().facts(corpus)
-    train = "".join(read_text(folder, "train"))[-LOOK_BACK_CHARACTERS:]
-    measured = baselines.measure(train, "".join(read_text(folder, "validation")))
+    measured = baselines.measure(
+        "".join(last_pieces(read_text(folder, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:],
+        "".join(read_text(folder, "validation")),
+        train_characters=facts["survey"]["train_characters"],
+    )
     listed = [
         Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note) for b in measured
     ]
@@ -158,19 +162,24 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
 
 def last_tokens(tokenizer: Tokenizer, pieces: Iterable[str], count: int) -> TokenIds:
     """The last `count` tokens of a text, fewer where it has fewer."""
+    return np.concatenate(list(encode(tokenizer, last_pieces(pieces, count * CHARACTERS_A_TOKEN))))[-count:]
+
+
+def last_pieces(pieces: Iterable[str], characters: int) -> deque[str]:
+    """The fewest pieces at a text's end that hold so many characters; no more of it is ever in memory."""
     tail: deque[str] = deque()
     held = 0
     for piece in pieces:
         tail.append(piece)
         held += len(piece)
-        while held - len(tail[0]) >= count * CHARACTERS_A_TOKEN:
+        while held - len(tail[0]) >= characters:
             held -= len(tail.popleft())
-    return np.concatenate(list(encode(tokenizer, tail)))[-count:]
+    return tail
 
 
-def memorised(samples: list[Sample], text: Path) -> Memorised:
-    """What of the samples stands in the training part, and of as much text from the validation part's start."""
-    train = "".join(read_text(text, "train"))[-LOOK_BACK_CHARACTERS:]
+def memorised(samples: list[Sample], text: Path, train_characters: int) -> Memorised:
+    """What of the samples stands in the training part (its end, of a long one), and of as much of the validation part."""
+    train = "".join(last_pieces(read_text(text, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:]
     length, genuine = sum(len(sample.text) for sample in samples), ""
     for piece in read_text(text, "validation"):
         genuine = (genuine + piece)[:length]
@@ -184,6 +193,7 @@ def memorised(samples: list[Sample], text: Path) -> Memorised:
         sampled_longest=max((f.longest for f in found), key=len),
         validation_share=reference.share,
         validation_longest=reference.longest,
+        searched_characters=len(train) if len(train) < train_characters else None,
     )
 
 

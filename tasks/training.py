@@ -9,6 +9,7 @@ import torch
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
+from bard.identity import identity
 from model import device as devices
 from model import memory
 from model.folder import load_snapshot, save_model, save_snapshot
@@ -126,7 +127,7 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
         card = model_card(store().facts(corpus), snapshot.gpt, snapshot.step, parameters, store().facts(vocabulary))
         (draft.folder / "README.md").write_text(card, encoding="utf-8")
         facts = {
-            "gpt": snapshot.gpt.model_dump(),
+            "gpt": identity(snapshot.gpt),
             "step": snapshot.step,
             "parameters": parameters,
             "embedding_parameters": embedding,
@@ -139,7 +140,10 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
 def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
     """The mean of the losses since the last line, at this step."""
     return LogLine(
-        step=step.number, train_nats=float(torch.stack(losses).double().mean()), learning_rate=step.learning_rate
+        step=step.number,
+        # On the CPU first: Apple's GPUs have no numbers of 64 bits.
+        train_nats=float(torch.stack(losses).cpu().double().mean()),
+        learning_rate=step.learning_rate,
     )
 
 

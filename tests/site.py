@@ -14,7 +14,8 @@ from sources.spec import CorpusSpec, UrlSource
 TEXT = b"".join(b"line %d of the text that is served\n" % n for n in range(20_000))
 OTHER = TEXT.replace(b"served", b"SERVED")
 SHA = hashlib.sha256(TEXT).hexdigest()
-QUICK = HttpSpec(connect_seconds=2, read_seconds=0.3, attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.3)
+# Waits between tries are short. The server's answers are waited for as long as a busy machine may take.
+QUICK = HttpSpec(connect_seconds=60, read_seconds=60, attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.3)
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

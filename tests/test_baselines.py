@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from model import baselines
 from model.baselines import (
     UNICODE,
     BaselineError,
@@ -167,3 +168,34 @@ def test_a_text_that_only_repeats_the_training_text_is_never_charged_less_than_n
     for count in (90, 300, 810, 2_000):
         for baseline in measure(line * count, line * (count // 9)):
             assert baseline.bits_per_character >= 0, (baseline, count)
+
+
+@pytest.fixture
+def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "COUNTED_CHARACTERS", 400)
+    monkeypatch.setattr(baselines, "STRETCH_CHARACTERS", 40)
+    monkeypatch.setattr(baselines, "COMPRESSED_CHARACTERS", 500)
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_of_a_long_validation_text_stretches_are_charged_after_what_precedes_them() -> None:
+    train, validation = DRAWN, RHYME * 4
+    order, gap = 4, len(validation) // 10
+    expected = [
+        -math.log2(direct_kneser_ney(train, train + validation[: i * gap + k], validation[i * gap + k], order))
+        for i in range(10)
+        for k in range(40)
+    ]
+    assert math.isclose(kneser_ney(train, validation, order), sum(expected) / len(expected), rel_tol=1e-9)
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_what_was_left_out_of_long_texts_stands_in_the_notes() -> None:
+    notes = {b.name: b.note for b in measure(RHYME, RHYME * 4, train_characters=10 * len(RHYME))}
+    assert "distinct" in notes["uniform"]
+    for name in ("order 0", "7-gram"):
+        assert f"learned from the last {len(RHYME)} characters; over 400 characters in 10 evenly spread" in notes[name]
+    for name in ("xz -9", "bz2 -9"):
+        assert notes[name].endswith(f"learned from the last {len(RHYME)} characters; over the first 500 characters")
+    whole = {b.name: b.note for b in measure(RHYME, RHYME, train_characters=len(RHYME))}
+    assert not any(";" in note for note in whole.values())

@@ -89,6 +89,9 @@ def an_index() -> index.IndexPage:
     )
 
 
+# Milliseconds that a browser may take on a machine that is busy with other things.
+PATIENCE = 600_000
+
 PAGES = {
     "run": lambda: render(a_page()),
     "experiment": lambda: experiment.render(an_experiment()),
@@ -104,7 +107,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE)
         yield opened
         opened.close()
 
@@ -116,8 +119,14 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+def new_page(browser: Any, **options: Any) -> Any:
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    return page
+
+
 def opened(browser: Any, address: str, width: int = 1024, scheme: str = "light") -> tuple[Any, list[str]]:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = new_page(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -232,7 +241,7 @@ def test_points_that_lie_together_keep_their_names_apart(browser: Any, tmp_path:
     parts = (page.parts[0].model_copy(update={"charts": (chart,)}),)
     (tmp_path / "names.html").write_text(experiment.render(page.model_copy(update={"parts": parts})), encoding="utf-8")
     for width in WIDTHS:
-        opened = browser.new_page(viewport={"width": width, "height": 900})
+        opened = new_page(browser, viewport={"width": width, "height": 900})
         opened.goto((tmp_path / "names.html").as_uri())
         drawn = opened.evaluate(
             """() => [...document.querySelectorAll("svg text")].filter((e) => e.getClientRects().length)

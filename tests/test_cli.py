@@ -38,7 +38,7 @@ def typed(project: Path, *arguments: str, **more: str) -> Said:
     """Run `bard` as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "bard.cli", *arguments],
-        capture_output=True, text=True, cwd=CHECKOUT, env=environment(project, **more), timeout=200,
+        capture_output=True, text=True, cwd=CHECKOUT, env=environment(project, **more), timeout=600,
     )  # fmt: skip
     return Said(done.returncode, done.stdout, done.stderr)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(length=st.integers(0, 300), stretch=st.sampled_from([8, 40, 8192]), before=st.integers(0, 16))
 def test_what_was_compressed_comes_back_and_takes_what_the_score_says(
     spec: GPTSpec, length: int, stretch: int, before: int

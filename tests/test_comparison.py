@@ -34,7 +34,7 @@ def test_neighbours_that_are_alike_widen_the_interval() -> None:
     assert resampled_means(tied, 0).std() > 4 * resampled_means(shuffled, 0).std()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), length=st.sampled_from([1, 7, 300, 5000]))
 def test_turned_round_a_comparison_says_the_opposite(seed: int, length: int) -> None:
     own, theirs = np.random.default_rng(seed).random((2, length)).astype(np.float32)

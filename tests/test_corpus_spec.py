@@ -70,7 +70,7 @@ def specs(draw: st.DrawFn) -> CorpusSpec:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spec=specs())
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, spec: CorpusSpec) -> None:
     folder = tmp_path_factory.mktemp("corpora")

@@ -53,7 +53,7 @@ def test_a_truncated_download_resumes(site: Site, tmp_path: Path) -> None:
     assert site.asked[1][1]["If-Range"] == '"one"'
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, len(TEXT) - 1), max_size=4))
 def test_wherever_a_transfer_breaks_the_file_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
@@ -112,24 +112,29 @@ def test_as_long_as_bytes_come_a_download_does_not_give_up(site: Site, tmp_path:
 
 def test_a_stalled_server_is_left_and_asked_again(site: Site, tmp_path: Path) -> None:
     def stalling(request: BaseHTTPRequestHandler) -> None:
+        if request.headers["Range"]:
+            serving(TEXT)(request)
+            return
         head(request, 200, Content_Length=str(len(TEXT)), ETag='"one"')
         request.wfile.write(TEXT[:1000])
-        site.closing.wait(5)
+        site.closing.wait()
         request.close_connection = True
 
-    site.answers = [stalling, serving(TEXT)]
-    _, data = bring(tmp_path, corpus(site.url))
+    site.answers = [stalling]
+    # Tries enough for a busy machine, where the first bytes or a good answer may come late too.
+    _, data = bring(tmp_path, corpus(site.url), http=QUICK.model_copy(update={"read_seconds": 2, "attempts": 50}))
     assert data == TEXT
-    assert site.ranges() == [None, "bytes=1000-"]
+    assert site.ranges()[0] is None
+    assert next(asked for asked in site.ranges() if asked) == "bytes=1000-"
 
 
 def test_a_server_that_always_stalls_is_named_with_the_cause(site: Site, tmp_path: Path) -> None:
     def silent(_: BaseHTTPRequestHandler) -> None:
-        site.closing.wait(5)
+        site.closing.wait()
 
     site.answers = [silent]
     with pytest.raises(FetchError) as caught:
-        bring(tmp_path, corpus(site.url), http=QUICK.model_copy(update={"attempts": 2}))
+        bring(tmp_path, corpus(site.url), http=QUICK.model_copy(update={"read_seconds": 0.3, "attempts": 2}))
     assert site.url in str(caught.value)
     assert "the server fell silent" in str(caught.value)
     assert "2 tries" in str(caught.value)
@@ -137,11 +142,11 @@ def test_a_server_that_always_stalls_is_named_with_the_cause(site: Site, tmp_pat
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again_after_the_time_it_names(site: Site, tmp_path: Path, status: int) -> None:
-    # One second is asked for, and the spec caps it at 0.3.
-    site.answers = [refusing(status, Retry_After="1"), serving(TEXT)]
+    # A day is asked for, and the spec caps it at 0.3 s.
+    site.answers = [refusing(status, Retry_After="86400"), serving(TEXT)]
     _, data = bring(tmp_path, corpus(site.url))
     assert data == TEXT
-    assert 0.3 <= site.times[1] - site.times[0] < 1
+    assert site.times[1] - site.times[0] >= 0.3
 
 
 def test_a_time_to_wait_may_be_a_date(site: Site, tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_vocabularies_have_names() -> None:
     assert vocabulary_named("bpe-char-8192").kind == "bpe-char"
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     floor=st.floats(0.5, 3),
     exponent=st.floats(0.1, 0.8),

@@ -59,7 +59,7 @@ def lively(spec: GPTSpec, vocabulary_size: int, seed: int = 0, strength: float =
     return gpt
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(gpt_specs(), st.data(), st.sampled_from(["f32", "bf16"]))
 def test_a_future_token_never_changes_a_past_logit(spec: GPTSpec, data: st.DataObject, precision: str) -> None:
     gpt = lively(spec, 11)
@@ -74,7 +74,7 @@ def test_a_future_token_never_changes_a_past_logit(spec: GPTSpec, data: st.DataO
     assert not torch.equal(before_BTV[:, now + 1 :], after_BTV[:, now + 1 :])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(gpt_specs(), st.data())
 def test_every_past_token_can_change_the_last_logit(spec: GPTSpec, data: st.DataObject) -> None:
     gpt = lively(spec, 11)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from prefect import Flow, Task
 from pydantic import BaseModel
 
@@ -174,3 +175,12 @@ def test_specs_are_frozen_and_closed() -> None:
         for name, spec in members(room, type).items():
             if name.endswith("Spec") and isinstance(spec, type) and issubclass(spec, BaseModel):
                 assert spec.model_config.get("frozen") and spec.model_config.get("extra") == "forbid", name
+
+
+def test_no_test_has_a_deadline() -> None:
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
+    for path in (CHECKOUT / "tests").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "deadline":
+                assert path.name == "conftest.py", f"{path.name}:{node.value.lineno} sets a deadline"

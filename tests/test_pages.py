@@ -298,6 +298,14 @@ def test_what_was_learned_by_heart_stands_beside_what_is_common_anyway() -> None
     assert "Learned by heart" not in words(render(a_page(memorised=None)))
 
 
+def test_where_the_end_of_a_long_training_part_was_searched_alone_the_page_says_so() -> None:
+    whole = a_page()
+    assert whole.memorised is not None
+    assert "characters were searched" not in words(render(whole))
+    part = whole.memorised.model_copy(update={"searched_characters": 8_388_608})
+    assert "of which the last 8,388,608 characters were searched" in words(render(a_page(memorised=part)))
+
+
 def test_the_proof_says_how_far_the_file_is_from_the_score() -> None:
     off = 100 * (8 * 43_470 / 61_833 / 5.6234 - 1)
     assert f"43,470 bytes of the validation part, 5.6242 bits for each character ({off:+.3f} % of the score)" in words(
@@ -389,7 +397,7 @@ foreign = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     foreign | st.sampled_from([HOSTILE, "<!--", "]]>", "</pre>", "</style><b>", "\x00\r\n\x1b[0m", "{% raw %}", "\\|"])
 )
@@ -399,7 +407,7 @@ def test_no_text_changes_the_shape_of_the_page(text: str) -> None:
     assert wording.visible(text) in hostile.text("pre")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(foreign | st.sampled_from([HOSTILE, "a|b", "a\\|b", "\n| x | y |\n", "[a](javascript:b)"]))
 def test_no_text_changes_the_shape_of_a_markdown_table(text: str) -> None:
     for table in tables(markdown(hostile_page(text), REPORT, LINK)):

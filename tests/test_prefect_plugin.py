@@ -142,7 +142,7 @@ def test_the_real_command_asks_the_server_for_the_default_deployment(
         env={**environment, "PREFECT_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1", "NO_PROXY": "127.0.0.1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert "/api/deployments/name/train-gpt/default" in recorder.RequestHandlerClass.asked  # type: ignore[attr-defined]
     assert done.returncode == 1
@@ -157,6 +157,6 @@ def test_the_plugin_imports_neither_torch_nor_the_project() -> None:
         env={**os.environ, "PREFECT_PLUGINS_ENABLED": "false"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.stdout.strip() == "[]", done.stderr

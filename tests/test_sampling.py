@@ -92,7 +92,7 @@ def texts_drawn(
 # Reading on, and reading the window whole.
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(gpt_specs(), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 2**32))
 def test_a_cache_gives_the_logits_of_reading_the_whole_window(spec: GPTSpec, lengths: list[int], seed: int) -> None:
     gpt = lively(spec)
@@ -118,7 +118,7 @@ def test_a_cache_gives_the_logits_of_reading_the_whole_window(spec: GPTSpec, len
 # equal tokens are asked about the same cases every time.
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     gpt_specs(),
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
@@ -137,7 +137,7 @@ def test_with_a_cache_and_without_the_same_tokens_are_drawn(
     assert texts_drawn(gpt, prompts, sampling, count) == texts_drawn(gpt, prompts, sampling, count, cached=False)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(gpt_specs(), st.data())
 def test_reading_in_pieces_is_reading_at_once(spec: GPTSpec, data: st.DataObject) -> None:
     gpt, ids = lively(spec), torch.tensor([some_ids(spec.context, 1), some_ids(spec.context, 2)])
@@ -254,7 +254,7 @@ def test_the_same_seed_draws_the_same_text(spec: GPTSpec) -> None:
     assert drawn(gpt, SamplingSpec(seed=5)) != first
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(gpt_specs(), st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 2**32 - 1), st.integers(0, 9))
 def test_a_row_of_a_batch_is_the_same_row_drawn_alone(
     spec: GPTSpec, lengths: list[int], seed: int, first_row: int
@@ -354,7 +354,6 @@ def test_the_most_are_the_first_of_a_stable_sort(values: list[float], k: int) ->
     assert most(np.array(values, np.float32), k).tolist() == sorted(expected.tolist())
 
 
-@settings(deadline=None)
 @given(
     logits,
     st.floats(0.05, 10),

@@ -57,7 +57,7 @@ def slow_nats(gpt: GPT, tokens: npt.NDArray[np.uint16], before: npt.NDArray[np.u
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(length=st.integers(1, 40), preceding=st.integers(1, 12), stride=st.sampled_from([1, 3, 4, 8]))
 def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, preceding: int, stride: int) -> None:
     gpt, tokens, before = lively(spec), some_text(length), some_text(preceding, seed=1)
@@ -66,7 +66,7 @@ def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, precedi
 
 
 @pytest.mark.parametrize("context", [1, 2, 5, 8])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(length=st.integers(1, 40), preceding=st.integers(1, 12))
 def test_both_ways_at_once_are_both_ways(context: int, length: int, preceding: int) -> None:
     gpt = lively(SPECS[0].model_copy(update={"context": context}))

@@ -224,7 +224,7 @@ def test_bytes_that_fit_no_encoding_are_not_given_one() -> None:
     assert guessed_encoding(bytes(range(128, 256)) * 20) is None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0")).filter(str.strip), where=st.integers(0, 8))
 def test_every_utf8_text_comes_back_as_it_is_wherever_blocks_end(
     tmp_path_factory: pytest.TempPathFactory, text: str, where: int
@@ -293,7 +293,7 @@ blocks = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(blocks, max_size=8), cut=st.sampled_from(["whole", "heading"]))
 def test_pieces_are_small_and_joined_they_are_the_text(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, int]], cut: str
@@ -395,7 +395,7 @@ def test_a_text_that_changed_since_it_was_counted_is_not_split_in_silence() -> N
 # ---- synthetic ----
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(short=st.integers(0, 200_000), more=st.integers(0, 200_000), seed=st.integers(0, 3))
 def test_a_generated_text_has_the_exact_length_and_begins_with_the_shorter(short: int, more: int, seed: int) -> None:
     text = "".join(generate(short + more, seed))

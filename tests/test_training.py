@@ -108,7 +108,7 @@ def test_a_training_that_nobody_holds_is_gone_with_all_its_weights(gpt: GPTSpec,
 
 
 @pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "execution"), LEGS)
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(cuts=st.sets(st.integers(1, 8), min_size=1, max_size=3))
 def test_two_legs_equal_one(
     gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, execution: Execution, cuts: set[int]

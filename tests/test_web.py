@@ -197,7 +197,7 @@ def test_a_client_that_goes_away_leaves_the_page_to_the_next(babbling: Model) ->
                     f"POST /write HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
                 )
                 assert gone.recv(100).startswith(b"HTTP/1.1 200")
-        answer = httpx.post(f"{address}/write", json=wish | {"characters": 5}, timeout=120, trust_env=False)
+        answer = httpx.post(f"{address}/write", json=wish | {"characters": 5}, timeout=600, trust_env=False)
         assert len("".join(json.loads(line)["text"] for line in answer.text.splitlines())) == 5
 
 
