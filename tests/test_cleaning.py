@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sources.cleaning import BLANKS, STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
@@ -309,6 +309,7 @@ def test_steps_run_in_the_order_named() -> None:
     assert counts[1].characters_removed == BODY.count("\n")
 
 
+A_LINE = "the words of a line that is wrapped somewhere before its seventieth"
 # A right edge at 70 columns, so that `unwrap` joins; separators that end no line here, beside the ones that do.
 WRAPPED = st.lists(
     st.one_of(
@@ -322,6 +323,8 @@ WRAPPED = st.lists(
 
 
 @given(WRAPPED)
+@example(f"{A_LINE}\n" * 6 + f"alone\r{A_LINE}\u2028and more\n")
+@example(f"{A_LINE}\x0c\n" * 6)
 def test_line_ends_and_wrapping_change_and_every_visible_character_stays(text: str) -> None:
     lines = text.split("\n")
     steps = ("crlf", "unwrap")
@@ -337,4 +340,4 @@ def test_line_ends_and_wrapping_change_and_every_visible_character_stays(text: s
 
 def test_a_separator_that_ends_no_line_stays_where_it_is() -> None:
     text = "old\rMacintosh\u2028one\x0ctwo\x85three\x1cfour\r"
-    assert "".join(clean([text], ("crlf",), [Tally()])) == "old\nMacintosh\u2028one\x0ctwo\x85three\x1cfour\n"
+    assert list(clean([text], ("crlf",), [Tally()])) == ["old\n", "Macintosh\u2028one\x0ctwo\x85three\x1cfour\n"]
