@@ -178,7 +178,10 @@ def last_pieces(pieces: Iterable[str], characters: int) -> deque[str]:
 
 
 def memorised(samples: list[Sample], text: Path, train_characters: int) -> Memorised:
-    """What of the samples stands in the training part (its end, of a long one), and of as much of the validation part."""
+    """What of the samples stands in the training part, and of as much text from the validation part's start.
+
+    Of a training part longer than LOOK_BACK_CHARACTERS its end is searched, and the answer says so.
+    """
     train = "".join(last_pieces(read_text(text, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:]
     length, genuine = sum(len(sample.text) for sample in samples), ""
     for piece in read_text(text, "validation"):
