@@ -299,7 +299,8 @@ def test_what_was_learned_by_heart_stands_beside_what_is_common_anyway() -> None
 
 
 def test_where_the_end_of_a_long_training_part_was_searched_alone_the_page_says_so() -> None:
-    assert (whole := a_page().memorised) and "characters were searched" not in words(render(a_page()))
+    whole = a_page().memorised
+    assert whole is not None and "characters were searched" not in words(render(a_page()))
     part = whole.model_copy(update={"searched_characters": 8_388_608})
     assert "of which the last 8,388,608 characters were searched" in words(render(a_page(memorised=part)))
 
