@@ -273,7 +273,7 @@ def test_a_run_can_run_again_after_a_sweep_although_the_champion_that_it_met_is_
     rival = Evaluation(digest=noted.notes["rival"])
     swept()
     assert store().damage(rival) is None
-    assert run(steps=160, leg_steps=160).champion_moved
+    assert run(steps=80, leg_steps=80).champion_moved
     swept()
     assert store().damage(rival) == "missing", "the last note of the recipe is another's now"
     again = run(samples=2)
@@ -297,7 +297,7 @@ def test_a_seat_that_is_moved_between_a_runs_two_notes_makes_it_judge_again(monk
         return move(refs, name, *args, **kwargs)
 
     monkeypatch.setattr(Refs, "move", meanwhile)
-    best = run(steps=160, leg_steps=160)
+    best = run(steps=80, leg_steps=80)
     assert moves and best.champion_moved and best.champion == best.model
 
 
