@@ -30,8 +30,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
-# A machine that is busy with other things makes no test fail: an example may take as long as it takes. Failures that a
-# fixture of a test function brings about are the tests' own matter (each says so where it is meant).
+# A machine that is busy with other things makes no test fail: an example may take as long as it takes.
 settings.register_profile("bardflow", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("bardflow")
 
