@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -53,10 +54,13 @@ class ClassicGPT(nn.Module):
         logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
 
-    def hidden(self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False) -> Tensor:
+    def hidden(
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, compiled: bool = False
+    ) -> Tensor:
         """What the head reads, (B, T, C), in the type of the blocks' weights.
 
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `compiled` computes
+        blocks by `torch.compile`.
         """
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
@@ -66,7 +70,7 @@ class ClassicGPT(nn.Module):
         for i, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
             masks = block.masks(x_BTC, dropout, i) if dropout else [None] * 3
-            x_BTC = checkpointed(block, recompute, x_BTC, *masks)
+            x_BTC = computed(block, recompute, compiled, x_BTC, *masks)
         normed_BTC: Tensor = self.norm(x_BTC)
         return normed_BTC
 
@@ -225,10 +229,17 @@ def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Te
     return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
 
 
-def checkpointed(block: nn.Module, recompute: bool, x_BTC: Tensor, *others: Any) -> Tensor:
+def computed(block: nn.Module, recompute: bool, compiled: bool, x_BTC: Tensor, *others: Any) -> Tensor:
     """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
-    output: Tensor = applied(_Recomputed, block, x_BTC, *others) if recompute else block(x_BTC, *others)
+    forward = partial(_compiled(type(block).forward), block) if compiled else block
+    output: Tensor = applied(_Recomputed, forward, x_BTC, *others) if recompute else forward(x_BTC, *others)
     return output
+
+
+@cache
+def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's `forward`, compiled once for all layers: their weights are its inputs."""
+    return torch.compile(forward, fullgraph=True, dynamic=False)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -238,7 +249,7 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, block: nn.Module, x_BTC: Tensor, *others: Any) -> Tensor:
+    def forward(ctx: Any, block: Callable[..., Tensor], x_BTC: Tensor, *others: Any) -> Tensor:
         ctx.block, ctx.others = block, others
         ctx.save_for_backward(x_BTC)
         output: Tensor = block(x_BTC, *others)

@@ -23,6 +23,11 @@ class Device:
     precision: Literal["f32", "bf16"]
 
     @property
+    def is_card(self) -> bool:
+        """Whether it computes beside Python, which then is not to wait for it: a graphics card."""
+        return self.name != "cpu"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type that matrices are multiplied in."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32

@@ -16,3 +16,8 @@ class Execution(BaseModel):
     )
     loss_tokens: int = Field(default=4096, ge=1, description="tokens whose logits exist at once")
     optimizer_state: Literal["f32", "bf16"] = Field(default="f32", description="of moments and momentum at rest")
+    compiled: bool = Field(
+        default=False,
+        description="compute blocks by torch.compile: a minute of compiling, then less memory traffic",
+    )
+    recorded: bool = Field(default=True, description="on CUDA, record a step once as a CUDA graph and replay it")

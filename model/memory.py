@@ -104,10 +104,10 @@ def forget_peak(device: Device) -> bool:
     Linux forgets when 5 is written to /proc/self/clear_refs (proc(5)). Elsewhere the peak is of the process's life.
     """
     if device.name == "cuda":
-        torch.cuda.empty_cache()
+        give_back(device)
         torch.cuda.reset_peak_memory_stats()
         return True
-    give_back()
+    give_back(device)
     try:
         (PROC / "clear_refs").write_text("5")
     except OSError:
@@ -115,8 +115,13 @@ def forget_peak(device: Device) -> bool:
     return True
 
 
-def give_back() -> None:
-    """Return freed memory to the system. glibc keeps it: after a leg, its copies would count in the next one's peak."""
+def give_back(device: Device) -> None:
+    """Return freed memory to the system. glibc keeps it: after a leg, its copies would count in the next one's peak.
+
+    So does torch on a graphics card.
+    """
+    if device.name == "cuda":
+        torch.cuda.empty_cache()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 

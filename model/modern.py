@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.attention import attend, lean
 from model.cache import KeyValueCache, Reach
-from model.classic import ACTIVATIONS, add_dropped, checkpointed
+from model.classic import ACTIVATIONS, add_dropped, computed
 from model.dropout import Dropout
 from model.lean import Turn, relu2_linear, rms_norm, rotary_attention
 from model.spec import GPTSpec
@@ -40,10 +40,13 @@ class ModernGPT(nn.Module):
         logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
 
-    def hidden(self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False) -> Tensor:
+    def hidden(
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, compiled: bool = False
+    ) -> Tensor:
         """What the head reads, (B, T, C), in the type of the blocks' weights.
 
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass.
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `compiled` computes
+        blocks by `torch.compile`.
         """
         T = ids_BT.shape[1]
         x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
@@ -52,7 +55,7 @@ class ModernGPT(nn.Module):
         turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
         for i, block in enumerate(self.blocks):
             masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
-            x_BTC = checkpointed(block, recompute, x_BTC, turn, *masks)
+            x_BTC = computed(block, recompute, compiled, x_BTC, turn, *masks)
         return norm(x_BTC)
 
     @torch.inference_mode()
@@ -176,6 +179,12 @@ class _Block(nn.Module):
         if lean(h_BTC):
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
             return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)
+        if h_BTC.device.type != "cpu":
+            # One product, one norm and one turn instead of two or three: a launch costs more than it computes.
+            joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+            qkv_3BHTD = F.linear(h_BTC, joint).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            q_BHTD, k_BHTD = norm(turn.by(qkv_3BHTD[:2])).unbind(0)
+            return attend(q_BHTD, k_BHTD, qkv_3BHTD[2], None)
         shape = (B, T, self.heads, C // self.heads)
         q_BHTD = self.query(h_BTC).view(shape).transpose(1, 2)
         k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from model.bits import Bits
+
+# Where random bits come from: numpy on the host, or a graphics card itself.
+RandomBits = np.random.Generator | Bits
+
 # Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024,
 # https://kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
-# Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time.
+# Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time, on a card 256 MB.
 STACKED = 2**21
+STACKED_ON_A_CARD = 2**25
 # Elements that are rounded at random at once; a multiple of the four that one draw gives.
 ROUNDED = 2**20
 
@@ -32,11 +38,12 @@ class Optimizer(ABC):
 
     @torch.no_grad()
     def step(
-        self, learning_rate: float, *, keep_gradients: bool = False, resting: np.random.Generator | None = None
+        self, learning_rate: float | Tensor, *, keep_gradients: bool = False, resting: RandomBits | None = None
     ) -> None:
         """Update every parameter that has a gradient, and let the gradients go, or set them to zero where they are.
 
-        With `resting`, what is remembered rests in bf16 between two steps, rounded with its bits.
+        The learning rate is a number, or a scalar tensor on a graphics card. With `resting`, what is remembered rests
+        in bf16 between two steps, rounded with its bits.
         """
         moved = [p for p in self.parameters if p.grad is not None]
         for p in moved:
@@ -55,7 +62,7 @@ class Optimizer(ABC):
                 p.grad = None
 
     def update_at_rest(
-        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float, bits: np.random.Generator
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
     ) -> None:
         """`update` with all that is remembered brought to f32, and laid to rest again where it was."""
         places = {p: self.state[p] for p in parameters}
@@ -73,7 +80,7 @@ class Optimizer(ABC):
         """What is remembered of a parameter before its first step."""
 
     @abstractmethod
-    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         """One update in place."""
 
 
@@ -95,13 +102,13 @@ class AdamW(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         """torch's update, fused where it is."""
         steps, means, squares = ([self.state[p][key] for p in parameters] for key in ("step", "exp_avg", "exp_avg_sq"))
         self._update(parameters, gradients, means, squares, steps, learning_rate)
 
     def update_at_rest(
-        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float, bits: np.random.Generator
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
     ) -> None:
         """The same in pieces of ROUNDED elements, since the largest table's means would take as much as is saved."""
         for p, gradient in zip(parameters, gradients, strict=True):
@@ -112,7 +119,7 @@ class AdamW(Optimizer):
                 self._update([p_n], [g_n], [wide_mean_n], [wide_square_n], [step], learning_rate)
                 round_at_random(wide_mean_n, mean_n, bits)
                 round_at_random(wide_square_n, square_n, bits)
-            state["step"] = state["step"] + 1
+            state["step"] += 1  # in place: a recorded step reads it here
 
     def _update(
         self,
@@ -121,7 +128,7 @@ class AdamW(Optimizer):
         means: list[Tensor],
         squares: list[Tensor],
         steps: list[Tensor],
-        learning_rate: float,
+        learning_rate: float | Tensor,
     ) -> None:
         adamw(
             parameters, gradients, means, squares, [], steps,
@@ -148,7 +155,7 @@ class Muon(Optimizer):
         """No momentum."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float) -> None:
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         """One update of every matrix, stack by stack."""
         gradient_of = dict(zip(parameters, gradients, strict=True))
         for stack in stacks(parameters):
@@ -157,18 +164,30 @@ class Muon(Optimizer):
             updates = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
             wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
             torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
-            for p, orthogonal in zip(stack, orthogonalised(wide), strict=True):
-                rows, columns = p.shape
-                scale = learning_rate * max(1, rows / columns) ** 0.5
-                p.add_(orthogonal.t() if rows > columns else orthogonal, alpha=-scale)
+            orthogonal = [
+                o.t() if p.shape[0] > p.shape[1] else o for p, o in zip(stack, orthogonalised(wide), strict=True)
+            ]
+            scales = [max(1, p.shape[0] / p.shape[1]) ** 0.5 for p in stack]
+            if isinstance(learning_rate, Tensor):
+                changes = [o.to(p.dtype).contiguous() for p, o in zip(stack, orthogonal, strict=True)]
+                torch._foreach_mul_(changes, scales)
+                torch._foreach_mul_(changes, -learning_rate)
+                torch._foreach_add_(stack, changes)
+            else:
+                for p, o, scale in zip(stack, orthogonal, scales, strict=True):
+                    p.add_(o, alpha=-learning_rate * scale)
 
 
 def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The matrices in lists of equal shape or its transpose, none with more than STACKED elements in all."""
+    """The matrices in lists of equal shape or its transpose, none with more than STACKED elements in all.
+
+    On a graphics card larger ones are faster.
+    """
     by_shape: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
     for matrix in matrices:
         lists = by_shape[min(matrix.shape), max(matrix.shape)]
-        if not lists or (len(lists[-1]) + 1) * matrix.numel() > STACKED:
+        most = STACKED if matrix.device.type == "cpu" else STACKED_ON_A_CARD
+        if not lists or (len(lists[-1]) + 1) * matrix.numel() > most:
             lists.append([])
         lists[-1].append(matrix)
     return [stack for lists in by_shape.values() for stack in lists]
@@ -189,7 +208,7 @@ def at_rest(value: Tensor) -> Tensor:
     return value.to(torch.bfloat16) if value.dim() else value
 
 
-def round_at_random(x: Tensor, into: Tensor, bits: np.random.Generator) -> None:
+def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
     """Write x in bf16: one of its two neighbours, the nearer one more often, so that it is right on average.
 
     Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step. x
@@ -198,8 +217,12 @@ def round_at_random(x: Tensor, into: Tensor, bits: np.random.Generator) -> None:
     # In pieces: what is drawn takes another 6 bytes an element.
     parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, into))
     for part, place in zip(*parts, strict=True):
-        drawn = bits.integers(0, 2**64, -(-part.numel() // 4), np.uint64).view(np.int16)[: part.numel()]
-        lower = torch.from_numpy(drawn).to(x.device).to(torch.int32).bitwise_and_(0xFFFF)
+        if isinstance(bits, Bits):
+            drawn = bits.next(1, part.numel()).flatten()
+        else:
+            draws = bits.integers(0, 2**64, -(-part.numel() // 4), np.uint64)
+            drawn = torch.from_numpy(draws.view(np.int16)[: part.numel()]).to(x.device)
+        lower = drawn.to(torch.int32).bitwise_and_(0xFFFF)
         place.copy_(part.view(torch.int32).add_(lower).bitwise_and_(-0x10000).view(torch.float32))
 
 

@@ -149,15 +149,17 @@ def block_matrices(gpt: GPTSpec) -> int:
 
 # Tokens in a micro-batch beyond which a step gets no faster.
 FAST_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
-# Logits that exist at once where nothing is said: 32 MiB in f32.
-FAST_LOGITS = 2**23
+# Logits that exist at once where nothing is said: on a CPU 32 MiB in f32, on a graphics card 1 GiB.
+FAST_LOGITS = {"cpu": 2**23, "cuda": 2**28, "mps": 2**26}
 LEAST_LOSS_TOKENS = 128
 
 
 def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine) -> Execution:
     """The execution where memory is no matter: the fastest, and of equally fast ones the one that takes least."""
     steps = math.ceil(training.batch * gpt.context / FAST_TOKENS[machine.device])
-    loss_tokens = min(FAST_TOKENS[machine.device], max(LEAST_LOSS_TOKENS, FAST_LOGITS // vocabulary_size))
+    loss_tokens = min(
+        FAST_TOKENS[machine.device], max(LEAST_LOSS_TOKENS, FAST_LOGITS[machine.device] // vocabulary_size)
+    )
     return Execution(micro_batch=math.ceil(training.batch / steps), loss_tokens=loss_tokens)
 
 

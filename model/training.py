@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from bard.errors import BardError
 from model.autograd import backward_from
 from model.batches import NOT_CHARGED, Batches, Tokens, with_noise
+from model.bits import Bits
 from model.device import Device, Precision
 from model.dropout import Dropout
 from model.execution import Execution
 from model.gpt import GPT, build, working_copy
 from model.memory import give_back
-from model.optimizers import AdamW, Muon, Optimizer, owners, stacks
+from model.optimizers import AdamW, Muon, Optimizer, RandomBits, owners, stacks
+from model.replay import Replayed
 from model.spec import GPTSpec
 from model.tables import head_loss
 from model.weights import fill, require_alike
@@ -103,6 +105,38 @@ class Step:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """All that a step is computed from beside weights and the optimizer's state.
+
+    On a CPU the last three are numbers. Elsewhere all are tensors on the device, which stay where they are and are
+    filled anew for each step, so that a step can be recorded once.
+    """
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    charged: Any
+    factor: Any
+    step: Any
+
+    @classmethod
+    def on_a_card(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
+        """Tensors to be filled."""
+        inputs_BT, targets_BT = torch.zeros(2, spec.batch, context, dtype=torch.int64, device=device.name)
+        charged, factor = torch.zeros(2, device=device.name)
+        return cls(inputs_BT, targets_BT, charged, factor, torch.zeros((), dtype=torch.int64, device=device.name))
+
+    def take(self, given: "Inputs") -> None:
+        """Fill the tensors with these, which lie on the CPU."""
+        for ours, theirs in ((self.inputs_BT, given.inputs_BT), (self.targets_BT, given.targets_BT)):
+            # Pinned, a copy is made while Python goes on, and the allocator does not reuse it before it is made. MPS
+            # would read it later, when it may be freed already.
+            ours.copy_(theirs.pin_memory() if ours.is_cuda else theirs, non_blocking=ours.is_cuda)
+        self.charged.fill_(given.charged)
+        self.factor.fill_(given.factor)
+        self.step.fill_(given.step)
+
+
 def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
     """Step 0: weights drawn from the seed, optimizer state empty."""
     with torch.random.fork_rng(devices=[]):
@@ -145,12 +179,17 @@ class Training:
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
+        inputs = Inputs.on_a_card(spec, self.gpt.context, self.device) if self.device.is_card else None
+        compute: Callable[[], Tensor] | None = partial(self._compute, inputs) if inputs else None
+        if compute and self.device.name == "cuda":
+            compute = Replayed(compute, recorded=self.execution.recorded)
         while self.step < until:
-            factor = learning_rate_factor(self.step, spec)
-            loss, charged = self._gradients(batches)
-            if spec.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), spec.clip)
-            self._update(factor)
+            given = self._inputs(batches)
+            if inputs and compute:
+                inputs.take(given)
+                loss = compute()
+            else:
+                loss = self._compute(given)
             self.step += 1
             if self.step == until and not torch.isfinite(loss):
                 raise Diverged(
@@ -158,45 +197,56 @@ class Training:
                     f"learning_rate than {spec.learning_rate:g}"
                     + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
                 )
-            yield Step(self.step, loss, spec.learning_rate * factor, charged)
+            yield Step(self.step, loss, spec.learning_rate * given.factor, given.charged)
+        del compute  # with what was recorded, whose memory scoring can use
         self._rest()
 
     def _rest(self) -> None:
         """Let gradients go and give freed memory back: scoring and keeping, which follow, need other memory."""
         for parameter in self.gpt.parameters():
             parameter.grad = None
-        give_back()
+        give_back(self.device)
 
-    def _gradients(self, batches: Batches) -> tuple[Tensor, int]:
-        """The step's mean loss and the tokens it is a mean of; gradients of it are added to the weights' own."""
-        if self.copies:
-            with torch.no_grad():
-                torch._foreach_copy_([*self.copies], [*self.copies.values()])
-        dropout = Dropout(self.gpt.dropout, seed=self.spec.seed, step=self.step) if self.gpt.dropout else None
+    def _inputs(self, batches: Batches) -> "Inputs":
+        """The next step's windows, with noise, and its numbers."""
         batch = batches.at(self.step)
         if noise := self.spec.input_noise:
             batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
+        return Inputs(batch.inputs_BT, batch.targets_BT, charged, learning_rate_factor(self.step, self.spec), self.step)
+
+    def _compute(self, given: "Inputs") -> Tensor:
+        """Take the step and return its mean loss, without asking the device for any value."""
+        loss = self._gradients(given)
+        if self.spec.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
+        self._update(given)
+        return loss
+
+    def _gradients(self, given: "Inputs") -> Tensor:
+        """The step's mean loss; gradients of it are added to the weights' own."""
+        if self.copies:
+            with torch.no_grad():
+                torch._foreach_copy_([*self.copies], [*self.copies.values()])
+        dropout = Dropout(self.gpt.dropout, seed=self.spec.seed, step=given.step) if self.gpt.dropout else None
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch
-        # CUDA stages what is not pinned before it goes on. MPS reads it later, when it may be freed already.
-        at_once = self.device.name == "cuda"
-        for first in range(0, len(batch.inputs_BT), micro):
+        for first in range(0, len(given.inputs_BT), micro):
             rows = slice(first, first + micro)
-            inputs_BT = batch.inputs_BT[rows].to(self.device.name, non_blocking=at_once)
-            targets_BT = batch.targets_BT[rows].to(self.device.name, non_blocking=at_once)
-            hidden_BTC = self.working.hidden(inputs_BT, dropout, recompute=self.execution.recompute)
+            hidden_BTC = self.working.hidden(
+                given.inputs_BT[rows], dropout, recompute=self.execution.recompute, compiled=self.execution.compiled
+            )
             micro_loss, dhidden_BTC = head_loss(
                 hidden_BTC.detach(),
                 self.working.head.weight,
-                targets_BT,
-                charged=charged,
+                given.targets_BT[rows],
+                charged=given.charged,
                 tokens=self.execution.loss_tokens,
                 scale=self.spec.logit_scale,
             )
             backward_from(hidden_BTC, dhidden_BTC)
             loss += micro_loss
-        return loss, charged
+        return loss
 
     def _hand_over(self, theirs: nn.Parameter) -> None:
         """Add a working copy's gradient to that of the weight it is a copy of, and let go of it."""
@@ -208,12 +258,17 @@ class Training:
             ours.grad += theirs.grad
         theirs.grad = None
 
-    def _update(self, factor: float) -> None:
-        """One step of every optimizer at `factor` times its peak learning rate."""
-        bits = np.random.Generator(np.random.SFC64([self.spec.seed, self.step]))
+    def _update(self, given: "Inputs") -> None:
+        """One step of every optimizer at its share of its peak learning rate."""
+        seed, step = self.spec.seed, given.step
+        bits: RandomBits = (
+            Bits(seed, step, "rounding")
+            if isinstance(step, Tensor)
+            else np.random.Generator(np.random.SFC64([seed, step]))
+        )
         for optimizer in self.optimizers:
             optimizer.step(
-                optimizer.peak * factor,
+                optimizer.peak * given.factor,
                 # Where several micro-batches add to gradients, all of them stand at the peak: freed, they leave holes.
                 keep_gradients=self.execution.micro_batch < self.spec.batch,
                 resting=bits if self.execution.optimizer_state == "bf16" else None,

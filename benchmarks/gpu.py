@@ -1,0 +1,288 @@
+"""One graphics card: the same losses as a CPU, steps and memory of five shapes, and the time to nanoGPT's 1.4697 nats.
+
+    python benchmarks/gpu.py input.txt [--nanogpt PATH] [--parts laws,steps,best,nanogpt] [--out FOLDER]
+
+`input.txt` is tiny Shakespeare. It needs torch with CUDA, pydantic, numpy, safetensors and psutil, and of this project
+`model/` and `bard/` alone; about eight minutes on an H100. Without a card it runs small shapes on the CPU, as a trial.
+"""
+
+import argparse
+import json
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from model.device import Device
+from model.execution import Execution
+from model.folder import load_snapshot, save_snapshot
+from model.memory import forget_peak, peak_bytes
+from model.plan import Machine, choose, flops_per_step
+from model.probe import settled_bytes
+from model.scoring import score
+from model.spec import GPTSpec
+from model.training import Snapshot, Training, TrainingSpec, begin
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRIAL = DEVICE == "cpu"
+CPU = Device("cpu", "f32")
+HERE = {"f32": Device(DEVICE, "f32"), "bf16": Device(DEVICE, "bf16")}
+PEAK = 989e12  # dense bf16 products of an H100 SXM (its datasheet)
+TARGET = 1.4697  # nats on the last tenth: what nanoGPT's README gives for config/train_shakespeare_char.py
+CLASSIC = {"architecture": "classic", "activation": "gelu", "tied": True}
+FOUND: dict[str, Any] = {}
+BEGUN = time.monotonic()
+
+
+def say(what: str, value: Any) -> None:
+    """Print a result and keep it."""
+    FOUND[what] = value
+    print(f"{time.monotonic() - BEGUN:6.1f} {what}: {value}", flush=True)
+
+
+def wait() -> None:
+    """Until the card has done all that it was given."""
+    if not TRIAL:
+        torch.cuda.synchronize()
+
+
+def gpt(layers: int, heads: int, width: int, context: int, **others: Any) -> GPTSpec:
+    """A shape."""
+    return GPTSpec(layers=layers, heads=heads, width=width, context=context, **others)
+
+
+def losses(
+    spec: GPTSpec, training: TrainingSpec, device: Device, tokens: Any, **execution: Any
+) -> "np.ndarray[Any, Any]":
+    """The losses of a training's steps."""
+    how = Execution(**{"micro_batch": training.batch} | execution)
+    run = Training(begin(spec, 65, 1), training, device, how)
+    return np.array([float(step.loss) for step in run.steps(tokens, training.steps)])
+
+
+def laws(tokens: Any) -> None:
+    """What holds on every device: each line ends with ok or FAIL."""
+    for name, shape, optimizer in (
+        ("modern, muon", gpt(2, 2, 64, 64), "muon"),
+        ("classic, adamw", gpt(2, 2, 64, 64, **CLASSIC), "adamw"),
+    ):
+        training = TrainingSpec(steps=20, batch=8, optimizer=optimizer)
+        on_cpu = losses(shape, training, CPU, tokens)
+        for precision, most in (("f32", 1e-3), ("bf16", 2e-2)):
+            law(
+                f"{name}, {precision}: losses beside a CPU's",
+                losses(shape, training, HERE[precision], tokens),
+                on_cpu,
+                most,
+            )
+        dropping = shape.model_copy(update={"dropout": 0.2})
+        whole = losses(dropping, training, HERE["f32"], tokens)
+        law(
+            f"{name}, dropout: two micro-batches beside one",
+            losses(dropping, training, HERE["f32"], tokens, micro_batch=4),
+            whole,
+            1e-3,
+        )
+        law(
+            f"{name}: recorded beside not recorded",
+            losses(dropping, training, HERE["f32"], tokens, recorded=False),
+            whole,
+            1e-6,
+        )
+        law(
+            f"{name}: state in bf16 beside f32",
+            losses(dropping, training, HERE["f32"], tokens, optimizer_state="bf16"),
+            whole,
+            2e-2,
+        )
+        law(
+            f"{name}: recomputed beside kept",
+            losses(dropping, training, HERE["f32"], tokens, recompute=True),
+            whole,
+            1e-3,
+        )
+    training = TrainingSpec(steps=12, batch=8)
+    shape = gpt(2, 2, 64, 64, dropout=0.2)
+    with tempfile.TemporaryDirectory() as kept:
+        once, twice = (through_files(shape, training, tokens, ends, kept) for ends in ((12,), (5, 12)))
+        apart = max(float((once.weights[n] - twice.weights[n]).abs().max()) for n in once.weights)
+    say("two legs beside one, largest difference of a weight", f"{apart:.1e} {'ok' if apart < 1e-4 else 'FAIL'}")
+
+
+def law(what: str, these: Any, those: Any, most: float) -> None:
+    """Say how far apart two runs' losses are."""
+    apart = float(abs(these - those).max())
+    say(what, f"{apart:.1e} {'ok' if apart < most else 'FAIL'}")
+
+
+def through_files(shape: GPTSpec, training: TrainingSpec, tokens: Any, ends: tuple[int, ...], kept: str) -> Snapshot:
+    """The state after legs that are kept as files between them."""
+    snapshot = begin(shape, 65, 1)
+    for until in ends:
+        run = Training(snapshot, training, HERE["bf16"], Execution(micro_batch=8))
+        for _ in run.steps(tokens, until):
+            pass
+        folder = Path(tempfile.mkdtemp(dir=kept))
+        save_snapshot(run.state(), folder)
+        snapshot = load_snapshot(folder)
+    return snapshot
+
+
+SHAPES = {
+    "modern 10.7M": (gpt(6, 6, 384, 256), 65, 64, "muon"),
+    "classic 10.8M": (gpt(6, 6, 384, 256, **CLASSIC), 65, 64, "adamw"),
+    "classic 10.8M, dropout": (gpt(6, 6, 384, 256, dropout=0.2, **CLASSIC), 65, 64, "adamw"),
+    "best's shape": (gpt(6, 5, 320, 256, dropout=0.3), 65, 32, "muon"),
+    "modern 124M": (gpt(12, 12, 768, 1024), 50304, 32, "muon"),
+    "classic 124M": (gpt(12, 12, 768, 1024, **CLASSIC), 50304, 32, "adamw"),
+}
+IN_TRIAL = {"modern tiny": (gpt(2, 2, 64, 64), 65, 8, "muon")}
+
+
+def steps(out: Path, ways: list[dict[str, Any]]) -> None:
+    """Milliseconds, tokens and FLOPs of a step, and memory beside its plan, by shape and way to compute it."""
+    for name, (shape, vocabulary, batch, optimizer) in (IN_TRIAL if TRIAL else SHAPES).items():
+        training = TrainingSpec(steps=1000, batch=batch, optimizer=optimizer)
+        device = HERE["bf16"]
+        machine = Machine(device=DEVICE, precision="bf16", base=settled_bytes(device))
+        plan = choose(shape, vocabulary, training, machine, None)
+        drawn = np.random.default_rng(0).integers(0, vocabulary, (batch + 2) * shape.context).astype(np.uint16)
+        for way in ways:
+            forget_peak(device)
+            begun = time.monotonic()
+            run = Training(begin(shape, vocabulary, 1), training, device, plan.execution.model_copy(update=way))
+            taken = run.steps(drawn, 1000)
+            for _ in range(6):
+                next(taken)
+            wait()
+            ready, count = time.monotonic() - begun, 40 if vocabulary < 1000 else 12
+            begun = time.perf_counter()
+            for _ in range(count):
+                next(taken)
+            host = (time.perf_counter() - begun) / count
+            wait()
+            seconds = (time.perf_counter() - begun) / count
+            measured = peak_bytes(device)
+            say(
+                f"{name} {way}",
+                f"{seconds * 1e3:.2f} ms a step (host {host * 1e3:.2f}; ready after {ready:.1f} s), "
+                f"{1 / seconds:.0f} steps/s, {batch * shape.context / seconds:,.0f} tokens/s, "
+                f"MFU {flops_per_step(shape, vocabulary, training) / seconds / PEAK:.1%}; memory planned "
+                f"{plan.peak.total / 1e9:.2f} GB, measured {measured / 1e9:.2f} "
+                f"({plan.peak.total / measured - 1:+.0%})",
+            )
+            if not TRIAL:
+                watch(f"{name} {way}", taken, out)
+            taken.close()
+            del run, taken
+
+
+def watch(what: str, taken: Iterator[Any], out: Path) -> None:
+    """How often a step waits for the card, and its kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as waited:
+        warnings.simplefilter("always")
+        next(taken)
+    torch.cuda.set_sync_debug_mode("default")
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        next(taken)
+        wait()
+    kernels = [e for e in profiled.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    waits, busy = sum("synchroniz" in str(w.message) for w in waited), sum(e.device_time for e in kernels) / 1e3
+    say(f"{what}: waits for the card", f"{waits}; {len(kernels)} kernels, {busy:.2f} ms")
+    table = profiled.key_averages().table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110)
+    (out / f"{re.sub('[^a-z0-9]+', '_', what.lower())}.txt").write_text(table)
+
+
+def best(train: Any, validation: Any, steps: int, way: dict[str, Any]) -> None:
+    """Seconds of steps until recipe `best` reaches the target."""
+    training = TrainingSpec(
+        steps=3000, batch=32, logit_scale=1.3, input_noise=0.05, final_learning_rate=0.01, patience=None
+    )
+    if TRIAL:
+        training, steps = training.model_copy(update={"batch": 2}), 10
+    shape, begun, spent, reached = gpt(6, 5, 320, 256, dropout=0.3), time.perf_counter(), 0.0, None
+    run = Training(
+        begin(shape, 65, training.seed), training, HERE["bf16"], Execution(micro_batch=training.batch, **way)
+    )
+    for step in run.steps(train, steps):
+        if step.number % max(1, steps // 15) == 0:
+            wait()
+            spent += time.perf_counter() - begun
+            nats = score(run.gpt, validation, before=train[-1:], device=HERE["f32"]).nats_per_token
+            reached = reached or (spent if nats <= TARGET else None)
+            say(f"best {way}, step {step.number:,}", f"{spent:.2f} s, {nats:.4f} nats")
+            begun = time.perf_counter()
+    say(f"best {way}: seconds of steps to {TARGET}", reached)
+
+
+def nanogpt(checkout: Path, train: Any, validation: Any, characters: list[str], iterations: int) -> None:
+    """The checkout's own train.py on its preset, compiled: milliseconds an iteration and validation losses."""
+    with tempfile.TemporaryDirectory() as folder:
+        train.tofile(f"{folder}/train.bin")
+        validation.tofile(f"{folder}/val.bin")
+        meta = {"vocab_size": 65, "itos": dict(enumerate(characters)), "stoi": {c: i for i, c in enumerate(characters)}}
+        Path(folder, "meta.pkl").write_bytes(pickle.dumps(meta))
+        ran = subprocess.run(
+            [
+                sys.executable, "train.py", "config/train_shakespeare_char.py", f"--dataset={folder}",
+                f"--out_dir={folder}/out", f"--max_iters={iterations}", "--eval_iters=50", "--log_interval=1",
+            ],
+            cwd=checkout, capture_output=True, text=True,
+        )  # fmt: skip
+    timed = [float(x) for x in re.findall(r"^iter \d+: .*time ([\d.]+)ms", ran.stdout, re.MULTILINE)]
+    if len(timed) < 4:
+        say("nanoGPT", ran.stderr[-500:])
+        return
+    say(
+        "nanoGPT compiled",
+        f"median {statistics.median(timed[2:]):.2f} ms; val {re.findall(r'val loss ([0-9.]+)', ran.stdout)}",
+    )
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--nanogpt", type=Path)
+    parser.add_argument("--nanogpt-iterations", type=int, default=2000)
+    parser.add_argument("--parts", default="laws,steps,best,nanogpt")
+    parser.add_argument("--ways", type=json.loads, default=[{}], help="execution fields to compare, a list in JSON")
+    parser.add_argument("--best-steps", type=int, default=3000)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
+    given = parser.parse_args()
+    raw = given.text.read_text()
+    characters = sorted(set(raw))
+    place = {character: number for number, character in enumerate(characters)}
+    ids = np.array([place[c] for c in raw], np.uint16)
+    train, validation = ids[:1_003_854], ids[1_003_854:]
+    parts = given.parts.split(",")
+    say("device", torch.cuda.get_device_name() if not TRIAL else "cpu, a trial")
+    if "laws" in parts:
+        laws(train)
+    if "steps" in parts:
+        steps(given.out, given.ways)
+    if "best" in parts:
+        for way in given.ways:
+            best(train, validation if not TRIAL else validation[:2000], given.best_steps, way)
+    if "nanogpt" in parts and given.nanogpt and not TRIAL:
+        nanogpt(given.nanogpt, train, validation, characters, given.nanogpt_iterations)
+    (given.out / "gpu.json").write_text(json.dumps(FOUND, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()
