@@ -29,7 +29,7 @@ from model.device import Device
 from model.execution import Execution
 from model.folder import load_snapshot, save_snapshot
 from model.memory import forget_peak, peak_bytes
-from model.plan import Machine, choose, flops_per_step
+from model.plan import Machine, flops_per_step, foresee, unlimited
 from model.probe import settled_bytes
 from model.scoring import score
 from model.spec import GPTSpec
@@ -107,6 +107,13 @@ def laws(tokens: Any) -> None:
             whole,
             2e-2,
         )
+        if not TRIAL:
+            law(
+                f"{name}: compiled beside not",
+                losses(dropping, training, HERE["f32"], tokens, compiled=True),
+                whole,
+                1e-3,
+            )
         law(
             f"{name}: recomputed beside kept",
             losses(dropping, training, HERE["f32"], tokens, recompute=True),
@@ -156,13 +163,14 @@ def steps(out: Path, ways: list[dict[str, Any]]) -> None:
     for name, (shape, vocabulary, batch, optimizer) in (IN_TRIAL if TRIAL else SHAPES).items():
         training = TrainingSpec(steps=1000, batch=batch, optimizer=optimizer)
         device = HERE["bf16"]
-        machine = Machine(device=DEVICE, precision="bf16", base=settled_bytes(device))
-        plan = choose(shape, vocabulary, training, machine, None)
+        machine = Machine.here(device, settled_bytes(device))
+        fastest = unlimited(shape, vocabulary, training, machine)
         drawn = np.random.default_rng(0).integers(0, vocabulary, (batch + 2) * shape.context).astype(np.uint16)
         for way in ways:
+            plan = foresee(shape, vocabulary, training, fastest.model_copy(update=way), machine)
             forget_peak(device)
             begun = time.monotonic()
-            run = Training(begin(shape, vocabulary, 1), training, device, plan.execution.model_copy(update=way))
+            run = Training(begin(shape, vocabulary, 1), training, device, plan.execution)
             taken = run.steps(drawn, 1000)
             for _ in range(6):
                 next(taken)

@@ -33,7 +33,7 @@ def charged(recipe: Recipe, text: str, seed: int) -> Charges:
     train, held_out, characters = tokens_of(text)
     spec = recipe.training.model_copy(update={"seed": seed})
     device = devices.choose(spec.precision)
-    machine = Machine.model_validate({"device": device.name, "precision": device.precision, "base": 0})
+    machine = Machine.here(device, base=0)
     size = len(characters)
     training = Training(begin(recipe.gpt, size, seed), spec, device, unlimited(recipe.gpt, size, spec, machine))
     for _ in training.steps(train, spec.steps):

@@ -65,7 +65,7 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
     chosen_recipe = chosen(side)
     gpt, spec = chosen_recipe.gpt, chosen_recipe.training
     device = devices.choose(spec.precision)
-    machine = Machine.model_validate({"device": device.name, "precision": device.precision, "base": 0})
+    machine = Machine.here(device, base=0)
     training = Training(
         begin(gpt, len(characters), spec.seed), spec, device, unlimited(gpt, len(characters), spec, machine)
     )

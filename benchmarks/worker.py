@@ -67,9 +67,7 @@ def train(what: Case) -> dict[str, Any]:
 
     spec = TrainingSpec.model_validate({"steps": what.steps, "batch": what.batch, "optimizer": what.optimizer})
     device = devices.choose(spec.precision)
-    machine = Machine.model_validate(
-        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
-    )
+    machine = Machine.here(device, settled_bytes(device))
     limit = None if what.memory_limit is None else limit_bytes(what.memory_limit, device)
     plan = choose(what.gpt, what.vocabulary, spec, machine, limit)
     tokens = random_tokens(what.vocabulary, (what.batch + 2) * what.gpt.context)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from model.attention import attend
 from model.autograd import applied, backward_from
 from model.cache import KeyValueCache, Reach
 from model.dropout import Dropout
+from model.execution import compiled
 from model.spec import GPTSpec
 from model.tables import rows_of
 from model.weights import require_alike
@@ -55,11 +56,11 @@ class ClassicGPT(nn.Module):
         return logits_BTV
 
     def hidden(
-        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, compiled: bool = False
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """What the head reads, (B, T, C), in the type of the blocks' weights.
 
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `compiled` computes
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
         blocks by `torch.compile`.
         """
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
@@ -70,7 +71,7 @@ class ClassicGPT(nn.Module):
         for i, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
             masks = block.masks(x_BTC, dropout, i) if dropout else [None] * 3
-            x_BTC = computed(block, recompute, compiled, x_BTC, *masks)
+            x_BTC = computed(block, recompute, fused, x_BTC, *masks)
         normed_BTC: Tensor = self.norm(x_BTC)
         return normed_BTC
 
@@ -229,17 +230,11 @@ def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Te
     return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
 
 
-def computed(block: nn.Module, recompute: bool, compiled: bool, x_BTC: Tensor, *others: Any) -> Tensor:
+def computed(block: nn.Module, recompute: bool, fused: bool, x_BTC: Tensor, *others: Any) -> Tensor:
     """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
-    forward = partial(_compiled(type(block).forward), block) if compiled else block
+    forward = partial(compiled(type(block).forward), block) if fused else block
     output: Tensor = applied(_Recomputed, forward, x_BTC, *others) if recompute else forward(x_BTC, *others)
     return output
-
-
-@cache
-def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's `forward`, compiled once for all layers: their weights are its inputs."""
-    return torch.compile(forward, fullgraph=True, dynamic=False)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -16,7 +16,7 @@ from model.training import TrainingSpec
 UTILISATION = 0.35  # of the dense peak, in matrix products; nanoGPT's README has 124 M on A100s at about 0.4, compiled
 BANDWIDTH = 0.7  # of the memory's bandwidth, in all that is not a matrix product
 KERNELS_PER_LAYER = 100  # started for a layer of one micro-batch, forward and back
-SECONDS_PER_KERNEL = 8e-6  # from Python, one after the other
+SECONDS_PER_KERNEL = 5.5e-6  # recorded, one after the other: recipe `best` on an H100 (benchmarks/LOG.md)
 SETUP_SECONDS = 15 * 60  # to rent, install and bring the text there
 CONTEXT_BYTES = 600_000_000  # what CUDA and its libraries take of the card
 
@@ -74,7 +74,7 @@ def cards(prices: dict[str, float]) -> dict[str, Card]:
 def rented(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, name: str, card: Card) -> Rented:
     """The training on this card, computed as the card's memory allows."""
     precision = card.precision if training.precision == "auto" else training.precision
-    machine = Machine(device="cuda", precision=precision, base=CONTEXT_BYTES)
+    machine = Machine(device="cuda", precision=precision, base=CONTEXT_BYTES, compiles=True)
     try:
         plan = choose(gpt, vocabulary_size, training, machine, card.memory_mib * 2**20)
     except TooLittleMemory as error:

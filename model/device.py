@@ -1,6 +1,8 @@
 """Where the arithmetic runs, and in which precision: circumstance, never part of a question."""
 
+import importlib.util
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,3 +66,13 @@ def bf16_is_fast(name: str) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def compiles(device: Device) -> bool:
+    """Whether `torch.compile` works for the device: on CUDA, with Triton and a C compiler to build its launchers."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return (
+        device.name == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and any(shutil.which(name) for name in compilers if name)
+    )

@@ -41,11 +41,11 @@ class ModernGPT(nn.Module):
         return logits_BTV
 
     def hidden(
-        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, compiled: bool = False
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """What the head reads, (B, T, C), in the type of the blocks' weights.
 
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `compiled` computes
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
         blocks by `torch.compile`.
         """
         T = ids_BT.shape[1]
@@ -55,7 +55,7 @@ class ModernGPT(nn.Module):
         turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
         for i, block in enumerate(self.blocks):
             masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
-            x_BTC = computed(block, recompute, compiled, x_BTC, turn, *masks)
+            x_BTC = computed(block, recompute, fused, x_BTC, turn, *masks)
         return norm(x_BTC)
 
     @torch.inference_mode()

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from bard.errors import BardError
 from model.attention import QUERIES
+from model.device import Device, compiles
 from model.execution import Execution
-from model.optimizers import STACKED
+from model.optimizers import STACKED, STACKED_ON_A_CARD
 from model.spec import GPTSpec
 from model.training import TrainingSpec
 
@@ -40,13 +41,24 @@ class Parameters(BaseModel):
 
 
 class Machine(BaseModel):
-    """Where a training is planned to run. `base` is what the process holds before it: the interpreter and libraries."""
+    """Where a training is planned to run. `base` is what the process holds before it: the interpreter and libraries.
+
+    `compiles` is whether `torch.compile` works there (`model.device.compiles`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda", "mps"]
     precision: Literal["f32", "bf16"]
     base: int
+    compiles: bool = False
+
+    @classmethod
+    def here(cls, device: Device, base: int) -> "Machine":
+        """This machine."""
+        return cls.model_validate(
+            {"device": device.name, "precision": device.precision, "base": base, "compiles": compiles(device)}
+        )
 
 
 class Parts(BaseModel):
@@ -152,15 +164,24 @@ FAST_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
 # Logits that exist at once where nothing is said: on a CPU 32 MiB in f32, on a graphics card 1 GiB.
 FAST_LOGITS = {"cpu": 2**23, "cuda": 2**28, "mps": 2**26}
 LEAST_LOSS_TOKENS = 128
+# Arithmetic of a training from which compiling is worth its seconds: an H100 saves 2 ms of each step of recipe `best`
+# (4e11 operations) and 37 ms of each of 124 M parameters (2.8e13), and compiles for 5 to 12 s (benchmarks/LOG.md).
+COMPILED_FLOPS = 1e15
 
 
 def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine) -> Execution:
     """The execution where memory is no matter: the fastest, and of equally fast ones the one that takes least."""
     steps = math.ceil(training.batch * gpt.context / FAST_TOKENS[machine.device])
-    loss_tokens = min(
-        FAST_TOKENS[machine.device], max(LEAST_LOSS_TOKENS, FAST_LOGITS[machine.device] // vocabulary_size)
-    )
-    return Execution(micro_batch=math.ceil(training.batch / steps), loss_tokens=loss_tokens)
+    loss_tokens = max(LEAST_LOSS_TOKENS, FAST_LOGITS[machine.device] // vocabulary_size)
+    loss_tokens = min(FAST_TOKENS[machine.device], loss_tokens)
+    micro_batch = math.ceil(training.batch / steps)
+    if machine.device == "cpu":
+        return Execution(micro_batch=micro_batch, loss_tokens=loss_tokens)
+    # In pieces of one size: each size would be compiled by itself.
+    tokens = micro_batch * gpt.context
+    loss_tokens = math.ceil(tokens / math.ceil(tokens / loss_tokens))
+    long = training.steps * flops_per_step(gpt, vocabulary_size, training) >= COMPILED_FLOPS
+    return Execution(micro_batch=micro_batch, loss_tokens=loss_tokens, compiled=long and machine.compiles)
 
 
 def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine, limit: int | None) -> Plan:
@@ -201,8 +222,13 @@ def economies(fastest: Execution) -> Iterator[Execution]:
         for recompute in (False, True):
             for micro_batch in micro_batches:
                 for tokens in loss_tokens:
-                    yield Execution(
-                        micro_batch=micro_batch, recompute=recompute, loss_tokens=tokens, optimizer_state=state
+                    yield fastest.model_copy(
+                        update={
+                            "micro_batch": micro_batch,
+                            "recompute": recompute,
+                            "loss_tokens": tokens,
+                            "optimizer_state": state,
+                        }
                     )
 
 
@@ -237,7 +263,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     block = tokens * block_bytes_per_token(gpt, machine)
     again = tokens * block_activation_bytes(gpt, ONE_BLOCK, machine) * execution.recompute
     at_once = min(execution.loss_tokens, tokens)
-    logits = at_once * V * 8  # in f32, and the logarithms of their shares
+    logits = at_once * V * logit_bytes(execution, machine)
     heads = (2 if number < 4 else 1) * number * head  # converted, and a piece's gradient of it
     ends = tokens * number * C * 2  # the last norm's output and its gradient
 
@@ -247,7 +273,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
         held = {"base": machine.base, "optimizer": state, "holes": holes}
         return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
-    largest = orthogonalising_bytes(gpt, number) if training.optimizer == "muon" else 0
+    largest = orthogonalising_bytes(gpt, number, machine) if training.optimizer == "muon" else 0
     return Plan(
         execution=execution,
         machine=machine,
@@ -279,9 +305,19 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     )
 
 
-def orthogonalising_bytes(gpt: GPTSpec, number: int) -> int:
+def logit_bytes(execution: Execution, machine: Machine) -> int:
+    """Bytes of each logit that exists at once: in f32, and the logarithm of its share; on a graphics card its share,
+    and also the product as it came, or by `torch.compile` only this and its gradient.
+    """
+    if machine.device == "cpu":
+        return 8
+    number = 2 if machine.precision == "bf16" else 4
+    return 2 * number if execution.compiled else 8 + number
+
+
+def orthogonalising_bytes(gpt: GPTSpec, number: int, machine: Machine) -> int:
     """What Muon needs beside its state for its largest stack: the update in f32, and products in their type."""
-    stack = min(STACKED, gpt.layers * 8 * gpt.width**2)
+    stack = min(STACKED if machine.device == "cpu" else STACKED_ON_A_CARD, gpt.layers * 8 * gpt.width**2)
     return stack * (4 + 4 + 4 * number)
 
 

@@ -1,5 +1,6 @@
 """A step recorded once as a CUDA graph and replayed: the graphics card no longer waits for Python between kernels."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,12 @@ from torch import Tensor
 
 # Steps that are computed as they are, before one is recorded: libraries load, and optimizers make their state.
 WARM_UP = 3
+
+
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    """One for the process: libraries keep tens of megabytes of the card for each stream that they were used on."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class Replayed:
@@ -17,7 +24,7 @@ class Replayed:
 
     def __init__(self, compute: Callable[[], Tensor], *, recorded: bool) -> None:
         self._compute, self._recorded = compute, recorded
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = _stream()
         self._recording: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self._calls = 0
 

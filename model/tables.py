@@ -4,6 +4,7 @@ Both tables are V x C, and both gradients are added in place to the one that the
 the logits of all tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from model.autograd import applied
 from model.batches import NOT_CHARGED
+from model.execution import compiled
 
 
 def rows_of(table_VC: Tensor, ids_BT: Tensor) -> Tensor:
@@ -46,20 +48,29 @@ class _Rows(torch.autograd.Function):
 
 @torch.no_grad()
 def head_loss(
-    hidden_BTC: Tensor, head_VC: Tensor, targets_BT: Tensor, *, charged: int | Tensor, tokens: int, scale: float = 1.0
+    hidden_BTC: Tensor,
+    head_VC: Tensor,
+    targets_BT: Tensor,
+    *,
+    charged: int | Tensor,
+    tokens: int,
+    scale: float = 1.0,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """-log softmax(scale * hidden head)[target] in f32, (): the sum over charged targets, divided by `charged`.
 
     With it comes its gradient with respect to `hidden_BTC`; that with respect to the head is added to `head_VC.grad`.
     Logits exist for `tokens` tokens at a time and gradients are computed with them, so that a batch needs tokens x V
     and not B x T x V (Wijmans et al. 2024 go further and never hold a whole row). `charged` is a number, or a scalar
-    tensor on a graphics card, which is not asked for its value.
+    tensor on a graphics card, which is not asked for its value. There `fused` computes by `torch.compile`.
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
     weight_VC = (head_VC if scale == 1 else head_VC * scale).to(hidden_NC.dtype)
     if head_VC.grad is None:
         head_VC.grad = torch.zeros_like(head_VC)
-    piece = _piece if isinstance(charged, int) else _piece_on_a_card
+    piece: Callable[..., tuple[Tensor, Tensor]] = _piece
+    if isinstance(charged, Tensor):
+        piece = compiled(_piece_on_a_card) if fused else _piece_on_a_card
     if isinstance(charged, Tensor) and (missing := -len(weight_VC) % ALIGNED):
         weight_VC = F.pad(weight_VC, (0, 0, 0, missing))
     total = torch.zeros((), device=hidden_NC.device)
@@ -97,13 +108,13 @@ def _piece_on_a_card(
     """The same in fewer passes over memory, of logits whose columns from `vocabulary_size` on are padding."""
     logits_nW = hidden_nC @ weight_WC.t()
     logits_nW[:, vocabulary_size:] = -torch.inf
-    shares_nW = logits_nW.softmax(-1, dtype=torch.float32)
+    shares_nW = logits_nW.float().softmax(-1)
     asked_n1 = (targets_n != NOT_CHARGED).unsqueeze(1)
     right_n1 = targets_n.unsqueeze(1).clamp_min(0)
     share_n1 = shares_nW.gather(1, right_n1)
     # A share that is zero in f32 costs what the smallest number there costs, 87 nats.
     nats = (share_n1.clamp_min(torch.finfo(torch.float32).tiny).log() * asked_n1).sum().neg()
     weight_n1 = asked_n1 / charged
-    dlogits_nW = torch.mul(shares_nW, weight_n1, out=logits_nW)
+    dlogits_nW = shares_nW.mul_(weight_n1).to(logits_nW.dtype)
     dlogits_nW.scatter_(1, right_n1, ((share_n1 - 1) * weight_n1).to(dlogits_nW.dtype))
     return nats, dlogits_nW

@@ -228,13 +228,15 @@ class Training:
         if self.copies:
             with torch.no_grad():
                 torch._foreach_copy_([*self.copies], [*self.copies.values()])
-        dropout = Dropout(self.gpt.dropout, seed=self.spec.seed, step=given.step) if self.gpt.dropout else None
+        dropout = None
+        if share := self.gpt.dropout:
+            dropout = Dropout(share, seed=self.spec.seed, step=given.step, fused=self.execution.compiled)
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch
         for first in range(0, len(given.inputs_BT), micro):
             rows = slice(first, first + micro)
             hidden_BTC = self.working.hidden(
-                given.inputs_BT[rows], dropout, recompute=self.execution.recompute, compiled=self.execution.compiled
+                given.inputs_BT[rows], dropout, recompute=self.execution.recompute, fused=self.execution.compiled
             )
             micro_loss, dhidden_BTC = head_loss(
                 hidden_BTC.detach(),
@@ -243,6 +245,7 @@ class Training:
                 charged=given.charged,
                 tokens=self.execution.loss_tokens,
                 scale=self.spec.logit_scale,
+                fused=self.execution.compiled,
             )
             backward_from(hidden_BTC, dhidden_BTC)
             loss += micro_loss

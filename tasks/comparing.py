@@ -39,9 +39,7 @@ def steps_within(
     trials = []
     for vocabulary, gpt, training in zip(vocabularies, gpts, trainings, strict=True):
         size, device = store().facts(vocabulary)["size"], here[training.precision]
-        machine = Machine.model_validate(
-            {"device": device.name, "precision": device.precision, "base": base[training.precision]}
-        )
+        machine = Machine.here(device, base[training.precision])
         execution = choose(gpt, size, training, machine, None).execution
         trials.append((gpt, size, training, execution, device))
     tried = max(0.5, TRIED * seconds / ROUNDS)

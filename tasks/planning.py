@@ -47,9 +47,7 @@ def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_l
     """The plan for this process on this machine; without a limit of its own it takes BARDFLOW_MEMORY_LIMIT."""
     device = devices.choose(training.precision)
     limit = checked_limit(memory_limit, training)
-    machine = Machine.model_validate(
-        {"device": device.name, "precision": device.precision, "base": settled_bytes(device)}
-    )
+    machine = Machine.here(device, settled_bytes(device))
     return choose(gpt, vocabulary_size, training, machine, limit)
 
 
@@ -80,5 +78,6 @@ def in_words(plan: Plan, training: TrainingSpec) -> str:
     words = [f"{-(-training.batch // execution.micro_batch):,} x {execution.micro_batch:,} windows a step"]
     words += ["activations computed again"] if execution.recompute else []
     words += [f"logits of {execution.loss_tokens:,} tokens at once"]
+    words += ["fused by torch.compile"] if execution.compiled else []
     words += ["optimizer state in bf16"] if execution.optimizer_state == "bf16" else []
     return ", ".join(words)

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from torch import Tensor
 
 from model.batches import NOT_CHARGED, Batches, TooFewTokens
+from model.bits import Bits, drawn, drawn_one_by_one
 from model.device import Device, NoSuchDevice, bf16_is_fast, choose
 from model.dropout import Dropout
 from model.execution import Execution
@@ -265,8 +267,9 @@ def test_bf16_gradients_are_f32_gradients_rounded(gpt: GPTSpec) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
-    mask = Dropout(share, seed=1, step=2).mask("here", torch.empty(64, 100, 7))
+@pytest.mark.parametrize("step", [2, torch.tensor(2)])
+def test_dropout_keeps_the_mean_and_drops_its_share(share: float, step: Any) -> None:
+    mask = Dropout(share, seed=1, step=step).mask("here", torch.empty(64, 100, 7))
     assert abs(float((mask == 0).float().mean()) - share) < 0.01
     assert abs(float(mask.mean()) - 1) < 0.01
 
@@ -393,6 +396,75 @@ def test_the_device_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("f32") == Device("cpu", "f32")
     assert choose("bf16") == Device("cpu", "bf16")
     assert choose("auto") == Device("cpu", "bf16" if bf16_is_fast("cpu") else "f32")
+
+
+class LikeACard(Device):
+    """The CPU, used as a graphics card is: everything that differs between steps lies in tensors, bits are hashed."""
+
+    is_card = True
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_step_as_on_a_graphics_card_is_a_step_on_a_cpu(gpt: GPTSpec, optimizer: Any, precision: Any) -> None:
+    first = begin(gpt, VOCABULARY, 1)
+    spec = TrainingSpec(steps=6, batch=40, optimizer=optimizer, logit_scale=1.2, input_noise=0.1)
+    losses = [
+        [float(s.loss) for s in Training(first, spec, device, WHOLE).steps(some_text(), 6)]
+        for device in (Device("cpu", precision), LikeACard("cpu", precision))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+def test_dropout_on_a_graphics_card_does_not_depend_on_the_micro_batch(gpt: GPTSpec) -> None:
+    first, spec = begin(gpt.model_copy(update={"dropout": 0.3}), VOCABULARY, 1), TrainingSpec(steps=6, batch=8)
+    ways = (WHOLE, Execution(micro_batch=3, loss_tokens=13, recompute=True))
+    losses = [
+        [float(s.loss) for s in Training(first, spec, LikeACard("cpu", "f32"), way).steps(some_text(), 6)]
+        for way in ways
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_legs_as_on_a_graphics_card_are_one(optimizer: Any) -> None:
+    spec, device = TrainingSpec(steps=6, batch=8, optimizer=optimizer), LikeACard("cpu", "f32")
+    first = begin(MODERN.model_copy(update={"dropout": 0.2}), VOCABULARY, 1)
+    for resting in ("f32", "bf16"):
+        how = Execution(micro_batch=8, optimizer_state=resting)
+        undisturbed = run(first, spec, 6, device, how)
+        resumed = through_files(run(through_files(run(first, spec, 2, device, how)), spec, 6, device, how))
+        for name, tensor in undisturbed.weights.items():
+            assert torch.equal(tensor, resumed.weights[name]), name
+
+
+def test_hashed_bits_are_a_function_of_seed_step_and_place_alone() -> None:
+    def bits(seed: int, step: int, place: str) -> Tensor:
+        return Bits(seed, torch.tensor(step), place).next(64, 1001)
+
+    these = bits(1, 2, "here")
+    assert torch.equal(these, bits(1, 2, "here"))
+    together = Bits(1, torch.tensor(2), "here")
+    assert torch.equal(these, torch.cat([together.next(rows, 1001) for rows in (1, 40, 23)]))
+    for others in (bits(0, 2, "here"), bits(1, 3, "here"), bits(1, 2, "there"), these.roll(1, 0), these.roll(1, 1)):
+        # Of two independent numbers each bit is the same in half of the cases; 64,064 x 16 cases, 5 deviations.
+        alike = sum(int((~(these ^ others) >> bit & 1).sum()) for bit in range(16)) / (16 * these.numel())
+        assert abs(alike - 0.5) < 5 * 0.5 / (16 * these.numel()) ** 0.5
+
+
+def test_hashed_bits_are_evenly_distributed() -> None:
+    numbers = Bits(3, torch.tensor(4), "here").next(100, 10_001).numpy().astype(np.int64) + 2**15
+    expected = numbers.size / 256
+    for byte in (numbers >> 8, numbers & 255):
+        squares = float(((np.bincount(byte.ravel(), minlength=256) - expected) ** 2 / expected).sum())
+        assert 150 < squares < 380  # chi squared of 255 degrees: 255 and 5 deviations of 22.6
+
+
+def test_bits_one_by_one_are_the_same_bits() -> None:
+    state = torch.tensor(-(2**62) - 12345)
+    assert torch.equal(drawn_one_by_one(state, 7, 13), drawn(state, 7, 13).to(torch.int64))
 
 
 @needs_cuda
