@@ -49,9 +49,9 @@ class Board(PageModel):
 
     corpus: str
     title: str
-    language: str
-    licence: str
-    characters: Count | None
+    language: str | None = None
+    licence: str | None = None
+    characters: Count | None = None
     news: str
     reigns: tuple[Reign, ...] = ()
     standings: tuple[Standing, ...] = ()

@@ -71,9 +71,6 @@ def board(corpus: str) -> pages.Board:
         return pages.Board(
             corpus=corpus,
             title=corpus,
-            language="und",
-            licence="unknown",
-            characters=None,
             news="nothing is trained on it",
             problems=tuple(problems),
         )
@@ -88,8 +85,8 @@ def board(corpus: str) -> pages.Board:
     return pages.Board(
         corpus=corpus,
         title=facts.get("title", corpus),
-        language=facts.get("language", "und"),
-        licence=facts.get("licence", "unknown"),
+        language=facts.get("language"),
+        licence=facts.get("licence"),
         characters=facts["survey"]["characters"] if described else None,
         news=f"The text: {text.why}, {text.at[:16].replace('T', ' ')} UTC"
         if text is not None
