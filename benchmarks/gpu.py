@@ -25,15 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from model.device import Device
-from model.execution import Execution
-from model.folder import load_snapshot, save_snapshot
-from model.memory import forget_peak, peak_bytes
-from model.plan import Machine, flops_per_step, foresee, unlimited
-from model.probe import settled_bytes
-from model.scoring import score
-from model.spec import GPTSpec
-from model.training import Snapshot, Training, TrainingSpec, begin
+from bardflow.model.machine import Device, Execution, forget_peak, peak_bytes
+from bardflow.model.networks import GPTSpec
+from bardflow.model.planning import Machine, flops_per_step, foresee, settled_bytes, unlimited
+from bardflow.model.scoring import score
+from bardflow.model.training import Snapshot, Training, TrainingSpec, begin, load_snapshot, save_snapshot
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRIAL = DEVICE == "cpu"

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from luck import charged
 from time_to_loss import chosen
 
-from flows.scaling_ladder import of_size
-from model.scoring import total
-from tasks.ladder import RUNGS
+from bardflow.flows.scaling_ladder import of_size
+from bardflow.model.scoring import total
+from bardflow.tasks.ladder import RUNGS
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 RATES = {"AdamW": "learning_rate", "Muon": "muon_learning_rate"}

@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from time_to_loss import CPU, chosen, tokens_of
 
-from model import device as devices
-from model.comparison import Charges, compare
-from model.plan import Machine, unlimited
-from model.scoring import charges, total
-from model.training import Training, begin
-from tasks.champion import LUCK
-from tasks.recipes import Recipe
+from bardflow.model.machine import device as devices
+from bardflow.model.planning import Machine, unlimited
+from bardflow.model.scoring import Charges, charges, compare, total
+from bardflow.model.training import Training, begin
+from bardflow.tasks.champion import LUCK
+from bardflow.tasks.recipes import Recipe
 
 
 def charged(recipe: Recipe, text: str, seed: int) -> Charges:

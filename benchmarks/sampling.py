@@ -24,10 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import device
-from model.gpt import GPT, build
-from model.sampling import SamplingSpec, sample_rows
-from model.spec import GPTSpec
+from bardflow.model.machine import device
+from bardflow.model.networks import GPT, GPTSpec, build
+from bardflow.model.sampling import SamplingSpec, sample_rows
 
 
 def main() -> None:

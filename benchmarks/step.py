@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from worker import Case, case, measured, product_rate, random_tokens, run_nanogpt, write_data
 
-from model.plan import flops_per_token
+from bardflow.model.planning import flops_per_token
 
 # name: (layers, heads, width, context, vocabulary, windows a step)
 SIZES = {

@@ -26,14 +26,13 @@ import numpy as np
 import torch
 from worker import product_rate, run_nanogpt, write_data
 
-from bard.home import computing_environment
-from model import device as devices
-from model.classic import BLOCK_NAMES, ClassicGPT
-from model.plan import Machine, flops_per_token, unlimited
-from model.scoring import score
-from model.spec import GPTSpec
-from model.training import Training, begin
-from tasks.recipes import Recipe, overrides_from, recipe
+from bardflow.home import computing_environment
+from bardflow.model.machine import device as devices
+from bardflow.model.networks import BLOCK_NAMES, ClassicGPT, GPTSpec
+from bardflow.model.planning import Machine, flops_per_token, unlimited
+from bardflow.model.scoring import score
+from bardflow.model.training import Training, begin
+from bardflow.tasks.recipes import Recipe, overrides_from, recipe
 
 TRAINED = 0.9
 PRESET = [

@@ -24,9 +24,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from pydantic import BaseModel, ConfigDict  # noqa: E402
 
-from bard.home import computing_environment  # noqa: E402
-from model.spec import GPTSpec  # noqa: E402
-from model.training import TrainingSpec, begin  # noqa: E402
+from bardflow.home import computing_environment  # noqa: E402
+from bardflow.model.networks import GPTSpec  # noqa: E402
+from bardflow.model.training import TrainingSpec, begin  # noqa: E402
 
 TIME = Path("/usr/bin/time")
 
@@ -57,13 +57,11 @@ def case(architecture: str, layers: int, heads: int, width: int, context: int, *
 
 def train(what: Case) -> dict[str, Any]:
     """Train in this process: the plan made before, the losses, and the median seconds of a step after the first."""
-    from model import device as devices
-    from model.folder import load_snapshot, save_snapshot
-    from model.memory import limit_bytes
-    from model.plan import Machine, choose
-    from model.probe import settled_bytes
-    from model.scoring import score
-    from model.training import Training
+    from bardflow.model.machine import device as devices
+    from bardflow.model.machine import limit_bytes
+    from bardflow.model.planning import Machine, choose, settled_bytes
+    from bardflow.model.scoring import score
+    from bardflow.model.training import Training, load_snapshot, save_snapshot
 
     spec = TrainingSpec.model_validate({"steps": what.steps, "batch": what.batch, "optimizer": what.optimizer})
     device = devices.choose(spec.precision)

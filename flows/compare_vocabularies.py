@@ -5,19 +5,19 @@ from typing import Literal
 from prefect import flow
 from prefect.states import Completed
 
-from bard.home import project_folder
-from flows.parameters import Corpora, Count, Seconds, Vocabularies
-from flows.training import Trained, train_and_evaluate, with_steps
-from sources.spec import load_corpus
-from storage.handles import Corpus, Vocabulary
-from tasks.answers import Asking, store
-from tasks.comparing import characters_per_token, publish_vocabularies, steps_within
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import show_experiment
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
-from tasks.recipes import recipe as recipe_named
-from tasks.saying import say
-from tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
+from bardflow.flows.parameters import Corpora, Count, Seconds, Vocabularies
+from bardflow.flows.training import Trained, train_and_evaluate, with_steps
+from bardflow.home import project_folder
+from bardflow.sources.spec import load_corpus
+from bardflow.storage.handles import Corpus, Vocabulary
+from bardflow.tasks.answers import Asking, store
+from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.experiments import show_experiment
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.saying import say
+from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
 
 NAME = "experiments/compare-vocabularies"
 

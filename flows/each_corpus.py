@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from bard.errors import BardError
-from bard.home import project_folder
-from sources.spec import CorpusSpec, corpus_names, load_corpus
-from tasks.saying import say
+from bardflow.errors import BardError
+from bardflow.home import project_folder
+from bardflow.sources.spec import CorpusSpec, corpus_names, load_corpus
+from bardflow.tasks.saying import say
 
 T = TypeVar("T")
 

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
-from flows.each_corpus import each_corpus, require_all
-from flows.parameters import Corpora
-from sources.spec import CorpusSpec
-from storage.handles import Report
-from tasks.answers import Asking
-from tasks.champion import champion, note_evaluation, note_text
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.evaluation import evaluate_model, measure_baselines, scores_of, unspellable
-from tasks.reporting import evaluated_with, rescore_report, show_in_prefect
-from tasks.saying import say
+from bardflow.flows.each_corpus import each_corpus, require_all
+from bardflow.flows.parameters import Corpora
+from bardflow.sources.spec import CorpusSpec
+from bardflow.storage.handles import Report
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.champion import champion, note_evaluation, note_text
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.evaluation import evaluate_model, measure_baselines, scores_of, unspellable
+from bardflow.tasks.reporting import evaluated_with, rescore_report, show_in_prefect
+from bardflow.tasks.saying import say
 
 
 @flow(name="evaluate-gpt", description="Score champions again, and publish their reports.")

@@ -2,11 +2,11 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.handles import Model, Report
-from tasks.answers import Asking, refs
-from tasks.recipes import Recipe
-from tasks.reporting import html_of, page_of
-from tasks.saying import say
+from bardflow.storage.handles import Model, Report
+from bardflow.tasks.answers import Asking, refs
+from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.reporting import html_of, page_of
+from bardflow.tasks.saying import say
 
 
 class Outcome(BaseModel):

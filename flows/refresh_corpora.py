@@ -3,13 +3,13 @@
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.each_corpus import each_corpus, require_all
-from flows.parameters import Corpora
-from sources.spec import CorpusSpec
-from tasks.answers import Asking
-from tasks.champion import note_text
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.saying import say
+from bardflow.flows.each_corpus import each_corpus, require_all
+from bardflow.flows.parameters import Corpora
+from bardflow.sources.spec import CorpusSpec
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.champion import note_text
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.saying import say
 
 
 @flow(name="refresh-corpora", description="Fetch corpora, and say what changed.")

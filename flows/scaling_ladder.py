@@ -3,17 +3,17 @@
 from prefect import flow
 from prefect.states import Completed
 
-from bard.home import project_folder
-from flows.parameters import Bits, Count
-from flows.training import Trained, train_and_evaluate, with_steps
-from sources.spec import load_corpus
-from tasks.answers import Asking
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import interval, show_experiment
-from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
-from tasks.recipes import recipe as recipe_named
-from tasks.saying import say
+from bardflow.flows.parameters import Bits, Count
+from bardflow.flows.training import Trained, train_and_evaluate, with_steps
+from bardflow.home import project_folder
+from bardflow.sources.spec import load_corpus
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.experiments import interval, show_experiment
+from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.saying import say
 
 
 @flow(name="scaling-ladder", description="Grow a model while it pays; fit the losses; name the knee and the next cost.")

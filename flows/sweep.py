@@ -6,21 +6,30 @@ from optuna.trial import Trial
 from prefect import flow
 from prefect.states import Completed
 
-from bard.errors import BardError
-from bard.home import project_folder
-from flows.parameters import Count, Seed
-from flows.training import LEGS, train_and_evaluate
-from sources.spec import load_corpus
-from storage.handles import Checkpoint, Corpus, TokenShards
-from tasks.answers import Asking
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.experiments import show_experiment
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
-from tasks.recipes import recipe as recipe_named
-from tasks.saying import say
-from tasks.searching import PATIENCE, STOPPED, TO_THE_END, Range, Search, SearchError, bits_so_far, publish_sweep
-from tasks.training import is_hopeless
-from tasks.turns import searching
+from bardflow.errors import BardError
+from bardflow.flows.parameters import Count, Seed
+from bardflow.flows.training import LEGS, train_and_evaluate
+from bardflow.home import project_folder
+from bardflow.sources.spec import load_corpus
+from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.experiments import show_experiment
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
+from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.saying import say
+from bardflow.tasks.searching import (
+    PATIENCE,
+    STOPPED,
+    TO_THE_END,
+    Range,
+    Search,
+    SearchError,
+    bits_so_far,
+    publish_sweep,
+)
+from bardflow.tasks.training import is_hopeless
+from bardflow.tasks.turns import searching
 
 LEARNING_RATES: dict[str, Range | list[Any]] = {
     "learning_rate": Range(low=1e-3, high=1e-2, log=True),

@@ -3,21 +3,21 @@
 from prefect import flow
 from prefect.states import Completed
 
-from bard.home import project_folder
-from flows.outcome import Outcome, outcome
-from flows.training import train_and_evaluate
-from sources.spec import load_corpus
-from storage.refs import RefMoved
-from tasks.answers import Asking
-from tasks.champion import champion, crown, judge, note_text
-from tasks.corpus import clean_corpus, fetch_source
-from tasks.evaluation import evaluate_model, measure_baselines, unspellable
-from tasks.planning import checked_limit
-from tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
-from tasks.recipes import recipe as recipe_named
-from tasks.reporting import publish_report, show_in_prefect
-from tasks.saying import say
-from tasks.turns import turn
+from bardflow.flows.outcome import Outcome, outcome
+from bardflow.flows.training import train_and_evaluate
+from bardflow.home import project_folder
+from bardflow.sources.spec import load_corpus
+from bardflow.storage.refs import RefMoved
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.champion import champion, crown, judge, note_text
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.evaluation import evaluate_model, measure_baselines, unspellable
+from bardflow.tasks.planning import checked_limit
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
+from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.reporting import publish_report, show_in_prefect
+from bardflow.tasks.saying import say
+from bardflow.tasks.turns import turn
 
 
 @flow(

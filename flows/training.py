@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from model.plan import Plan
-from storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
-from tasks.answers import Asking
-from tasks.evaluation import evaluate_model
-from tasks.planning import plan_training
-from tasks.recipes import Recipe
-from tasks.saying import say
-from tasks.training import begin_training, best, export_model, is_hopeless, train_leg
-from tasks.vocabulary import learn_vocabulary, tokenize_corpus
+from bardflow.model.planning import Plan
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.evaluation import evaluate_model
+from bardflow.tasks.planning import plan_training
+from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.saying import say
+from bardflow.tasks.training import begin_training, best, export_model, is_hopeless, train_leg
+from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus
 
 
 class Trained(NamedTuple):

@@ -18,11 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
-from bard.errors import BardError
-from model.cache import KeyValueCache
-from model.device import Device
-from model.gpt import GPT
-from model.vocabulary import TextStream, encode
+from bardflow.errors import BardError
+from bardflow.model.machine import Device
+from bardflow.model.networks import GPT, KeyValueCache
+from bardflow.model.vocabulary import TextStream, encode
 
 Logits = npt.NDArray[np.float32]
 

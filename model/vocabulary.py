@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 from tokenizers.trainers import BpeTrainer
 
-from bard.errors import BardError
+from bardflow.errors import BardError
 
 TOKENIZER_FILE = "tokenizer.json"
 LISTING_FILE = "vocabulary.txt"

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from pydantic import AwareDatetime, Field
 
-from pages import wording
-from pages.drawing import BAD, BAR, GOOD, GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg, plain_axes
-from pages.run import PageModel
-from pages.template import fill
+from bardflow.pages import wording
+from bardflow.pages.drawing import BAD, BAR, GOOD, GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg, plain_axes
+from bardflow.pages.run import PageModel
+from bardflow.pages.template import fill
 
 Cell = str | int | float | None
 INKS = (VALIDATION, BAD, GOOD, TRAIN, TEXT, BAR)

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from pydantic import AwareDatetime, Field
 
-from pages.drawing import GRID, PAPER, VALIDATION, inline_svg, plain_axes
-from pages.run import Bits, Count, PageModel
-from pages.template import fill
+from bardflow.pages.drawing import GRID, PAPER, VALIDATION, inline_svg, plain_axes
+from bardflow.pages.run import Bits, Count, PageModel
+from bardflow.pages.template import fill
 
 
 class Standing(PageModel):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pages.drawing import GRID, PAPER, TEXT, VALIDATION, inline_svg
+from bardflow.pages.drawing import GRID, PAPER, TEXT, VALIDATION, inline_svg
 
 # A box and the gap to the next, in CSS pixels.
 BOX_WIDTH, BOX_HEIGHT = 96, 40

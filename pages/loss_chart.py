@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pages.drawing import GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg
+from bardflow.pages.drawing import GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg
 
 # More points than the widest drawing has pixels for are averaged in blocks: 5,000 steps would be 200 KB of path.
 MOST_POINTS = 400

@@ -8,10 +8,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from pages import wording
-from pages.lineage_drawing import Node, lineage_drawing
-from pages.loss_chart import Series, Times, loss_chart, thinned
-from pages.template import fill
+from bardflow.pages import wording
+from bardflow.pages.lineage_drawing import Node, lineage_drawing
+from bardflow.pages.loss_chart import Series, Times, loss_chart, thinned
+from bardflow.pages.template import fill
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]

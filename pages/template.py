@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pages import wording
+from bardflow.pages import wording
 
 # Reading needs no script; this one lets a reader choose the other theme than the system's and step through a passage.
 SCRIPT = r"""

@@ -1,7 +1,7 @@
 """The page to write with a model: a text, what the model adds to it, and what it held for likely at each place."""
 
-from pages.run import Count, PageModel
-from pages.template import fill
+from bardflow.pages.run import Count, PageModel
+from bardflow.pages.template import fill
 
 
 class WritingPage(PageModel):

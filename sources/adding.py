@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sources.documents import extent, read, split
-from sources.download import Progress
-from sources.fetch import Fetched, fetch
-from sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, UrlSource
-from sources.survey import Survey, survey
+from bardflow.sources.documents import extent, read, split
+from bardflow.sources.download import Progress
+from bardflow.sources.fetch import Fetched, fetch
+from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, UrlSource
+from bardflow.sources.survey import Survey, survey
 
 
 class Added(NamedTuple):

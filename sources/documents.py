@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sources.cleaning import Cleaned, Tally, clean, counted
-from sources.encoding import decoded
-from sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
+from bardflow.sources.cleaning import Cleaned, Tally, clean, counted
+from bardflow.sources.encoding import decoded
+from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
 
 PIECE_CHARACTERS = 65_536
 

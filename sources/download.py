@@ -17,7 +17,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from sources.spec import CorpusError
+from bardflow.sources.spec import CorpusError
 
 Progress = Callable[[int, int | None], None]
 

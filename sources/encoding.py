@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sources.spec import CorpusError
+from bardflow.sources.spec import CorpusError
 
 _BLOCK_BYTES = 1 << 18
 _GUESS_BYTES = 1 << 16

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from sources.download import (
+from bardflow.sources.download import (
     ChecksumError,
     FetchError,
     HttpSpec,
@@ -18,8 +18,8 @@ from sources.download import (
     download,
     kept_download,
 )
-from sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, SyntheticSource, UrlSource
-from sources.synthetic import generate
+from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, SyntheticSource, UrlSource
+from bardflow.sources.synthetic import generate
 
 __all__ = ["ChecksumError", "FetchError", "Fetched", "HttpSpec", "Progress", "RawFile", "fetch", "file_name"]
 

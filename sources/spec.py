@@ -1,8 +1,6 @@
 """What a corpus is: one small TOML file read into one frozen value, with every mistake named."""
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from bard.errors import BardError
-from sources.cleaning import STEP_NAMES
+from bardflow.errors import BardError
+from bardflow.sources.cleaning import STEP_NAMES
+from bardflow.toml import closest, read_toml
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # What a corpus's name would be mistaken for: the store keeps the reports of experiments under it.
@@ -178,7 +177,7 @@ class CorpusSpec(_Frozen):
         for step in cleaning:
             if step not in STEP_NAMES:
                 raise ValueError(
-                    f"{step!r} is not a step{_closest(step, STEP_NAMES)}; the steps are {_listed(STEP_NAMES)}"
+                    f"{step!r} is not a step{closest(step, STEP_NAMES)}; the steps are {_listed(STEP_NAMES)}"
                 )
         if len(set(cleaning)) < len(cleaning):
             raise ValueError("names a step twice")
@@ -211,19 +210,12 @@ def load_corpus(name: str, folder: Path) -> CorpusSpec:
     known = corpus_names(folder)
     if name not in known:
         raise CorpusError(
-            f"There is no corpus {name!r}{_closest(name, known)}. "
+            f"There is no corpus {name!r}{closest(name, known)}. "
             + (f"The corpora in {folder} are: {_listed(known)}. " if known else f"{folder} describes no corpus yet. ")
             + f"To add one, write {folder / 'NAME.toml'} or run `bard corpus add NAME --from ADDRESS-OR-PATH`."
         )
     path = folder / f"{name}.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise CorpusError(f"{path} is not valid TOML: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 (byte {error.start:,}); TOML files must be.") from error
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}. A corpus is described by a TOML file.") from error
+    table = read_toml(path, CorpusError)
     if "name" in table:
         raise CorpusError(f"{path}: name is taken from the file's own name ({name!r}); remove the field.")
     try:
@@ -267,7 +259,7 @@ def explained(path: Path, error: ValidationError) -> str:
         message = message[0].lower() + message[1:]
         if mistake["type"] == "extra_forbidden":
             legal = _fields_of(location[:-1], kind)
-            message = f"is not a field{_closest(location[-1], legal)}; the fields here are {_listed(legal)}"
+            message = f"is not a field{closest(location[-1], legal)}; the fields here are {_listed(legal)}"
         elif mistake["type"] == "missing":
             message = "is missing"
         elif not isinstance(mistake["input"], Mapping):
@@ -287,11 +279,6 @@ def _fields_of(location: list[str], kind: str | None) -> list[str]:
     if not location:
         return [field for field in CorpusSpec.model_fields if field != "name"]  # a corpus's name is its file's
     return list(tables[location[0]].model_fields)
-
-
-def _closest(word: str, among: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(among), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _listed(words: Iterable[str]) -> str:

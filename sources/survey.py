@@ -7,8 +7,8 @@ from hashlib import blake2b
 
 from pydantic import BaseModel, ConfigDict
 
-from sources.cleaning import wrap_width
-from sources.documents import Part, Piece
+from bardflow.sources.cleaning import wrap_width
+from bardflow.sources.documents import Part, Piece
 
 _LONG_LINE = 10_000
 _SMALL_TEXT = 100_000

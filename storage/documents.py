@@ -8,7 +8,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from storage.datasets_layout import gather, read_batches, write_dataset
+from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
 
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 SCHEMA = pa.schema([("document", pa.int32()), ("text", pa.string())])

@@ -1,6 +1,7 @@
 """A handle names one kept object by its digest; its class is the object's kind."""
 
 import re
+import sys
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -76,3 +77,6 @@ def kind_of(handle_class: type[Handle]) -> str:
 KINDS: dict[str, type[Handle]] = {
     kind_of(c): c for c in (Source, Corpus, Vocabulary, TokenShards, Checkpoint, Model, Baselines, Evaluation, Report)
 }
+
+# Prefect's results name a class with its module. Those of version 0.1 name this one so, and stay cached results.
+sys.modules.setdefault("storage.handles", sys.modules[__name__])

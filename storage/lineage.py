@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from storage.handles import KINDS, Handle
-from storage.store import Manifest, Origin, Store, StoreError
+from bardflow.storage.handles import KINDS, Handle
+from bardflow.storage.store import Manifest, Origin, Store, StoreError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.handles import KINDS, Handle
-from storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder, make_read_only
+from bardflow.storage.handles import KINDS, Handle
+from bardflow.storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder, make_read_only
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
 MOVES = "[0-9]*.json"

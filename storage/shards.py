@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.datasets_layout import gather, read_batches, write_dataset
-from storage.documents import SPLITS
+from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
+from bardflow.storage.documents import SPLITS
 
 # Rows are gathered into record batches of about this many tokens: 2 MB of uint16 is all that a writer holds.
 BATCH_TOKENS = 2**20

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bard.errors import BardError
-from storage.handles import KINDS, Handle, kind_of
+from bardflow.errors import BardError
+from bardflow.storage.handles import KINDS, Handle, kind_of
 
 LAYOUT = 1
 DRAFTS = "drafts"

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.handles import Evaluation, Handle, Model, Report
-from storage.lineage import spelled
-from storage.refs import Entry, Refs
-from storage.store import Store
+from bardflow.storage.handles import Evaluation, Handle, Model, Report
+from bardflow.storage.lineage import spelled
+from bardflow.storage.refs import Entry, Refs
+from bardflow.storage.store import Store
 
 # Under which keys a name's mover may leave digests in its notes, and of what kind.
 NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}

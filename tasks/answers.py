@@ -12,14 +12,14 @@ from prefect import Task
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
-from bard.home import home, project_folder
-from storage.handles import Handle
-from storage.lineage import spell
-from storage.refs import Refs
-from storage.store import Origin, Store
-from tasks.caching import SameQuestion
-from tasks.saying import say
-from tasks.turns import using_store
+from bardflow.home import home, project_folder
+from bardflow.storage.handles import Handle
+from bardflow.storage.lineage import spell
+from bardflow.storage.refs import Refs
+from bardflow.storage.store import Origin, Store
+from bardflow.tasks.caching import SameQuestion
+from bardflow.tasks.saying import say
+from bardflow.tasks.turns import using_store
 
 P = ParamSpec("P")
 H = TypeVar("H", bound=Handle)

@@ -9,7 +9,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
-from bard.identity import identity
+from bardflow.identity import identity
 
 
 @dataclass

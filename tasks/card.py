@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from model.spec import GPTSpec
-from pages.run import Scores
+from bardflow.model.networks import GPTSpec
+from bardflow.pages.run import Scores
 
 
 def model_card(

@@ -2,14 +2,14 @@
 
 from typing import NamedTuple
 
-from bard.errors import BardError
-from model.comparison import CONFIDENCE, compare
-from pages.run import Verdict
-from storage.handles import Corpus, Evaluation, Model, Report
-from storage.refs import Entry, RefMoved
-from tasks.answers import refs, store
-from tasks.evaluation import charges_of, scores_of
-from tasks.saying import say
+from bardflow.errors import BardError
+from bardflow.model.scoring import CONFIDENCE, compare
+from bardflow.pages.run import Verdict
+from bardflow.storage.handles import Corpus, Evaluation, Model, Report
+from bardflow.storage.refs import Entry, RefMoved
+from bardflow.tasks.answers import refs, store
+from bardflow.tasks.evaluation import charges_of, scores_of
+from bardflow.tasks.saying import say
 
 # What a training's seed alone brings: the standard deviation of bits per character as a share of them
 # (benchmarks/LOG.md, "Luck").

@@ -4,18 +4,17 @@ from typing import NamedTuple
 
 from prefect import task
 
-from model import device as devices
-from model.comparison import Comparison
-from model.plan import Machine, choose
-from model.probe import settled_bytes, step_seconds
-from model.spec import GPTSpec
-from model.training import TrainingSpec
-from pages import experiment as pages
-from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards, Vocabulary
-from tasks.answers import store
-from tasks.caching import SAME_QUESTION
-from tasks.experiments import Figures, compared, figures, interval, keep_experiment
-from tasks.reporting import made_at
+from bardflow.model.machine import device as devices
+from bardflow.model.networks import GPTSpec
+from bardflow.model.planning import Machine, choose, settled_bytes, step_seconds
+from bardflow.model.scoring import Comparison
+from bardflow.model.training import TrainingSpec
+from bardflow.pages import experiment as pages
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards, Vocabulary
+from bardflow.tasks.answers import store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.experiments import Figures, compared, figures, interval, keep_experiment
+from bardflow.tasks.reporting import made_at
 
 # Steps are tried for so much of the time that they shall fill, in so many rounds, to find out how many fill it.
 TRIED = 0.05

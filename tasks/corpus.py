@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from bard.home import home, project_folder
-from sources.documents import Part, Piece, extent, read, split
-from sources.fetch import fetch
-from sources.spec import CorpusSpec
-from sources.survey import survey
-from storage.documents import SPLITS, read_documents, write_documents
-from storage.handles import Corpus, Source
-from tasks.answers import origin, store
-from tasks.caching import SAME_QUESTION
-from tasks.saying import DownloadBar, say
+from bardflow.home import home, project_folder
+from bardflow.sources.documents import Part, Piece, extent, read, split
+from bardflow.sources.fetch import fetch
+from bardflow.sources.spec import CorpusSpec
+from bardflow.sources.survey import survey
+from bardflow.storage.documents import SPLITS, read_documents, write_documents
+from bardflow.storage.handles import Corpus, Source
+from bardflow.tasks.answers import origin, store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.saying import DownloadBar, say
 
 RAW = "raw"  # the source's files stand in a folder of their own: one of them may be called manifest.json
 

@@ -11,21 +11,40 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tokenizers import Tokenizer
 
-from bard.errors import BardError
-from model import baselines, device
-from model.coding import compress, decompress
-from model.comparison import Charges
-from model.folder import load_model
-from model.gpt import GPT
-from model.memorisation import VERBATIM_CHARACTERS, verbatim
-from model.sampling import SamplingSpec, write
-from model.scoring import Guess, by_character, characters_started, charges_both_ways, guesses, total
-from model.vocabulary import TOKENIZER_FILE, TextStream, TokenIds, UnknownCharacter, decode, encode, load, spellings
-from pages.run import Alternative, Baseline, Memorised, Sample, Scores, Surprise
-from storage.documents import read_text
-from storage.handles import Baselines, Corpus, Evaluation, Model
-from tasks.answers import origin, store
-from tasks.caching import SAME_QUESTION
+from bardflow.errors import BardError
+from bardflow.model.machine import device
+from bardflow.model.networks import GPT
+from bardflow.model.sampling import SamplingSpec, write
+from bardflow.model.scoring import (
+    VERBATIM_CHARACTERS,
+    Charges,
+    Guess,
+    baselines,
+    by_character,
+    characters_started,
+    charges_both_ways,
+    compress,
+    decompress,
+    guesses,
+    total,
+    verbatim,
+)
+from bardflow.model.training import load_model
+from bardflow.model.vocabulary import (
+    TOKENIZER_FILE,
+    TextStream,
+    TokenIds,
+    UnknownCharacter,
+    decode,
+    encode,
+    load,
+    spellings,
+)
+from bardflow.pages.run import Alternative, Baseline, Memorised, Sample, Scores, Surprise
+from bardflow.storage.documents import read_text
+from bardflow.storage.handles import Baselines, Corpus, Evaluation, Model
+from bardflow.tasks.answers import origin, store
+from bardflow.tasks.caching import SAME_QUESTION
 
 SCORES = "scores.json"
 SAMPLES = "samples.json"

@@ -3,15 +3,15 @@
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
-from model.comparison import Comparison, compare
-from pages import experiment as pages
-from storage.handles import Checkpoint, Evaluation, Model, Report
-from storage.lineage import spelled
-from tasks.answers import origin, refs, store
-from tasks.champion import LUCK, signed
-from tasks.evaluation import charges_of, scores_of, write_json
-from tasks.reporting import HTML, PAGE, address_of, html_of
-from tasks.saying import say
+from bardflow.model.scoring import Comparison, compare
+from bardflow.pages import experiment as pages
+from bardflow.storage.handles import Checkpoint, Evaluation, Model, Report
+from bardflow.storage.lineage import spelled
+from bardflow.tasks.answers import origin, refs, store
+from bardflow.tasks.champion import LUCK, signed
+from bardflow.tasks.evaluation import charges_of, scores_of, write_json
+from bardflow.tasks.reporting import HTML, PAGE, address_of, html_of
+from bardflow.tasks.saying import say
 
 
 class Figures(BaseModel):

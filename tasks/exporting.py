@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bard.errors import BardError
-from model.folder import load_model
-from model.spec import GPTSpec
-from model.vocabulary import TOKENIZER_FILE, encode, load
-from pages.run import Scores
-from storage.documents import read_text
-from storage.handles import Corpus, Evaluation, Model
-from storage.lineage import spelled
-from tasks.answers import store
-from tasks.card import model_card
-from tasks.evaluation import scores_of
+from bardflow.errors import BardError
+from bardflow.model.networks import GPTSpec
+from bardflow.model.training import load_model
+from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
+from bardflow.pages.run import Scores
+from bardflow.storage.documents import read_text
+from bardflow.storage.handles import Corpus, Evaluation, Model
+from bardflow.storage.lineage import spelled
+from bardflow.tasks.answers import store
+from bardflow.tasks.card import model_card
+from bardflow.tasks.evaluation import scores_of
 
 CARD = "README.md"
 # What `transformers` may be off by in f32, and how many windows of the validation part are asked.

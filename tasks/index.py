@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bard.errors import BardError
-from bard.home import home, project_folder
-from pages import index as pages
-from pages.experiment import ExperimentPage
-from sources.spec import RESERVED_NAMES, CorpusError, corpus_names, load_corpus
-from storage.handles import Evaluation, Handle, Report
-from storage.refs import Entry
-from storage.store import StoreError, set_mode
-from tasks.answers import refs, store
-from tasks.reporting import PAGE, link_to, page_of
+from bardflow.errors import BardError
+from bardflow.home import home, project_folder
+from bardflow.pages import index as pages
+from bardflow.pages.experiment import ExperimentPage
+from bardflow.sources.spec import RESERVED_NAMES, CorpusError, corpus_names, load_corpus
+from bardflow.storage.handles import Evaluation, Handle, Report
+from bardflow.storage.refs import Entry
+from bardflow.storage.store import StoreError, set_mode
+from bardflow.tasks.answers import refs, store
+from bardflow.tasks.reporting import PAGE, link_to, page_of
 
 INDEX = "index.html"
 EXPERIMENTS = "experiments"

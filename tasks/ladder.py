@@ -5,14 +5,14 @@ from itertools import pairwise
 
 from prefect import task
 
-from model.comparison import Comparison
-from model.ladder import WORTH, Fit, fit, foreseen_knee, knee
-from pages import experiment as pages
-from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
-from tasks.answers import store
-from tasks.caching import SAME_QUESTION
-from tasks.experiments import Figures, compared, figures, interval, keep_experiment
-from tasks.reporting import made_at
+from bardflow.model.planning import WORTH, Fit, fit, foreseen_knee, knee
+from bardflow.model.scoring import Comparison
+from bardflow.pages import experiment as pages
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
+from bardflow.tasks.answers import store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.experiments import Figures, compared, figures, interval, keep_experiment
+from bardflow.tasks.reporting import made_at
 
 
 @task(version="1", cache_policy=SAME_QUESTION)

@@ -5,15 +5,14 @@ import os
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model import device as devices
-from model import memory
-from model.plan import Machine, Parts, Plan, choose, flops_per_step, parameters
-from model.probe import settled_bytes
-from model.spec import GPTSpec
-from model.training import TrainingSpec
-from storage.handles import Vocabulary
-from tasks.answers import store
-from tasks.saying import say
+from bardflow.model.machine import device as devices
+from bardflow.model.machine import memory
+from bardflow.model.networks import GPTSpec
+from bardflow.model.planning import Machine, Parts, Plan, choose, flops_per_step, parameters, settled_bytes
+from bardflow.model.training import TrainingSpec
+from bardflow.storage.handles import Vocabulary
+from bardflow.tasks.answers import store
+from bardflow.tasks.saying import say
 
 LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
 

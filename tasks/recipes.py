@@ -1,18 +1,30 @@
 """A recipe is every spec of one run under a name; any recipe runs on any corpus, and any field can be overridden."""
 
-import difflib
-from typing import Annotated, Any, Literal, get_args
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from bard.errors import BardError
-from model.spec import GPTSpec
-from model.training import TrainingSpec
-from model.vocabulary import VocabularySpec
-from storage.shards import ShardSpec
-from tasks.evaluation import EvaluationSpec
+from bardflow.errors import BardError
+from bardflow.home import project_folder
+from bardflow.model.networks import GPTSpec
+from bardflow.model.training import TrainingSpec
+from bardflow.model.vocabulary import VocabularySpec
+from bardflow.storage.shards import ShardSpec
+from bardflow.tasks.evaluation import EvaluationSpec
+from bardflow.toml import closest, read_toml
 
-RecipeName = Literal["small", "sprint", "best", "classic", "lecture", "bpe", "tiny"]
+RECIPES_FOLDER = "recipes"
+BUILT_IN = Path(str(resources.files("bardflow"))) / RECIPES_FOLDER
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# Names that stand beside a recipe's under a corpus: `<corpus>/text`, `<corpus>/champion`.
+RESERVED_NAMES = frozenset({"text", "champion"})
+
+RecipeName = Annotated[
+    str, Field(pattern=f"^{NAME.pattern}$", description="A file of recipes/ without .toml; `bard recipe list` has all.")
+]
 
 
 class RecipeError(BardError):
@@ -96,106 +108,63 @@ class Overrides(_Fields):  # type: ignore[misc]
 
 AS_THE_RECIPE_HAS_IT = Overrides()
 
-# tiny Shakespeare's published losses are of models with exactly its 65 characters; `auto` keeps them 65.
-RECIPES: dict[RecipeName, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="small",
-            gpt=GPTSpec(layers=3, heads=3, width=192, context=128),
-            training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
-        ),
-        # The shortest way to the loss that nanoGPT's CPU preset ends with (benchmarks/time_to_loss.py).
-        Recipe(
-            name="sprint",
-            gpt=GPTSpec(layers=2, heads=2, width=128, context=64),
-            training=TrainingSpec(
-                steps=140,
-                batch=32,
-                learning_rate=0.02,
-                muon_learning_rate=0.06,
-                warmup_steps=4,
-                final_learning_rate=0.02,
-                leg_steps=140,
-            ),
-        ),
-        # The lowest loss on tiny Shakespeare that 2 cores reach within an hour. The text is so small that it is learned
-        # by heart sooner: dropout, noise on the inputs and scaled logits each hold that off (benchmarks/LOG.md).
-        Recipe(
-            name="best",
-            gpt=GPTSpec(layers=6, heads=5, width=320, context=256, dropout=0.3),
-            training=TrainingSpec(
-                steps=3000,
-                batch=32,
-                muon_learning_rate=0.02,
-                logit_scale=1.3,
-                input_noise=0.05,
-                final_learning_rate=0.01,
-                leg_steps=300,
-                patience=None,
-            ),
-        ),
-        # nanoGPT's config/train_shakespeare_char.py with its README's CPU settings (it rates it 1.88).
-        Recipe(
-            name="classic",
-            gpt=GPTSpec(architecture="classic", layers=4, heads=4, width=128, context=64, activation="gelu", tied=True),
-            training=TrainingSpec(
-                steps=2000,
-                batch=12,
-                optimizer="adamw",
-                learning_rate=1e-3,
-                weight_decay=0.1,
-                beta2=0.99,
-                clip=1.0,
-                schedule="cosine",
-                warmup_steps=100,
-                final_learning_rate=0.1,
-                precision="f32",
-                leg_steps=500,
-                patience=None,
-            ),
-        ),
-        # The script at the end of "Let's build GPT": its own head, ReLU, constant learning rate, torch's AdamW.
-        Recipe(
-            name="lecture",
-            gpt=GPTSpec(
-                architecture="classic",
-                layers=6,
-                heads=6,
-                width=384,
-                context=256,
-                dropout=0.2,
-                activation="relu",
-                biases=True,
-            ),
-            training=TrainingSpec(
-                steps=5000,
-                batch=64,
-                optimizer="adamw",
-                learning_rate=3e-4,
-                weight_decay=0.01,
-                beta2=0.999,
-                clip=None,
-                schedule="constant",
-                warmup_steps=0,
-                leg_steps=500,
-                patience=None,
-            ),
-        ),
-        Recipe(
-            name="bpe",
-            vocabulary=VocabularySpec(kind="bpe", size=2048),
-            gpt=GPTSpec(layers=3, heads=3, width=192, context=64),
-            training=TrainingSpec(steps=1200, batch=16, muon_learning_rate=0.03, leg_steps=300),
-        ),
-        Recipe(
-            name="tiny",
-            gpt=GPTSpec(layers=2, heads=2, width=32, context=32),
-            training=TrainingSpec(steps=60, batch=16, warmup_steps=5, leg_steps=20, validation_tokens=8192),
-            evaluation=EvaluationSpec(samples=1, sample_characters=200),
-        ),
-    )
-}
+
+class RecipeFile(NamedTuple):
+    """A recipe and what its file says of it."""
+
+    recipe: Recipe
+    description: str
+    path: Path
+
+
+def recipe_names() -> list[str]:
+    """All recipes, sorted: the files of the project's `recipes/`, and the built-in ones that it has no file for."""
+    return sorted(_paths())
+
+
+def load_recipe(name: str) -> RecipeFile:
+    """Read `recipes/<name>.toml`; fields that it does not give have their defaults.
+
+    Raises:
+        RecipeError: there is none, or a mistake in the file; the message names the file, the field and what is legal.
+    """
+    paths = _paths()
+    if name not in paths:
+        raise RecipeError(
+            f"there is no recipe {name!r}{closest(name, paths)}; recipes: {', '.join(sorted(paths))}. "
+            f"To add one, write {project_folder() / RECIPES_FOLDER / 'NAME.toml'}"
+        )
+    path = paths[name]
+    table = read_toml(path, RecipeError)
+    if name in RESERVED_NAMES:
+        raise RecipeError(f"{path}: {name!r} names something else beside each corpus; rename the file")
+    description = table.pop("description", "")
+    if not isinstance(description, str):
+        raise RecipeError(f"{path}: description is {description!r}, but a text is expected")
+    for section, fields in table.items():
+        if section not in SPECS or not isinstance(fields, dict):
+            raise RecipeError(
+                f"{path}: {section} is no section of a recipe{closest(section, SPECS)}; it has a description and the "
+                f"sections {', '.join(f'[{part}]' for part in SPECS)}"
+            )
+        legal = SPECS[section].model_fields
+        for field in fields:
+            if field not in legal:
+                raise RecipeError(
+                    f"{path}: [{section}] has no field {field!r}{closest(field, legal)}; fields: {', '.join(legal)}"
+                )
+    # TOML has no null, so it is written as on the command line.
+    given = {part: {f: None if v == "null" else v for f, v in fields.items()} for part, fields in table.items()}
+    try:
+        return RecipeFile(Recipe.model_validate({"name": name, **given}), description, path)
+    except ValidationError as error:
+        raise RecipeError(f"{path} is not a recipe.\n" + explained(error)) from error
+
+
+def _paths() -> dict[str, Path]:
+    """Each recipe's file by name."""
+    folders = (BUILT_IN, project_folder() / RECIPES_FOLDER)
+    return {path.stem: path for folder in folders for path in folder.glob("*.toml") if NAME.fullmatch(path.stem)}
 
 
 def recipe(name: str, overrides: Overrides) -> Recipe:
@@ -204,9 +173,7 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
     Raises:
         RecipeError: no such recipe, or a value that is not legal; the message says what is.
     """
-    if name not in RECIPES:
-        raise RecipeError(f"there is no recipe {name!r}{closest(name, RECIPES)}; recipes: {', '.join(RECIPES)}")
-    return RECIPES[name].changed(**overrides.changes())
+    return load_recipe(name).recipe.changed(**overrides.changes())
 
 
 def overrides_from(given: dict[str, Any]) -> Overrides:
@@ -247,9 +214,3 @@ def legal(name: str) -> str:
     words = [repr(w) for w in get_args(info.annotation) if isinstance(w, str)]
     said = [s for s in (info.description, f"one of {', '.join(words)}" if words else None) if s]
     return f" ({'; '.join(said)})" if said else ""
-
-
-def closest(name: str, among: Any) -> str:
-    """A suggestion, or nothing."""
-    near = difflib.get_close_matches(name, list(among), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

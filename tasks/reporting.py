@@ -9,16 +9,24 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from bard.errors import BardError
-from bard.home import REPORTS_SITE, home
-from pages import run as pages
-from storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from storage.lineage import Ancestor, lineage, source_address, spelled
-from tasks.answers import origin, store
-from tasks.caching import SAME_QUESTION
-from tasks.evaluation import EvaluationSpec, baselines_of, memorised_of, samples_of, scores_of, surprises_of, write_json
-from tasks.recipes import Recipe
-from tasks.training import LOG, LogLine, best, validation_losses
+from bardflow.errors import BardError
+from bardflow.home import REPORTS_SITE, home
+from bardflow.pages import run as pages
+from bardflow.storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
+from bardflow.storage.lineage import Ancestor, lineage, source_address, spelled
+from bardflow.tasks.answers import origin, store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.evaluation import (
+    EvaluationSpec,
+    baselines_of,
+    memorised_of,
+    samples_of,
+    scores_of,
+    surprises_of,
+    write_json,
+)
+from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 
 PAGE = "page.json"
 HTML = "report.html"

@@ -14,17 +14,18 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from prefect import task
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from bard.errors import BardError
-from bard.home import home
-from pages import experiment as pages
-from storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
-from tasks.answers import store
-from tasks.caching import SAME_QUESTION
-from tasks.evaluation import scores_of
-from tasks.experiments import keep_experiment
-from tasks.recipes import FIELDS, Overrides, RecipeError, closest, overrides_from
-from tasks.reporting import made_at
-from tasks.saying import say
+from bardflow.errors import BardError
+from bardflow.home import home
+from bardflow.pages import experiment as pages
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
+from bardflow.tasks.answers import store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.evaluation import scores_of
+from bardflow.tasks.experiments import keep_experiment
+from bardflow.tasks.recipes import FIELDS, Overrides, RecipeError, overrides_from
+from bardflow.tasks.reporting import made_at
+from bardflow.tasks.saying import say
+from bardflow.toml import closest
 
 # Trials that are always taken to their end: what later ones are measured against.
 NEVER_STOPPED = 4

@@ -9,22 +9,31 @@ import torch
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-from bard.identity import identity
-from model import device as devices
-from model import memory
-from model.folder import load_snapshot, save_model, save_snapshot
-from model.gpt import count_parameters
-from model.plan import Plan
-from model.scoring import score
-from model.spec import GPTSpec
-from model.training import Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
-from model.vocabulary import TOKENIZER_FILE, load
-from storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
-from storage.shards import read_shards
-from tasks.answers import origin, store
-from tasks.caching import SAME_QUESTION
-from tasks.card import model_card
-from tasks.saying import say, watched
+from bardflow.identity import identity
+from bardflow.model.machine import device as devices
+from bardflow.model.machine import memory
+from bardflow.model.networks import GPTSpec, count_parameters
+from bardflow.model.planning import Plan
+from bardflow.model.scoring import score
+from bardflow.model.training import (
+    Step,
+    Training,
+    TrainingSpec,
+    begin,
+    best_leg,
+    hopeless,
+    load_snapshot,
+    restore,
+    save_model,
+    save_snapshot,
+)
+from bardflow.model.vocabulary import TOKENIZER_FILE, load
+from bardflow.storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
+from bardflow.storage.shards import read_shards
+from bardflow.tasks.answers import origin, store
+from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.card import model_card
+from bardflow.tasks.saying import say, watched
 
 LOG = "log.jsonl"
 LOGGED_POINTS = 400  # a run's curve has about so many points: enough for a screen, 30 kB

@@ -4,8 +4,8 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bard.home import home
-from tasks.saying import say
+from bardflow.home import home
+from bardflow.tasks.saying import say
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from prefect import task
 from pydantic import ValidationError
 
-from bard.errors import BardError
-from model.vocabulary import TOKENIZER_FILE, VocabularySpec, encode, learn, load, save, token_dtype
-from storage.documents import SPLITS, read_documents, read_text
-from storage.handles import Corpus, TokenShards, Vocabulary
-from storage.shards import ShardSpec, TokenIds, write_shards
-from tasks.answers import origin, store
-from tasks.caching import SAME_QUESTION
+from bardflow.errors import BardError
+from bardflow.model.vocabulary import TOKENIZER_FILE, VocabularySpec, encode, learn, load, save, token_dtype
+from bardflow.storage.documents import SPLITS, read_documents, read_text
+from bardflow.storage.handles import Corpus, TokenShards, Vocabulary
+from bardflow.storage.shards import ShardSpec, TokenIds, write_shards
+from bardflow.tasks.answers import origin, store
+from bardflow.tasks.caching import SAME_QUESTION
 
 
 class NoSuchVocabulary(BardError):

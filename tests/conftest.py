@@ -16,7 +16,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from storage.store import Store
+    from bardflow.storage.store import Store
     from tests.site import Site
 
 # Set before anything imports Prefect, as `bard` does for its own processes.
@@ -35,6 +35,11 @@ settings.register_profile("bardflow", deadline=None, suppress_health_check=[Heal
 settings.load_profile("bardflow")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+from bardflow.tasks.recipes import load_recipe  # noqa: E402
+
+# The recipes of this checkout, by name.
+RECIPES = {path.stem: load_recipe(path.stem).recipe for path in sorted((CHECKOUT / "recipes").glob("*.toml"))}
 
 SMALL_CORPUS = """
 title = "A test's own text"
@@ -56,7 +61,7 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(shared / "prefect.db.lock"):
         if not made.exists():
             begun = shared / "begun"
-            code = "from bard.up import server\nwith server(): pass"
+            code = "from bardflow.commands.up import server\nwith server(): pass"
             environment = os.environ | {"BARDFLOW_HOME": str(begun), "BARDFLOW_PROJECT": str(CHECKOUT)}
             subprocess.run([sys.executable, "-c", code], env=environment, check=True)
             with closing(sqlite3.connect(begun / "prefect" / "prefect.db")) as database:
@@ -70,7 +75,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: P
     from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from bard.up import server
+    from bardflow.commands.up import server
 
     here = tmp_path_factory.mktemp("server")
     give_database(here, prefect_database)
@@ -98,7 +103,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> "Store":
     """An empty store."""
-    from storage.store import Store
+    from bardflow.storage.store import Store
 
     return Store(tmp_path / "home")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from sources.fetch import Fetched, HttpSpec, fetch
-from sources.spec import CorpusSpec, UrlSource
+from bardflow.sources.fetch import Fetched, HttpSpec, fetch
+from bardflow.sources.spec import CorpusSpec, UrlSource
 
 TEXT = b"".join(b"line %d of the text that is served\n" % n for n in range(20_000))
 OTHER = TEXT.replace(b"served", b"SERVED")

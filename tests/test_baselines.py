@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from model import baselines
-from model.baselines import (
+from bardflow.model.scoring import baselines
+from bardflow.model.scoring.baselines import (
     UNICODE,
     BaselineError,
     compressed,

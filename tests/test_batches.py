@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batches import NOT_CHARGED, Batch, Batches, TooFewTokens, with_noise
+from bardflow.model.networks import NOT_CHARGED
+from bardflow.model.training.batches import Batch, Batches, TooFewTokens, with_noise
 
 lengths_and_contexts = st.integers(2, 12).flatmap(lambda c: st.tuples(st.integers(c + 1, 80), st.just(c)))
 seeds = st.integers(0, 2**32 - 1)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pages import experiment, index, writing
-from pages.run import render
+from bardflow.pages import experiment, index, writing
+from bardflow.pages.run import render
 from tests.conftest import serving
 from tests.test_pages import a_page
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sources.cleaning import BLANKS, STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
+from bardflow.sources.cleaning import BLANKS, STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
 
 # Characters that the steps look at, so that chance finds their corners.
 atoms = st.sampled_from([*"ab \t\r\n\ufeff\u3000，。三國第回é", "e\u0301", "*** START OF A ***", "*** END OF A ***"])

@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from bard import cli
-from storage.store import Store
+from bardflow.commands import cli
+from bardflow.storage.store import Store
 from tests.conftest import CHECKOUT, make_project, own_text
 
 SETTINGS = ("steps=90", "leg_steps=30", "samples=1", "sample_characters=40", "vocabulary_byte_fallback=always")
@@ -37,7 +37,7 @@ def environment(project: Path, **more: str) -> dict[str, str]:
 def typed(project: Path, *arguments: str, **more: str) -> Said:
     """Run `bard` as a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "bard.cli", *arguments],
+        [sys.executable, "-m", "bardflow.commands.cli", *arguments],
         capture_output=True, text=True, cwd=CHECKOUT, env=environment(project, **more), timeout=600,
     )  # fmt: skip
     return Said(done.returncode, done.stdout, done.stderr)
@@ -333,7 +333,7 @@ def test_a_killed_training_goes_on_from_its_last_leg_and_ends_with_the_same_mode
 ) -> None:
     project = make_project(tmp_path / "project", prefect_database)
     process = subprocess.Popen(
-        [sys.executable, "-m", "bard.cli", *ARGUMENTS],
+        [sys.executable, "-m", "bardflow.commands.cli", *ARGUMENTS],
         stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(project),
     )  # fmt: skip
     assert process.stderr is not None

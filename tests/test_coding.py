@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import coding
-from model.coding import NotCoded, compress, decompress
-from model.device import Device
-from model.scoring import charges, score
-from model.spec import GPTSpec
+from bardflow.model.machine.device import Device
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.scoring import coding
+from bardflow.model.scoring.coding import NotCoded, compress, decompress
+from bardflow.model.scoring.held_out import charges, score
 from tests.test_scoring import CPU, SPECS, lively, some_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")

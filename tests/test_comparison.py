@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.comparison import NotComparable, compare, resampled_means
+from bardflow.model.scoring.comparison import NotComparable, compare, resampled_means
 
 
 def passages(length: int, seed: int, *, texts: int = 1, along: float = 0.97) -> np.ndarray:

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sources.cleaning import STEP_NAMES
-from sources.spec import (
+from bardflow.sources.cleaning import STEP_NAMES
+from bardflow.sources.spec import (
     CorpusError,
     CorpusSpec,
     DatasetSource,

@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bard.prefect_api import POOL
+from bardflow.commands.prefect_api import POOL
 
 FILE = Path(__file__).resolve().parent.parent / "prefect.yaml"
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sources.fetch import ChecksumError, Fetched, FetchError, HttpSpec, fetch, file_name
-from sources.spec import CorpusError
+from bardflow.sources.fetch import ChecksumError, Fetched, FetchError, HttpSpec, fetch, file_name
+from bardflow.sources.spec import CorpusError
 from tests.site import (
     OTHER,
     QUICK,

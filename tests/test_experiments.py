@@ -20,25 +20,25 @@ from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from pydantic import ValidationError
 
-from bard.errors import BardError
-from bard.home import home
-from flows.compare_vocabularies import compare_vocabularies
-from flows.evaluate_gpt import evaluate_gpt
-from flows.refresh_corpora import refresh_corpora
-from flows.scaling_ladder import of_size, scaling_ladder
-from flows.sweep import sweep
-from flows.train_gpt import train_gpt
-from flows.training import train_and_evaluate, with_steps
-from model.ladder import WORTH, Fit, fit, foreseen_knee, knee
-from storage.handles import Report
-from storage.lineage import lineage
-from tasks.answers import refs, store
-from tasks.comparing import steps_of_the_fastest, strayed
-from tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
-from tasks.recipes import RECIPES, Overrides, RecipeError
-from tasks.searching import Range
-from tasks.vocabulary import NoSuchVocabulary, vocabulary_named
-from tests.conftest import CHECKOUT
+from bardflow.errors import BardError
+from bardflow.flows.compare_vocabularies import compare_vocabularies
+from bardflow.flows.evaluate_gpt import evaluate_gpt
+from bardflow.flows.refresh_corpora import refresh_corpora
+from bardflow.flows.scaling_ladder import of_size, scaling_ladder
+from bardflow.flows.sweep import sweep
+from bardflow.flows.train_gpt import train_gpt
+from bardflow.flows.training import train_and_evaluate, with_steps
+from bardflow.home import home
+from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee
+from bardflow.storage.handles import Report
+from bardflow.storage.lineage import lineage
+from bardflow.tasks.answers import refs, store
+from bardflow.tasks.comparing import steps_of_the_fastest, strayed
+from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
+from bardflow.tasks.recipes import Overrides, RecipeError
+from bardflow.tasks.searching import Range
+from bardflow.tasks.vocabulary import NoSuchVocabulary, vocabulary_named
+from tests.conftest import CHECKOUT, RECIPES
 
 SMALL = {"width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 
@@ -148,7 +148,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: p
         return train_and_evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.sweep.train_and_evaluate", dies_at_the_third)
+        patch.setattr("bardflow.flows.sweep.train_and_evaluate", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             run(5)
     [log] = (home() / "sweeps").glob("*.log")
@@ -220,7 +220,7 @@ def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest
             raise MemoryError("as good as a kill: the process does not come to write anything down")
         return train_and_evaluate(ask, text, chosen, **kwargs)
 
-    monkeypatch.setattr("flows.sweep.train_and_evaluate", dies)
+    monkeypatch.setattr("bardflow.flows.sweep.train_and_evaluate", dies)
 
     def run() -> Any:
         return sweep("own", "tiny", quick, {"learning_rate": [0.5]}, 2)
@@ -260,14 +260,14 @@ def test_an_experiment_that_is_swept_in_the_middle_keeps_what_it_needs(monkeypat
     def then_swept(*args: Any, **kwargs: Any) -> Any:
         trained = train_and_evaluate(*args, **kwargs)
         if not sweeps:
-            sweeping = [sys.executable, "-m", "bard.cli", "sweep", "--json"]
+            sweeping = [sys.executable, "-m", "bardflow.commands.cli", "sweep", "--json"]
             pipe = subprocess.PIPE
             sweeps.append(subprocess.Popen(sweeping, stdout=pipe, stderr=pipe, text=True, cwd=CHECKOUT))
             assert sweeps[0].stderr is not None
             sweeps[0].stderr.readline()  # it waits and says so, or it is done
         return trained
 
-    monkeypatch.setattr("flows.scaling_ladder.train_and_evaluate", then_swept)
+    monkeypatch.setattr("bardflow.flows.scaling_ladder.train_and_evaluate", then_swept)
     where = scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
     _, err = sweeps[0].communicate()
     assert sweeps[0].returncode == 0, err

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.dropout import Dropout
-from model.folder import NotAModel, load_model, save_model
-from model.gpt import GPT, build, count_parameters, working_copy
-from model.lean import Turn
-from model.modern import rotary_tables
-from model.spec import GPTSpec
-from tasks.recipes import RECIPES
+from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.gpt import GPT, build, count_parameters, working_copy
+from bardflow.model.networks.lean import Turn
+from bardflow.model.networks.modern import rotary_tables
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.training.checkpoints import NotAModel, load_model, save_model
+from tests.conftest import RECIPES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,17 +10,17 @@ import pytest
 from prefect import Task
 from pydantic import BaseModel, Field, create_model
 
-from bard.identity import AsBefore, identity, restored
-from model.training import TrainingSpec
-from sources.spec import load_corpus
-from storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
-from tasks.caching import SAME_QUESTION, spelled
-from tasks.corpus import clean_corpus
-from tasks.evaluation import evaluate_model
-from tasks.recipes import RECIPES, Recipe
-from tasks.training import begin_training, train_leg
-from tasks.vocabulary import learn_vocabulary, tokenize_corpus
-from tests.conftest import CHECKOUT
+from bardflow.identity import AsBefore, identity, restored
+from bardflow.model.training.loop import TrainingSpec
+from bardflow.sources.spec import load_corpus
+from bardflow.storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
+from bardflow.tasks.caching import SAME_QUESTION, spelled
+from bardflow.tasks.corpus import clean_corpus
+from bardflow.tasks.evaluation import evaluate_model
+from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.training import begin_training, train_leg
+from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus
+from tests.conftest import CHECKOUT, RECIPES
 
 NOBODY = "0" * 64
 

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from storage.handles import Checkpoint, Corpus, Handle, Source, TokenShards, Vocabulary
-from storage.lineage import lineage, spelled
-from storage.store import (
+from bardflow.storage.handles import Checkpoint, Corpus, Handle, Source, TokenShards, Vocabulary
+from bardflow.storage.lineage import lineage, spelled
+from bardflow.storage.store import (
     LAYOUT,
     MANIFEST,
     ORIGIN,

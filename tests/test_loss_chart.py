@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from pages.loss_chart import MOST_POINTS, Series, Times, loss_chart, thinned
-from pages.run import (
+from bardflow.pages.loss_chart import MOST_POINTS, Series, Times, loss_chart, thinned
+from bardflow.pages.run import (
     CurvePoint,
     render,
 )

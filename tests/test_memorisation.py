@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import memorisation
-from model.memorisation import VERBATIM_CHARACTERS, Verbatim, verbatim
+from bardflow.model.scoring import memorisation
+from bardflow.model.scoring.memorisation import VERBATIM_CHARACTERS, Verbatim, verbatim
 
 
 def plainly(text: str, known: str) -> Verbatim:

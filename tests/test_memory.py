@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from model.device import Device
-from model.memory import (
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.memory import (
     PROC,
     BadLimit,
     control_group_bytes,
@@ -110,7 +110,7 @@ def test_a_command_keeps_freed_memory_though_it_has_started_already_and_the_user
 ) -> None:
     """Memory that is freed and taken again costs a page fault for each 4 KiB where the kernel got it back."""
     program = (
-        "import resource; from bard.home import set_up_computing; set_up_computing()\n"
+        "import resource; from bardflow.home import set_up_computing; set_up_computing()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def take(): return [b'x' * 2**23 for _ in range(20)]\n"
         "take(); before = faults(); take(); print(faults() - before)"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sources.fetch import ChecksumError, FetchError
+from bardflow.sources.fetch import ChecksumError, FetchError
 from tests.site import OTHER, QUICK, SHA, TEXT, Site, bring, closed_port, corpus, refusing, serving
 
 

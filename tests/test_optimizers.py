@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.device import Device
-from model.optimizers import AdamW, Muon, round_at_random
-from model.spec import GPTSpec
-from model.training import TrainingSpec, begin, learning_rate_factor, make_optimizers, restore
+from bardflow.model.machine.device import Device
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.training.loop import TrainingSpec, begin, learning_rate_factor, make_optimizers, restore
+from bardflow.model.training.optimizers import AdamW, Muon, round_at_random
 
 CPU = Device("cpu", "f32")
 BETAS = (0.9, 0.99)

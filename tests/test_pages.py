@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pages import wording
-from pages.run import (
+from bardflow.pages import wording
+from bardflow.pages.run import (
     Alternative,
     Baseline,
     CleanedStep,

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import cloud
-from model.device import Device
-from model.execution import Execution
-from model.folder import save_snapshot
-from model.gpt import build, count_parameters
-from model.plan import (
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks.gpt import build, count_parameters
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.planning import cloud
+from bardflow.model.planning.plan import (
     Machine,
     TooLittleMemory,
     checkpoint_bytes,
@@ -25,8 +25,8 @@ from model.plan import (
     slowness,
     unlimited,
 )
-from model.spec import GPTSpec
-from model.training import Training, TrainingSpec, begin
+from bardflow.model.training.checkpoints import save_snapshot
+from bardflow.model.training.loop import Training, TrainingSpec, begin
 
 MACHINE = Machine(device="cpu", precision="bf16", base=250_000_000)
 SHAPES = [

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from model import device as devices
-from model.execution import Execution
-from model.sampling import SamplingSpec, sample_watched
-from model.scoring import charges_both_ways, guesses, score
-from model.spec import GPTSpec
-from model.training import Training, TrainingSpec, begin
-from tasks.training import log_line
+from bardflow.model.machine import device as devices
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.sampling import SamplingSpec, sample_watched
+from bardflow.model.scoring.held_out import charges_both_ways, guesses, score
+from bardflow.model.training.loop import Training, TrainingSpec, begin
+from bardflow.tasks.training import log_line
 from tests.conftest import CHECKOUT
 
 REFUSED = (
@@ -82,7 +82,7 @@ import sys
 sys.platform = "win32"
 sys.modules["fcntl"] = None
 sys.argv = ["bard", "train"]
-from bard.__main__ import main
+from bardflow.__main__ import main
 main()
 """
 
@@ -94,5 +94,5 @@ def test_on_windows_bard_ends_with_a_sentence() -> None:
 
 
 def test_bard_is_a_module_too() -> None:
-    said = subprocess.run([sys.executable, "-m", "bard", "--help"], capture_output=True, text=True, cwd=CHECKOUT)
-    assert said.returncode == 0 and "train" in said.stdout and "python -m bard" not in said.stderr
+    said = subprocess.run([sys.executable, "-m", "bardflow", "--help"], capture_output=True, text=True, cwd=CHECKOUT)
+    assert said.returncode == 0 and "train" in said.stdout and "python -m bardflow" not in said.stderr

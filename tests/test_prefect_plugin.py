@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bard.prefect_plugin import is_prefect, rewrite
+from bardflow.commands.prefect_plugin import is_prefect, rewrite
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -151,7 +151,8 @@ def test_the_real_command_asks_the_server_for_the_default_deployment(
 
 
 def test_the_plugin_imports_neither_torch_nor_the_project() -> None:
-    code = "import sys, bard.prefect_plugin; print([m for m in ('torch', 'model', 'bard.up') if m in sys.modules])"
+    above = ("torch", "bardflow.model", "bardflow.commands.up")
+    code = f"import sys, bardflow.commands.prefect_plugin; print([m for m in {above} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PREFECT_PLUGINS_ENABLED": "false"},

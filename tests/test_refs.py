@@ -7,9 +7,9 @@ from threading import Barrier
 
 import pytest
 
-from storage.handles import Corpus, Handle, Model, Report, Vocabulary
-from storage.refs import Entry, RefMoved, Refs, resolve
-from storage.store import Origin, Store, StoreError
+from bardflow.storage.handles import Corpus, Handle, Model, Report, Vocabulary
+from bardflow.storage.refs import Entry, RefMoved, Refs, resolve
+from bardflow.storage.store import Origin, Store, StoreError
 
 NAME = "three-kingdoms/champion"
 ORIGIN = Origin(task="make@1", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
@@ -95,8 +95,8 @@ def test_of_many_threads_with_the_same_head_exactly_one_wins(refs: Refs, free: b
 MOVER = """
 import sys
 from pathlib import Path
-from storage.handles import Model
-from storage.refs import RefMoved, Refs
+from bardflow.storage.handles import Model
+from bardflow.storage.refs import RefMoved, Refs
 refs, me, won = Refs(Path(sys.argv[1])), sys.argv[2], 0
 print("ready", flush=True)
 sys.stdin.readline()

@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.cache import CacheFull, KeyValueCache
-from model.device import Device
-from model.gpt import GPT, build
-from model.sampling import (
+from bardflow.model.machine.device import Device
+from bardflow.model.networks.cache import CacheFull, KeyValueCache
+from bardflow.model.networks.gpt import GPT, build
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.sampling import (
     SamplingError,
     SamplingSpec,
     draw,
@@ -27,7 +28,6 @@ from model.sampling import (
     sample_rows,
     window_start,
 )
-from model.spec import GPTSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batches import TooFewTokens
-from model.device import Device
-from model.execution import Execution
-from model.gpt import GPT, build
-from model.scoring import Score, by_character, characters_started, charges, charges_both_ways, score
-from model.spec import GPTSpec
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks.gpt import GPT, build
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.scoring.held_out import Score, by_character, characters_started, charges, charges_both_ways, score
+from bardflow.model.training.batches import TooFewTokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storage.datasets_layout import BATCH_ROWS
-from storage.documents import DocumentsFacts, read_documents, read_text, write_documents
-from storage.shards import ShardSpec, TokenArray, TokenIds, read_shards, write_shards
-from storage.store import file_names
+from bardflow.storage.datasets_layout import BATCH_ROWS
+from bardflow.storage.documents import DocumentsFacts, read_documents, read_text, write_documents
+from bardflow.storage.shards import ShardSpec, TokenArray, TokenIds, read_shards, write_shards
+from bardflow.storage.store import file_names
 
 U16, U32 = np.dtype(np.uint16), np.dtype(np.uint32)
 both = pytest.mark.parametrize("dtype", [U16, U32], ids=str)
@@ -114,8 +114,8 @@ def test_equal_content_gives_equal_bytes_of_every_file(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         import numpy as np
-        from storage.documents import write_documents
-        from storage.shards import ShardSpec, write_shards
+        from bardflow.storage.documents import write_documents
+        from bardflow.storage.shards import ShardSpec, write_shards
         into = Path(sys.argv[1])
         ids = np.random.default_rng(1).integers(0, 65, 5_003).astype(np.uint16)
         parts = [("train", n // 7, part) for n, part in enumerate(np.array_split(ids, 97))]
@@ -184,8 +184,8 @@ PEAK_OF_WRITING = """if True:
     import resource, sys
     from pathlib import Path
     import numpy as np
-    from storage.documents import write_documents
-    from storage.shards import ShardSpec, write_shards
+    from bardflow.storage.documents import write_documents
+    from bardflow.storage.shards import ShardSpec, write_shards
     into, what, pieces = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if what == "tokens":  # 64 kB each
         made = (("train", n, np.full(32_768, n, np.uint16)) for n in range(pieces))

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sources.documents import PIECE_CHARACTERS, Part, Piece, Reading, read, split
-from sources.encoding import guessed_encoding
-from sources.fetch import ChecksumError, Fetched, FetchError, fetch
-from sources.spec import (
+from bardflow.sources.documents import PIECE_CHARACTERS, Part, Piece, Reading, read, split
+from bardflow.sources.encoding import guessed_encoding
+from bardflow.sources.fetch import ChecksumError, Fetched, FetchError, fetch
+from bardflow.sources.spec import (
     CorpusError,
     CorpusSpec,
     DatasetSource,
@@ -31,8 +31,8 @@ from sources.spec import (
     SyntheticSource,
     load_corpus,
 )
-from sources.survey import Survey, survey
-from sources.synthetic import generate
+from bardflow.sources.survey import Survey, survey
+from bardflow.sources.synthetic import generate
 
 PROJECT = Path(__file__).parent.parent
 

@@ -16,9 +16,9 @@ from time import sleep
 import pytest
 from pydantic import ValidationError
 
-from storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary
-from storage.lineage import spell, spelled
-from storage.store import (
+from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary
+from bardflow.storage.lineage import spell, spelled
+from bardflow.storage.store import (
     LAYOUT,
     MANIFEST,
     ORIGIN,
@@ -156,7 +156,7 @@ def test_a_writer_killed_between_two_files_leaves_a_draft_and_no_object(store: S
     script = """if True:
         import sys
         from pathlib import Path
-        from storage.store import Store
+        from bardflow.storage.store import Store
         with Store(Path(sys.argv[1])).draft() as draft:
             (draft.folder / "first").write_bytes(b"1")
             print("written", flush=True)
@@ -173,8 +173,8 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> No
     script = """if True:
         import itertools, sys
         from pathlib import Path
-        from storage.handles import Vocabulary
-        from storage.store import Origin, Store
+        from bardflow.storage.handles import Vocabulary
+        from bardflow.storage.store import Origin, Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         for number in itertools.count():
@@ -239,8 +239,8 @@ def test_two_processes_that_write_one_thing_agree(store: Store) -> None:
     script = """if True:
         import sys
         from pathlib import Path
-        from storage.handles import Vocabulary
-        from storage.store import Origin, Store
+        from bardflow.storage.handles import Vocabulary
+        from bardflow.storage.store import Origin, Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         print("ready", flush=True)

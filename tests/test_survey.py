@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sources.documents import Part, Piece
-from sources.survey import Survey, survey
+from bardflow.sources.documents import Part, Piece
+from bardflow.sources.survey import Survey, survey
 
 
 def surveyed(train: str, validation: str) -> Survey:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from storage.lineage import lineage, spell
-from storage.refs import Refs
-from storage.store import Origin, Store, StoreError
-from storage.sweep import Swept, sweep
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
+from bardflow.storage.lineage import lineage, spell
+from bardflow.storage.refs import Refs
+from bardflow.storage.store import Origin, Store, StoreError
+from bardflow.storage.sweep import Swept, sweep
 
 
 class Home(NamedTuple):
@@ -176,7 +176,7 @@ def test_a_draft_of_a_killed_writer_is_swept(home: Home) -> None:
     script = """if True:
         import os, signal, sys
         from pathlib import Path
-        from storage.store import Store
+        from bardflow.storage.store import Store
         with Store(Path(sys.argv[1])).draft() as draft:
             (draft.folder / "first").write_bytes(b"1")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from bard.errors import BardError
-from flows.evaluate_gpt import evaluate_gpt
-from flows.outcome import Outcome
-from flows.refresh_corpora import refresh_corpora
-from flows.train_gpt import train_gpt
-from model.memory import BadLimit
-from model.plan import TooLittleMemory
-from sources.spec import CorpusError
-from storage.handles import KINDS, Corpus, Evaluation, Model, Report
-from storage.refs import Refs
-from storage.sweep import Swept, sweep
-from tasks.answers import refs, store
-from tasks.champion import NoSuchChampion, crown, named_by, note_text, rollback
-from tasks.index import write_index
-from tasks.recipes import Overrides, RecipeError
-from tasks.reporting import page_of
-from tasks.vocabulary import tokenize_corpus
+from bardflow.errors import BardError
+from bardflow.flows.evaluate_gpt import evaluate_gpt
+from bardflow.flows.outcome import Outcome
+from bardflow.flows.refresh_corpora import refresh_corpora
+from bardflow.flows.train_gpt import train_gpt
+from bardflow.model.machine.memory import BadLimit
+from bardflow.model.planning.plan import TooLittleMemory
+from bardflow.sources.spec import CorpusError
+from bardflow.storage.handles import KINDS, Corpus, Evaluation, Model, Report
+from bardflow.storage.refs import Refs
+from bardflow.storage.sweep import Swept, sweep
+from bardflow.tasks.answers import refs, store
+from bardflow.tasks.champion import NoSuchChampion, crown, named_by, note_text, rollback
+from bardflow.tasks.index import write_index
+from bardflow.tasks.recipes import Overrides, RecipeError
+from bardflow.tasks.reporting import page_of
+from bardflow.tasks.vocabulary import tokenize_corpus
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
 
@@ -255,7 +255,7 @@ def test_a_start_that_several_champions_digests_have_names_none(monkeypatch: pyt
     history = refs().history("own/champion")
     assert [entry.digest for entry in history] == [first.model, second.model]
     twins = [history[0], history[1].model_copy(update={"digest": history[0].digest[:6] + history[1].digest[6:]})]
-    monkeypatch.setattr("storage.refs.Refs.history", lambda refs, name: twins)
+    monkeypatch.setattr("bardflow.storage.refs.Refs.history", lambda refs, name: twins)
     with pytest.raises(NoSuchChampion, match="begins the digests of several"):
         rollback("own", to=first.model[:6], by="a test", why=None)
 
@@ -331,7 +331,7 @@ def test_a_rollback_while_a_training_ends_makes_it_judge_again(monkeypatch: pyte
         crowned.append("tried")
         return crown(*args, **kwargs)
 
-    monkeypatch.setattr("flows.train_gpt.crown", meanwhile)
+    monkeypatch.setattr("bardflow.flows.train_gpt.crown", meanwhile)
     third = run(steps=30, leg_steps=30)
     assert len(crowned) == 2
     assert store().find(first.model).short in third.verdict, "judged against the one that sits there now"

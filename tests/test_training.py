@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from model.batches import NOT_CHARGED, Batches, TooFewTokens
-from model.bits import Bits, drawn, drawn_one_by_one
-from model.device import Device, NoSuchDevice, bf16_is_fast, choose
-from model.dropout import Dropout
-from model.execution import Execution
-from model.folder import load_snapshot, save_snapshot
-from model.scoring import score
-from model.spec import GPTSpec
-from model.training import (
+from bardflow.model.machine.device import Device, NoSuchDevice, bf16_is_fast, choose
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks import NOT_CHARGED
+from bardflow.model.networks.bits import Bits, drawn, drawn_one_by_one
+from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.scoring.held_out import score
+from bardflow.model.training.batches import Batches, TooFewTokens
+from bardflow.model.training.checkpoints import load_snapshot, save_snapshot
+from bardflow.model.training.loop import (
     Diverged,
     Snapshot,
     Training,
@@ -277,11 +278,11 @@ def test_dropout_keeps_the_mean_and_drops_its_share(share: float, step: Any) -> 
 def test_a_training_loads_neither_the_compiler_nor_symbolic_algebra() -> None:
     code = """
 import sys, numpy as np
-from model.probe import probe
-from model.device import Device
-from model.execution import Execution
-from model.spec import GPTSpec
-from model.training import TrainingSpec
+from bardflow.model.planning.timing import probe
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.training.loop import TrainingSpec
 gpt = GPTSpec(layers=1, heads=1, width=8, context=8)
 for architecture in ("modern", "classic"):
     gpt = gpt.model_copy(update={"architecture": architecture})

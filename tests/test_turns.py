@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.answers import Asking
-from tasks.turns import searching, turn, using_store
-from tasks.vocabulary import learn_vocabulary
+from bardflow.tasks.answers import Asking
+from bardflow.tasks.turns import searching, turn, using_store
+from bardflow.tasks.vocabulary import learn_vocabulary
 from tests.conftest import CHECKOUT
 
 HOLDER = """
 import logging, sys
-from tasks import turns
+from bardflow.tasks import turns
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 sys.stdout.reconfigure(line_buffering=True)
 with getattr(turns, sys.argv[1])(*sys.argv[2:]):

@@ -17,10 +17,10 @@ import httpx
 import psutil
 import pytest
 
-from bard.home import HomeError, held, prefect_environment, project_folder, server_url
-from bard.prefect_api import api, deploy
-from bard.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
-from bard.up import server, up
+from bardflow.commands.prefect_api import api, deploy
+from bardflow.commands.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
+from bardflow.commands.up import server, up
+from bardflow.home import HomeError, held, prefect_environment, project_folder, server_url
 from tests.conftest import give_database
 
 FLOWS = """
@@ -82,7 +82,7 @@ PATIENCE_SECONDS = 600
 # `bard up`, as patient as the test: of its own it says after 20 s that the scheduler has planned no run.
 UP = f"""
 import sys
-from bard import prefect_api, up
+from bardflow.commands import prefect_api, up
 prefect_api.PLAN_SECONDS = up.START_SECONDS = {PATIENCE_SECONDS}
 up.up(int(sys.argv[1]))
 """

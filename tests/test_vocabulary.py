@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from model.vocabulary import (
+from bardflow.model.vocabulary import (
     NotText,
     UnknownCharacter,
     VocabularyError,
@@ -134,7 +134,7 @@ PROGRAM = """
 import sys
 from hashlib import sha256
 from pathlib import Path
-from model.vocabulary import VocabularySpec, learn, save
+from bardflow.model.vocabulary import VocabularySpec, learn, save
 text = Path(sys.argv[1]).read_bytes().decode()
 for kind, size in (("char", None), ("bpe", 700), ("bpe-char", 700)):
     spec = VocabularySpec(kind=kind, size=size, learn_from=int(sys.argv[2]))

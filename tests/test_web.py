@@ -20,20 +20,20 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bard.errors import BardError
-from bard.web import reports_app, writing_app
-from flows.train_gpt import train_gpt
-from model import device
-from model.folder import load_model
-from model.sampling import SamplingSpec, sample, sample_watched
-from model.vocabulary import TOKENIZER_FILE, encode, load
-from storage.handles import Model, Report
-from tasks.answers import refs, store
-from tasks.champion import rollback
-from tasks.exporting import ExportError, check, export, push
-from tasks.index import write_index
-from tasks.recipes import Overrides, overrides_from
-from tasks.reporting import METRICS, address_of, page_of, write_tensorboard
+from bardflow.commands.web import reports_app, writing_app
+from bardflow.errors import BardError
+from bardflow.flows.train_gpt import train_gpt
+from bardflow.model.machine import device
+from bardflow.model.sampling import SamplingSpec, sample, sample_watched
+from bardflow.model.training.checkpoints import load_model
+from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
+from bardflow.storage.handles import Model, Report
+from bardflow.tasks.answers import refs, store
+from bardflow.tasks.champion import rollback
+from bardflow.tasks.exporting import ExportError, check, export, push
+from bardflow.tasks.index import write_index
+from bardflow.tasks.recipes import Overrides, overrides_from
+from bardflow.tasks.reporting import METRICS, address_of, page_of, write_tensorboard
 from tests.conftest import serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
@@ -173,7 +173,7 @@ def babbling(monkeypatch: pytest.MonkeyPatch) -> Model:
         babble.weight = weight
         return gpt
 
-    monkeypatch.setattr("bard.web.load_model", with_other_head)
+    monkeypatch.setattr("bardflow.commands.web.load_model", with_other_head)
     return champion()
 
 

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bard.errors import BardError
-from model.device import Device
-from model.execution import Execution
-from model.folder import NotAModel, load_model, load_snapshot, save_model, save_snapshot
-from model.gpt import build
-from model.spec import GPTSpec
-from model.training import Training, TrainingSpec, begin, restore
-from model.weights import WrongWeights
+from bardflow.errors import BardError
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.execution import Execution
+from bardflow.model.networks.gpt import build
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.networks.weights import WrongWeights
+from bardflow.model.training.checkpoints import NotAModel, load_model, load_snapshot, save_model, save_snapshot
+from bardflow.model.training.loop import Training, TrainingSpec, begin, restore
 from tests.conftest import CHECKOUT
 
 SPECS = {
@@ -147,10 +147,10 @@ def test_looking_at_what_was_saved_loads_no_compiler(optimizer: str, tmp_path: P
     code = """
 import sys
 from pathlib import Path
-from model.device import Device
-from model.execution import Execution
-from model.folder import load_snapshot
-from model.training import Training, TrainingSpec
+from bardflow.model.machine.device import Device
+from bardflow.model.machine.execution import Execution
+from bardflow.model.training.checkpoints import load_snapshot
+from bardflow.model.training.loop import Training, TrainingSpec
 folder, optimizer = sys.argv[1:]
 Training(load_snapshot(Path(folder)), TrainingSpec(optimizer=optimizer), Device("cpu", "f32"), Execution(micro_batch=2))
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])

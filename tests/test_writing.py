@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model.gpt import build
-from model.sampling import SamplingSpec, sample, write
-from model.spec import GPTSpec
-from model.vocabulary import TextStream, VocabularyError, VocabularySpec, decode, learn
+from bardflow.model.networks.gpt import build
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.sampling import SamplingSpec, sample, write
+from bardflow.model.vocabulary import TextStream, VocabularyError, VocabularySpec, decode, learn
 from tests.test_sampling import CPU, lively
 
 pytestmark = pytest.mark.usefixtures("one_thread")

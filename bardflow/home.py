@@ -1,0 +1,146 @@
+"""Where things are: the project's folder, its home for data, its server, and the environment our processes run in."""
+
+import ctypes
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import httpx
+
+from bardflow.errors import BardError
+
+STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
+LOOPBACK = "127.0.0.1,localhost,::1"
+# The variable that tells a run where `bard up` serves the reports.
+REPORTS_SITE = "BARDFLOW_REPORTS"
+# glibc's parameters of memory: mallopt(3), numbers from its malloc.h.
+MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+
+
+class HomeError(BardError):
+    """The project's folder, or the server that serves it, is not as it should be."""
+
+
+def project_folder() -> Path:
+    """The checkout: the folder that holds `prefect.yaml`. BARDFLOW_PROJECT overrides it.
+
+    Raises:
+        HomeError: there is no `prefect.yaml` in it.
+    """
+    named = os.environ.get("BARDFLOW_PROJECT")
+    folder = Path(named).expanduser().resolve() if named else Path(__file__).resolve().parent.parent
+    if not (folder / "prefect.yaml").is_file():
+        whence = "BARDFLOW_PROJECT names it" if named else "the bardflow package lies in it"
+        raise HomeError(
+            f"No prefect.yaml in {folder} ({whence}). The project's folder is the checkout that holds prefect.yaml: "
+            "install from a checkout (`make train` does), or name it with BARDFLOW_PROJECT=/path/to/checkout."
+        )
+    return folder
+
+
+def home() -> Path:
+    """The folder for everything the project keeps: BARDFLOW_HOME, else `.bardflow` in the project's folder."""
+    named = os.environ.get("BARDFLOW_HOME")
+    return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
+
+
+def prefect_environment() -> dict[str, str]:
+    """The environment variables that every process of ours gives Prefect; set them before `import prefect`.
+
+    Makes PREFECT_HOME. The server's address is not among the variables: add PREFECT_API_URL.
+    """
+    prefect = home() / "prefect"
+    # Prefect makes its own folder but not the one above it, and a server without its folder retries in vain.
+    prefect.mkdir(parents=True, exist_ok=True)
+    proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
+    return computing_environment() | {
+        # One database and one result store for `bard up` and for temporary servers: they share the cached answers.
+        "PREFECT_HOME": str(prefect),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
+        # The default is pickle, which runs code when it is read.
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        # Plugins print a traceback where prefect is imported in a running loop; ours serves typed commands only.
+        "PREFECT_PLUGINS_ENABLED": "false",
+        # The story that our own code tells stands among the logs of a run.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Prefect's clients obey HTTP_PROXY even for the server on this machine.
+        "NO_PROXY": ",".join(proxied_not),
+        "no_proxy": ",".join(proxied_not),
+    }
+
+
+def computing_environment() -> dict[str, str]:
+    """How torch's threads wait and how memory is given back; to be set before Python starts. The user's settings win.
+
+    Left alone, GNU OpenMP's threads wait awake for ever: two trainings at once on 2 cores took 1,978 ms a step, and 105
+    asleep. But falling asleep costs 70 us, as long as many an operation of a small model takes.
+
+    glibc gives freed memory at the heap's top back and takes it again, a page fault for every 4 KiB: 4,479 in a step of
+    the recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). What exceeds 32 MiB is given back as before.
+    """
+    given = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
+    given |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+    return {name: value for name, value in given.items() if name not in os.environ}
+
+
+def set_up_computing() -> None:
+    """Give this process `computing_environment`: it has started, so glibc is told by a call; torch is yet to come."""
+    settings = computing_environment()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none, and read no such variables
+    for name, parameter in MALLOPT.items():
+        if mallopt is not None and name in settings:
+            mallopt(parameter, int(settings[name]))
+    os.environ.update(settings)
+
+
+def up_lock() -> Path:
+    """The file that a running `bard up` holds with flock, and that says its server's API address."""
+    return home() / "up.lock"
+
+
+def held(lock: Path) -> bool:
+    """Whether a process holds the lock; the kernel frees it however that process ends."""
+    if not lock.exists():
+        return False
+    with lock.open("rb") as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def healthy(url: str) -> bool:
+    """Whether a Prefect server answers at `url`, the address that ends in `/api`."""
+    try:
+        return httpx.get(f"{url}/health", timeout=2, trust_env=False).text == "true"
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def server_url() -> str | None:
+    """The API address of this project's `bard up`, or None where none runs.
+
+    Waits up to 60 s for one that is just starting or stopping: a second server on the same database would meet
+    "database is locked".
+
+    Raises:
+        HomeError: `bard up` runs, but its server does not answer.
+    """
+    deadline = time.monotonic() + STARTING_SECONDS
+    while held(up_lock()):
+        url = up_lock().read_text(encoding="utf-8")
+        if url and healthy(url):
+            return url
+        if time.monotonic() > deadline:
+            raise HomeError(
+                f"`bard up` runs in this project, but its server has not answered for {STARTING_SECONDS} s. "
+                f"Its log is {home() / 'logs' / 'server.log'}; stop `bard up` with Ctrl-C and start it again."
+            )
+        time.sleep(0.25)
+    return None

@@ -1,0 +1,201 @@
+"""The commands that look at artifacts and their names, and the two that change them: `rollback` and `sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, print_json, print_table
+from bardflow.errors import BardError
+from bardflow.home import home
+
+if TYPE_CHECKING:
+    from bardflow.storage.handles import Report
+
+artifacts = typer.Typer()
+
+
+@artifacts.command()
+def path(ref: Ref) -> None:
+    """The folder where an artifact lies."""
+    store, handle = found(ref)
+    print(store.folder(handle))
+
+
+@artifacts.command()
+def show(ref: Ref, as_json: AsJson = False) -> None:
+    """What an artifact is: its facts and files, and the history of its name."""
+    from bardflow.storage.refs import Refs
+
+    store, handle = found(ref)
+    manifest, history = store.manifest(handle), Refs(home()).history(ref) if "/" in ref else []
+    if as_json:
+        print_json(
+            {
+                "kind": type(handle).__name__,
+                "digest": handle.digest,
+                "folder": str(store.folder(handle)),
+                "facts": manifest.facts,
+                "files": {name: file.model_dump() for name, file in manifest.files.items()},
+                "history": [entry.model_dump(mode="json") for entry in history],
+            }
+        )
+        return
+    print(f"{type(handle).__name__} {handle.digest}\n{store.folder(handle)}")
+    print_table("facts", manifest.facts)
+    print_table("files", {name: f"{file.bytes:,} bytes" for name, file in manifest.files.items()})
+    if history:
+        print("history")
+        for entry in history:
+            print(f"  {entry.number:>3}  {entry.at[:16]}  {entry.handle}  {entry.by}: {entry.why}")
+
+
+@artifacts.command()
+def explain(ref: Ref, as_json: AsJson = False) -> None:
+    """Where an artifact comes from, back to the address and sha256 of its source."""
+    from bardflow.storage.handles import Source
+    from bardflow.storage.lineage import lineage, source_address
+
+    store, handle = found(ref)
+    ancestors = lineage(store, handle)
+    if as_json:
+        print_json(
+            [
+                {
+                    "kind": type(a.handle).__name__,
+                    "digest": a.handle.digest,
+                    "files": {name: file.model_dump() for name, file in a.manifest.files.items()},
+                    "origin": a.origin.model_dump(mode="json"),
+                }
+                for a in ancestors
+            ]
+        )
+        return
+    for a in ancestors:
+        print(f"{type(a.handle).__name__:<12} {a.handle.short}  {a.origin.at[:16]}  {a.origin.task}")
+        for name, spelled in a.origin.inputs.items():
+            print(f"{'':<12} from {name} {spelled.partition('/')[2][:8]}")
+        if isinstance(a.handle, Source):
+            declared, came_from = source_address(a.origin), a.origin.measured["address"]
+            print(f"{'':<12} from {declared}{f', by way of {came_from}' if came_from != declared else ''}")
+            for name, file in a.manifest.files.items():
+                print(f"{'':<12} {name}: {file.bytes:,} bytes, sha256 {file.sha256}")
+
+
+@artifacts.command()
+def rollback(
+    corpus: Annotated[str, typer.Argument(help="The corpus whose champion goes back.")],
+    to: Annotated[
+        str | None, typer.Option(help="A number or digest from `bard show NAME/champion`. [default: the one before]")
+    ] = None,
+    why: Annotated[str | None, typer.Option(help="The reason, for the history.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the champion before this one back, or one of the history; a training under way is not disturbed."""
+    prepare_prefect()
+    from getpass import getuser
+
+    from bardflow.tasks.champion import rollback as roll_back
+
+    before, now = roll_back(corpus.removesuffix("/champion"), to=to, by=f"rollback ({getuser()})", why=why)
+    if as_json:
+        print_json({"before": before.model_dump(mode="json"), "now": now.model_dump(mode="json")})
+        return
+    print(f"{corpus.removesuffix('/champion')}/champion was {before.handle}, is {now.handle}")
+    print(f"its {now.number} moves: bard show {corpus.removesuffix('/champion')}/champion")
+
+
+@artifacts.command()
+def report(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="NAME/champion, NAME/RECIPE or a digest. [default: the index]")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the index and all reports until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="Where --serve listens.")] = 4201,
+    host: Annotated[str, typer.Option(help="The address where --serve listens; it asks for no password.")] = LOOPBACK,
+) -> None:
+    """Where a report lies; without REF, the index of all of them, made anew."""
+    prepare_prefect()
+    if serve:
+        from bardflow.commands.processes import reachable, require_free
+        from bardflow.commands.web import reports_app
+        from bardflow.commands.web import serve as serve_app
+
+        require_free(host, port)
+        print(f"reports: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
+        serve_app(reports_app(), host, port)
+        return
+    from bardflow.tasks.index import write_index
+    from bardflow.tasks.reporting import html_of
+
+    page = write_index() if ref is None else html_of(report_of(ref))
+    print(page)
+    if open_:
+        import webbrowser
+
+        if not webbrowser.open(page.as_uri()):
+            raise BardError(f"no browser was found to open {page}")
+
+
+@artifacts.command()
+def metrics(
+    ref: Ref,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write them as a TensorBoard run there instead.")
+    ] = None,
+) -> None:
+    """A run's loss curve as JSON lines: step, seconds, losses in nats per token, learning rate."""
+    prepare_prefect()
+    from bardflow.tasks.reporting import METRICS, page_of, write_tensorboard
+
+    handle = report_of(ref)
+    if tensorboard is not None:
+        print(write_tensorboard(page_of(handle), tensorboard.expanduser()))
+        return
+    store, _ = found(handle.digest)
+    print((store.folder(handle) / METRICS).read_text(encoding="utf-8"), end="")
+
+
+@artifacts.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete artifacts that no name leads to; waits for runs under way."""
+    prepare_prefect()
+    from bardflow.storage.refs import Refs
+    from bardflow.storage.store import Store
+    from bardflow.storage.sweep import sweep as sweep_store
+    from bardflow.tasks.turns import sweeping_store
+
+    with sweeping_store():
+        swept = sweep_store(Store(home()), Refs(home()), dry_run=dry_run)
+    if as_json:
+        print_json({"objects": [str(handle) for handle in swept.objects], "bytes": swept.bytes, "dry_run": dry_run})
+        return
+    for handle in swept.objects:
+        print(handle)
+    done = "would be deleted" if dry_run else "deleted"
+    print(f"{len(swept.objects)} artifacts, {swept.bytes:,} bytes, and {len(swept.drafts)} unfinished ones {done}")
+
+
+def report_of(ref: str) -> "Report":
+    """The report of a run: that of a champion's or recipe's name, or the one of that digest.
+
+    Raises:
+        BardError: there is none.
+    """
+    from bardflow.storage.handles import Model, Report
+    from bardflow.storage.refs import Refs
+
+    _, handle = found(ref)
+    entry = Refs(home()).head(ref) if "/" in ref else None
+    if isinstance(handle, Model) and entry is not None:
+        handle = Report(digest=entry.notes["report"])
+    if not isinstance(handle, Report):
+        raise BardError(
+            f"{ref} is a {type(handle).__name__}, which has no page of its own; give NAME/champion, NAME/RECIPE, "
+            "the digest of a Report, or nothing for the index"
+        )
+    return handle

@@ -1,0 +1,180 @@
+"""`bard`: the commands of everyday life, each a few lines over the flows and the store."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bardflow.commands.artifact_commands import artifacts
+from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
+from bardflow.commands.corpus_commands import corpora
+from bardflow.commands.model_commands import models
+from bardflow.errors import BardError
+from bardflow.home import project_folder, set_up_computing
+
+if TYPE_CHECKING:
+    from bardflow.flows.outcome import Outcome
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Fields = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `bard recipe list`.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES", help="What training may take: 800MB, 2GiB, or free for what is free. [BARDFLOW_MEMORY_LIMIT]"
+    ),
+]
+
+DEFAULT_CORPUS = "tiny-shakespeare"
+FALLBACK_CORPUS = "synthetic"
+
+
+def main() -> None:
+    """Run a command; a mistake that the user can mend ends it with its message alone."""
+    set_up_computing()
+    try:
+        app()
+    except BardError as error:
+        print(f"bard: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def train(
+    corpus: Annotated[
+        str | None, typer.Argument(help=f"A name from `bard corpus list`. [default: {DEFAULT_CORPUS}]")
+    ] = None,
+    recipe: RecipeOption = "small",
+    set_: Fields = [],  # noqa: B006
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a GPT: corpus, vocabulary, shards, GPT, evaluation, report, champion."""
+    prepare_prefect()
+    from bardflow.sources.download import FetchError
+    from bardflow.sources.spec import load_corpus
+    from bardflow.tasks.planning import checked_limit
+    from bardflow.tasks.recipes import overrides_from
+    from bardflow.tasks.recipes import recipe as recipe_named
+
+    # A wrong word is refused here, before a server is started for it.
+    overrides = overrides_from(dict(assignment(text) for text in set_))
+    chosen = recipe_named(recipe, overrides)
+    load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
+    checked_limit(memory_limit, chosen.training)
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from bardflow.commands.up import server
+    from bardflow.flows.train_gpt import train_gpt
+
+    unreachable: FetchError | None = None
+    with server() as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides, memory_limit)
+        except FetchError as error:
+            if corpus is not None:
+                raise
+            unreachable = error
+            tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
+            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
+        finally:
+            # The last log lines and states are still on their way: let them arrive before the server goes.
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=5)
+    print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
+    if unreachable is not None:
+        tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")
+
+
+@app.command()
+def plan(
+    corpus: Annotated[str, typer.Argument(help="A name from `bard corpus list`.")] = DEFAULT_CORPUS,
+    recipe: RecipeOption = "small",
+    set_: Fields = [],  # noqa: B006
+    memory_limit: MemoryLimit = None,
+    price: Annotated[
+        list[str], typer.Option(metavar="CARD=DOLLARS", help="What an hour of a card of model/gpus.toml costs you.")
+    ] = [],  # noqa: B006
+    probe_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to try steps here, about; 0: not at all.")
+    ] = 15.0,
+    as_json: AsJson = False,
+) -> None:
+    """What a training will take: parameters, FLOPs, memory by part, time, disk, and the same on rented cards."""
+    prepare_prefect()
+    from bardflow.commands.planning import foresee_run, table
+    from bardflow.tasks.recipes import overrides_from
+    from bardflow.tasks.recipes import recipe as recipe_named
+
+    chosen = recipe_named(recipe, overrides_from(dict(assignment(text) for text in set_)))
+    foreseen = foresee_run(corpus, chosen, memory_limit, dict(priced(text) for text in price), probe_seconds)
+    print(foreseen.model_dump_json(indent=2) if as_json else table(foreseen, chosen))
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
+    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+) -> None:
+    """Server with UI, work pool, worker and all deployments; Ctrl-C stops all of it."""
+    from bardflow.commands.up import up as bring_up
+
+    bring_up(port, host)
+
+
+app.add_typer(corpora, name="corpus")
+app.add_typer(artifacts)
+app.add_typer(models)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`name=value` read as a name and a JSON value; what is not JSON is text.
+
+    Raises:
+        BardError: there is no `=` in it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BardError(f"--set {text} has no value; write --set FIELD=VALUE, such as --set learning_rate=0.001")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def priced(text: str) -> tuple[str, float]:
+    """`CARD=DOLLARS` read as a name and a number.
+
+    Raises:
+        BardError: it is not of this form.
+    """
+    name, equals, dollars = text.rpartition("=")
+    try:
+        return name, float(dollars if equals else "")
+    except ValueError as error:
+        raise BardError(f"--price {text} has no price; write --price CARD=DOLLARS, such as --price L4=0.71") from error
+
+
+def summary(outcome: "Outcome") -> str:
+    """The end of a training run in a few lines."""
+    sample = outcome.sample.strip()[:400].splitlines()
+    width = max(15, *(len(name) for name in outcome.baselines))
+    lines = [
+        f"validation loss   {outcome.nats_per_token:.4f} nats per token",
+        f"{'':<17} {outcome.bits_per_character:.4f} bits per character",
+        "the same text's size, in bits per character, by other means:",
+        *(f"  {name:<{width}} {bits:.4f}" for name, bits in outcome.baselines.items()),
+        *(f"{'sample' if i == 0 else '':<17} {line}" for i, line in enumerate(sample)),
+        f"report            {outcome.report}",
+        f"champion          {'moved' if outcome.champion_moved else 'not moved'}: {outcome.verdict}",
+        f"{'trained' if outcome.trained else 'nothing trained':<17} {outcome.why}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

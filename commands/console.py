@@ -1,0 +1,59 @@
+"""What the commands share: how they prepare Prefect, find an artifact, and print."""
+
+import json
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bardflow.home import home, prefect_environment
+
+if TYPE_CHECKING:
+    from bardflow.storage.handles import Handle
+
+# Everything heavier than the command line itself is imported inside the command that needs it: `bard --help` and
+# `bard path` answer in a blink, and Prefect reads its settings when it is imported.
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
+LOOPBACK = "127.0.0.1"
+
+
+def prepare_prefect() -> None:
+    """Set this process up before Prefect is imported: Prefect's settings, and who tells the story of a run."""
+    os.environ.update(prefect_environment())
+    # The story of a run is told by the logger `bardflow`; Prefect's own lines go to its database.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    story = logging.StreamHandler(sys.stderr)
+    story.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("bardflow")
+    logger.addHandler(story)
+    logger.propagate = False
+
+
+def found(ref: str) -> "tuple[Any, Handle]":
+    """The store, and the handle that a REF names."""
+    from bardflow.storage.refs import Refs, resolve
+    from bardflow.storage.store import Store
+
+    store = Store(home())
+    return store, resolve(store, Refs(home()), ref)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
+    """Names and values, a line each."""
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<24} {json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value}")
+
+
+def tell(message: str) -> None:
+    """A line for the person at the terminal."""
+    print(message, file=sys.stderr)

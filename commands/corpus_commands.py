@@ -1,0 +1,106 @@
+"""`bard corpus`: the corpora that there are, and a new one."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bardflow.commands.console import AsJson, print_json
+from bardflow.home import home, project_folder
+
+corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML file in corpora/.")
+
+
+@corpora.command("list")
+def list_corpora(as_json: AsJson = False) -> None:
+    """What can be trained on."""
+    from bardflow.sources.spec import CorpusError, CorpusSpec, corpus_names, load_corpus
+
+    folder = project_folder() / "corpora"
+    found: dict[str, CorpusSpec | CorpusError] = {}
+    for name in corpus_names(folder):
+        try:
+            found[name] = load_corpus(name, folder)
+        except CorpusError as error:
+            found[name] = error
+    if as_json:
+        print_json(
+            [
+                spec.model_dump(mode="json") if isinstance(spec, CorpusSpec) else {"name": name, "error": str(spec)}
+                for name, spec in found.items()
+            ]
+        )
+        return
+    width = max(map(len, found), default=0)
+    for name, spec in found.items():
+        if isinstance(spec, CorpusSpec):
+            print(f"{name:<{width}}  {spec.language:<8} {spec.title} ({spec.licence})")
+        else:
+            print(f"{name:<{width}}  cannot be used: " + f"\n{'':<{width}}  ".join(str(spec).splitlines()))
+
+
+@corpora.command("add")
+def add_corpus(
+    name: Annotated[str, typer.Argument(help="What to call it: a-z, 0-9 and -.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="ADDRESS-OR-PATH", help="http(s) address, file, folder, glob, or dataset:NAME."),
+    ],
+    title: Annotated[str | None, typer.Option(help="[default: the name]")] = None,
+    language: Annotated[str, typer.Option(help="A BCP 47 tag such as en or zh-Hant.")] = "und",
+    licence: Annotated[str, typer.Option(help="Under which licence the text stands.")] = "unknown",
+    clean: Annotated[list[str], typer.Option(help="A cleaning step, to be repeated.")] = [],  # noqa: B006
+    cut: Annotated[str | None, typer.Option(help="whole, file, heading or row. [default: by the source]")] = None,
+    heading: Annotated[str | None, typer.Option(help="The regular expression of --cut heading.")] = None,
+    pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a text and write corpora/NAME.toml for it."""
+    from pydantic import ValidationError
+
+    from bardflow.sources.adding import look, source_at
+    from bardflow.sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, require_new, write_corpus
+
+    project = project_folder()
+    require_new(name, project / "corpora")
+    found_at = source_at(source, project)
+    by_source = {"dataset": "row"}.get(next(iter(found_at.model_dump())), "whole")
+    try:
+        spec = CorpusSpec(
+            name=name,
+            title=title or name.replace("-", " ").capitalize(),
+            language=language,
+            licence=licence,
+            source=found_at,
+            cleaning=tuple(clean),
+            documents=DocumentsSpec(cut=cut or ("heading" if heading else by_source), heading=heading),  # type: ignore[arg-type]
+        )
+    except ValidationError as error:
+        raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
+    mirror = os.environ.get("CORPORA_MIRROR") or None
+    added = look(spec, project=project, downloads=home() / "downloads", mirror=mirror, pin=pin)
+    path = write_corpus(added.spec, project / "corpora")
+    if as_json:
+        print_json(
+            {
+                "corpus": added.spec.model_dump(mode="json"),
+                "fetched": added.fetched.model_dump(mode="json"),
+                "survey": added.survey.model_dump(mode="json"),
+                "file": str(path),
+            }
+        )
+        return
+    survey, files = added.survey, added.fetched.files
+    print(f"address      {added.fetched.address}")
+    if len(files) == 1:
+        print(f"sha256       {files[0].sha256}{' (pinned)' if pin else ' (not pinned: the source may change)'}")
+    print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}, UTF-8")
+    print(f"characters   {survey.characters:,}, {survey.distinct:,} distinct")
+    print(f"documents    {survey.documents:,}")
+    print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
+    print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
+    for warning in survey.warnings:
+        print(f"warning      {warning}")
+    print(f"wrote        {path}")
+    print(f"train on it  make train CORPUS={name}   or   prefect deployment run train-gpt -p corpus={name}")

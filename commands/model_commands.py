@@ -1,0 +1,146 @@
+"""The commands that put a model to use: `sample`, `export` and `serve`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, tell
+from bardflow.errors import BardError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+models = typer.Typer()
+
+
+@models.command()
+def sample(
+    ref: Ref,
+    prompt: Annotated[str | None, typer.Option(help="What the text begins with. [default: a new line]")] = None,
+    characters: Annotated[int, typer.Option(min=1)] = 500,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the fewest likeliest that have this share. [default: from all]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 1337,
+    count: Annotated[int, typer.Option(min=1, help="Texts, drawn together; the first is the one drawn alone.")] = 1,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Print as it comes. [default: one text on a terminal]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model write."""
+    from time import perf_counter
+
+    from pydantic import ValidationError
+
+    from bardflow.model.machine import device
+    from bardflow.model.sampling import SamplingSpec, write
+    from bardflow.model.training import load_model
+    from bardflow.model.vocabulary import TOKENIZER_FILE, load
+    from bardflow.storage.handles import Model
+    from bardflow.tasks.evaluation import opening
+
+    store, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(
+            f"{ref} is a {type(handle).__name__}, but only a Model can write; give one, such as NAME/champion"
+        )
+    if prompt == "":
+        raise BardError("--prompt is empty, but a text begins with something; leave it out to begin with a new line")
+    if stream and count > 1 and not as_json:
+        raise BardError(
+            f"--stream prints one text as it comes, but --count {count} asks for several at once; leave one of them "
+            "out, or add --json, which says of each piece which text's it is"
+        )
+    try:
+        spec = SamplingSpec(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
+    except ValidationError as error:
+        raise BardError(refused(error)) from error
+    folder, place = store.folder(handle), device.choose("f32")
+    gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
+    begin = prompt or opening(tokenizer)
+    as_it_comes = stream if stream is not None else count == 1 and not as_json and sys.stdout.isatty()
+
+    texts, tokens, started = [""] * count, 0, perf_counter()
+    writing = write(gpt, tokenizer, begin, characters, spec, place, rows=count)
+    if as_it_comes and not as_json:
+        print(begin, end="", flush=True)
+    for row, text in writing:
+        texts[row] += text
+        tokens += 1
+        if as_it_comes and text:
+            said = json.dumps({"row": row, "text": text}, ensure_ascii=False) + "\n" if as_json else text
+            print(said, end="", flush=True)
+    seconds = perf_counter() - started
+
+    speed = {"tokens": tokens, "seconds": round(seconds, 6), "tokens_per_second": round(tokens / seconds, 1)}
+    whole = {"model": handle.digest, "prompt": begin, "text": texts[0], "texts": texts, **spec.model_dump(), **speed}
+    if as_json:
+        print(json.dumps(whole, ensure_ascii=False, indent=None if as_it_comes else 2))
+        return
+    print("" if as_it_comes else "\n---\n".join(begin + text for text in texts))
+    tell(f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:,.0f} tokens per second")
+
+
+@models.command()
+def export(
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(help="Where to: a new or empty folder.")],
+    check: Annotated[bool, typer.Option("--check", help="Open it with transformers and compare.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Give it to the Hugging Face Hub too. [default: no]")
+    ] = None,
+) -> None:
+    """A model as a folder that transformers opens, with a card that has its scores."""
+    prepare_prefect()
+    from bardflow.storage.handles import Model
+    from bardflow.tasks import exporting
+
+    _, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model is exported; give NAME/champion")
+    folder = folder.expanduser().resolve()
+    scores = exporting.export(handle, folder)
+    bits = f", {scores.bits_per_character:.4f} bits per character" if scores else ""
+    print(f"{handle}{bits}: {folder}")
+    if check:
+        done = exporting.check(folder, handle)
+        print(f"transformers opens it: {done.tokens:,} tokens are the same, logits differ by at most {done.logits:.1e}")
+    if push:
+        print(f"pushed to {exporting.push(folder, push)}")
+
+
+@models.command()
+def serve(
+    ref: Ref = "tiny-shakespeare/champion",
+    port: Annotated[int, typer.Option(help="The port where the page is.")] = 4300,
+    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+) -> None:
+    """A page to write with a model, which shows what it held for likely at each place."""
+    prepare_prefect()
+    from bardflow.commands.processes import reachable, require_free
+    from bardflow.commands.web import serve as serve_app
+    from bardflow.commands.web import writing_app
+    from bardflow.storage.handles import Model
+
+    _, handle = found(ref)
+    if not isinstance(handle, Model):
+        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model can write; give NAME/champion")
+    require_free(host, port)
+    app = writing_app(ref, handle)
+    print(f"{ref}: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
+    serve_app(app, host, port)
+
+
+def refused(error: "ValidationError") -> str:
+    """Each option of a spec that was refused in a line: what was given, what is expected, what it is for."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        option = "--" + str(mistake["loc"][0]).replace("_", "-")
+        lines.append(f"{option} {mistake['input']}: {mistake['msg'].lower()}; see bard sample --help")
+    return "\n".join(lines)

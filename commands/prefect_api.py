@@ -1,0 +1,222 @@
+"""What is asked of a Prefect server through its REST API: runs put back to Scheduled, the pool, deployments, plans."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from bardflow.commands.processes import UpError, end_of, environment_of, start
+from bardflow.home import home
+
+POOL = "bardflow"
+WORKER = "bardflow"
+UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow run
+PLAN_SECONDS = 20  # the scheduler looks at changed deployments every 5 s
+
+
+class FlowRun(BaseModel):
+    """What is read here of a flow run in Prefect's REST API."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    state_type: str
+    run_count: int
+    auto_scheduled: bool
+    expected_start_time: datetime
+
+
+class Deployment(BaseModel):
+    """What is read here of a deployment in Prefect's REST API; `title` is `<flow>/<deployment>`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    entrypoint: str
+    title: str
+    scheduled: bool
+
+
+def api(url: str) -> httpx.Client:
+    """A client of the server; Prefect's own would take 1.5 s and 60 MB to import, for a handful of requests."""
+    return httpx.Client(base_url=url, timeout=60, trust_env=False)
+
+
+def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:
+    """POST a question and return the answer.
+
+    Raises:
+        UpError: the server refused it or did not answer.
+    """
+    try:
+        response = client.post(path, json=question)
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise UpError(f"The server refused {path}: {error.response.status_code} {error.response.text}") from error
+    except httpx.HTTPError as error:
+        raise UpError(f"The server did not answer {path}: {error!r}. Its log is {home() / 'logs'}.") from error
+    return response.json() if response.content else None
+
+
+# Flow runs
+
+
+def runs_under_way(client: httpx.Client) -> list[FlowRun]:
+    """The runs of our pool that some process is, or should be, busy with."""
+    question = {
+        "work_pools": {"name": {"any_": [POOL]}},
+        "flow_runs": {"state": {"type": {"any_": UNDER_WAY}}},
+        "limit": 200,  # the most that the server gives at once; a machine runs a handful
+    }
+    return [FlowRun.model_validate(run) for run in ask(client, "/flow_runs/filter", question)]
+
+
+def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
+    """Those flow runs as they are now."""
+    answers = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted(ids)}}})
+    return [FlowRun.model_validate(run) for run in answers]
+
+
+def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
+    """Set runs whose process is dead back to Scheduled and return them; a run that was to be cancelled is Cancelled.
+
+    A run that has ended by itself meanwhile is left as it is, and so is one that lives, on a worker of the user's own.
+    """
+    alive = {environment_of(process).get(FLOW_RUN) for process in psutil.process_iter()}
+    again = []
+    for run in runs:
+        if run.id in alive or run.state_type in ("COMPLETED", "FAILED", "CANCELLED", "SCHEDULED", "PAUSED"):
+            continue
+        for task in ask(client, "/task_runs/filter", unfinished_tasks(run)):
+            crashed = {"type": "CRASHED", "message": "The process of the flow run was stopped."}
+            ask(client, f"/task_runs/{task['id']}/set_state", {"state": crashed, "force": True})
+        if run.state_type == "CANCELLING":
+            state: dict[str, Any] = {
+                "type": "CANCELLED",
+                "message": "Cancelled; its process was stopped with `bard up`.",
+            }
+        else:
+            state = resuming(run)
+            again.append(run)
+        # Forced, since no rule leads back from Running. The place in the concurrency limit is freed all the same.
+        ask(client, f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
+    return again
+
+
+def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
+    """The question for the run's tasks that were never told to have ended."""
+    return {
+        "flow_runs": {"id": {"any_": [run.id]}},
+        "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
+    }
+
+
+def resuming(run: FlowRun) -> dict[str, Any]:
+    """The Scheduled state, due at once, that makes a worker take up the run again."""
+    # Deploying deletes automatically scheduled runs that never ran, except those that wait for a place (Prefect 3.8.8).
+    name = "AwaitingConcurrencySlot" if run.auto_scheduled and run.run_count == 0 else "Resuming"
+    return {
+        "type": "SCHEDULED",
+        "name": name,
+        "message": "`bard up` stopped while the run was under way; it goes on from its last finished task.",
+        "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
+    }
+
+
+# Pool, deployments, worker
+
+
+def make_pool(client: httpx.Client) -> None:
+    """Make the work pool if there is none; one that the user has changed stays as it is.
+
+    It runs one flow at a time: two trainings share cores and memory, and an experiment that counts seconds would count
+    the other's. A deployment's own limit does not keep two deployments apart.
+    """
+    pool = {
+        "name": POOL,
+        "type": "process",
+        "description": "Flow runs as processes on this machine, by `bard up`.",
+        "concurrency_limit": 1,
+    }
+    response = client.post("/work_pools/", json=pool)
+    if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
+        raise UpError(f"The server refused the work pool {POOL!r}: {response.status_code} {response.text}")
+
+
+def deploy(client: httpx.Client, project: Path) -> list[Deployment]:
+    """Make the server's deployments those of prefect.yaml, and return all that the server has then.
+
+    Raises:
+        UpError: Prefect refused the file, or skipped an entry that it could not read, with the end of what it said.
+    """
+    child = start(project, "deploy", ["--no-prompt", "deploy", "--all"], {"PREFECT_API_URL": str(client.base_url)})
+    exit_status = child.process.wait()
+    if exit_status != 0:
+        raise UpError(f"Prefect could not deploy {project / 'prefect.yaml'}. {end_of(child.log)}")
+    deployments = all_deployments(client)
+    if not deployments:
+        raise UpError(f"There is no deployment in {project / 'prefect.yaml'}. {end_of(child.log)}")
+    missing = declared(project) - {(deployment.entrypoint, deployment.name) for deployment in deployments}
+    if missing:
+        skipped = ", ".join(f"{name} of {entrypoint}" for entrypoint, name in sorted(missing))
+        raise UpError(f"Prefect skipped {skipped} in {project / 'prefect.yaml'}. {end_of(child.log)}")
+    return deployments
+
+
+def all_deployments(client: httpx.Client) -> list[Deployment]:
+    """Every deployment on the server, by title."""
+    flows = {flow["id"]: flow["name"] for flow in ask(client, "/flows/filter", {})}
+    found = [
+        Deployment(
+            id=answer["id"],
+            name=answer["name"],
+            entrypoint=answer["entrypoint"],
+            title=f"{flows[answer['flow_id']]}/{answer['name']}",
+            scheduled=not answer["paused"] and any(schedule["active"] for schedule in answer["schedules"]),
+        )
+        for answer in ask(client, "/deployments/filter", {})
+    ]
+    return sorted(found, key=lambda deployment: deployment.title)
+
+
+def declared(project: Path) -> set[tuple[str, str]]:
+    """Entry point and name of each deployment in prefect.yaml."""
+    content = yaml.safe_load((project / "prefect.yaml").read_text(encoding="utf-8"))
+    return {(entry["entrypoint"], entry["name"]) for entry in content["deployments"]}
+
+
+def worker_seen(client: httpx.Client, since: datetime) -> bool:
+    """Whether our worker has reported to the server since then."""
+    workers = ask(client, f"/work_pools/{POOL}/workers/filter", {})
+    return any(
+        worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]) >= since
+        for worker in workers
+    )
+
+
+def planned_starts(client: httpx.Client, deployments: list[Deployment]) -> dict[str, datetime]:
+    """The next planned start by deployment id; waits up to 20 s until each active schedule has one."""
+    wanted = [deployment.id for deployment in deployments if deployment.scheduled]
+    deadline = time.monotonic() + PLAN_SECONDS
+    while True:
+        planned = {}
+        for deployment_id in wanted:
+            question = {
+                "deployments": {"id": {"any_": [deployment_id]}},
+                "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+                "sort": "EXPECTED_START_TIME_ASC",
+                "limit": 1,
+            }
+            for run in ask(client, "/flow_runs/filter", question):
+                planned[deployment_id] = FlowRun.model_validate(run).expected_start_time
+        if len(planned) == len(wanted) or time.monotonic() > deadline:
+            return planned
+        time.sleep(0.5)

@@ -1,0 +1,243 @@
+"""The processes that `bard` starts: their logs and their end, those that a kill left behind, locks and ports."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import psutil
+
+from bardflow.errors import BardError
+from bardflow.home import held, home, prefect_environment, project_folder, up_lock
+
+# The port that `[tool.prefect] api.url` in pyproject.toml names, so that a typed `prefect …` reaches the server.
+PROJECT_PORT = 4200
+# Set in every process started here and inherited by the flows' processes: the lock that its supervisor holds.
+SUPERVISOR = "BARDFLOW_SUPERVISOR"
+STOP_SECONDS = 15
+LOG_LINES = 20
+
+
+class UpError(BardError):
+    """The server, the worker or a deployment could not be started, or ended by itself."""
+
+
+class Child(NamedTuple):
+    """A process of ours and the file that its output goes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def start(
+    project: Path, name: str, arguments: list[str], settings: dict[str, str], *, module: str = "prefect"
+) -> Child:
+    """Start `<module> <arguments>` in the project's folder, in a session of its own, which Ctrl-C does not reach."""
+    log = home() / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=project,
+            # The home may have been named relative to another folder than the project's, where the process runs.
+            env={
+                **os.environ,
+                **prefect_environment(),
+                "BARDFLOW_HOME": str(home()),
+                **settings,
+                SUPERVISOR: str(me()),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Child(name, process, log)
+
+
+def stop(child: Child) -> None:
+    """End a child: SIGTERM, then after 15 s SIGKILL to its session (a server waits for connected browsers)."""
+    if child.process.poll() is None:
+        child.process.terminate()
+        try:
+            child.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+
+def require_alive(child: Child) -> None:
+    """Raise UpError with the end of its log if the child has ended."""
+    exit_status = child.process.poll()
+    if exit_status is not None:
+        raise UpError(f"The {child.name} ended by itself (exit status {exit_status}). {end_of(child.log)}")
+
+
+def end_of(log: Path) -> str:
+    """The last lines of a log, for a message."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    return f"The end of {log}:\n" + "\n".join(f"    {line}" for line in lines or ["(empty)"])
+
+
+def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Child], seconds: float) -> None:
+    """Wait for what a child shall bring about, while every child lives.
+
+    Raises:
+        UpError: one of them ended, or the time is over; with the end of that one's log.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for child in children:
+            require_alive(child)
+        if time.monotonic() > deadline:
+            raise UpError(f"Not ready after {seconds:.0f} s: the {awaited.name}. {end_of(awaited.log)}")
+        time.sleep(0.2)
+
+
+# Whose child a process is
+
+
+def me() -> Path:
+    """The lock that this process holds while it supervises others; its path is the mark on all that it starts."""
+    return home() / "supervisors" / f"{os.uname().nodename}-{os.getpid()}.lock"
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """The environment a process was started with; empty for a process that is gone or another user's."""
+    try:
+        return process.environ()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return {}
+
+
+def supervised_by(lock: Path) -> Iterator[psutil.Process]:
+    """Every process started, directly or not, by the supervisor that holds or held the lock."""
+    return (process for process in psutil.process_iter() if environment_of(process).get(SUPERVISOR) == str(lock))
+
+
+def stop_leftovers() -> list[psutil.Process]:
+    """Kill the processes of this home whose supervisor was killed, and return them."""
+    marks = {environment_of(process).get(SUPERVISOR) for process in psutil.process_iter()}
+    locks = [Path(mark) for mark in marks if mark is not None and Path(mark).parent == me().parent]
+    return kill(process for lock in locks if not held(lock) for process in supervised_by(lock))
+
+
+def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
+    """SIGKILL each process and wait until it is gone. What they were doing is resumed from what is on disk."""
+    found = list(processes)
+    for process in found:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(found, timeout=STOP_SECONDS)
+    return found
+
+
+# One at a time, on a free port
+
+
+@contextmanager
+def holding(lock: Path) -> Iterator[TextIO]:
+    """Hold a lock that the kernel frees however this process ends, and hand over its open file.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="utf-8") as file:
+        deadline = time.monotonic() + 1  # `held` takes the lock for an instant to see whether it is free
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield file
+
+
+@contextmanager
+def supervising() -> Iterator[None]:
+    """Start and end processes of this home: those of supervisors that were killed are killed first."""
+    with holding(me()):
+        stopped = stop_leftovers()
+        if stopped:
+            # On standard error: standard output may be read by a program.
+            print(f"Stopped processes left by a command that was killed: {len(stopped)}", file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            me().unlink()
+
+
+@contextmanager
+def only_one(url: str) -> Iterator[None]:
+    """Be the one `bard up` of this project, and tell other commands its server's address.
+
+    Raises:
+        UpError: another process is.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(holding(up_lock()))
+        except BlockingIOError:
+            ui = up_lock().read_text(encoding="utf-8").removesuffix("/api")
+            raise UpError(
+                f"`bard up` already runs in {project_folder()}: {ui}. "
+                "To start it anew, stop that one first with Ctrl-C in its terminal."
+            ) from None
+        lock.truncate(0)
+        lock.write(url)
+        lock.flush()
+        yield
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise UpError unless a server can listen there."""
+    if not 0 < port < 65536:
+        raise UpError(f"No such port: {port}. Choose one from 1 to 65535, such as `bard up --port {PROJECT_PORT}`.")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise UpError(f"No such host on this machine: {host!r} ({error}). Use --host 127.0.0.1 or 0.0.0.0.") from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise UpError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
+        owner = listener(port)
+        raise UpError(
+            f"Port {port} on {host} is taken{f' by {owner}' if owner else ''}. "
+            f"Stop what uses it, or choose another port: `bard up --port {PROJECT_PORT + 1}`."
+        ) from error
+
+
+def listener(port: int) -> str | None:
+    """The process that listens on the port, as `name (process 123)`; None where the system does not tell."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+            if listens and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        return None  # macOS tells only the superuser
+    return None
+
+
+def reachable(host: str) -> str:
+    """The host as it stands in an address: a server on every interface is reached by loopback."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,263 @@
+"""Start server, deployments and worker with one command, watch over them, and stop them all with Ctrl-C."""
+
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from bardflow.commands.prefect_api import (
+    FLOW_RUN,
+    PLAN_SECONDS,
+    POOL,
+    WORKER,
+    Deployment,
+    FlowRun,
+    api,
+    declared,
+    deploy,
+    make_pool,
+    planned_starts,
+    read_runs,
+    reschedule,
+    runs_under_way,
+    worker_seen,
+)
+from bardflow.commands.processes import (
+    PROJECT_PORT,
+    Child,
+    UpError,
+    environment_of,
+    kill,
+    me,
+    only_one,
+    reachable,
+    require_alive,
+    require_free,
+    start,
+    stop,
+    supervised_by,
+    supervising,
+    wait_until,
+)
+from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
+
+# Ports after the server's among which the site of reports takes the first that is free.
+REPORTS_PORTS = 20
+START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
+
+
+def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
+    """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all of prefect.yaml, and a worker.
+
+    Runs that are under way when it stops are put back to Scheduled; the next `bard up` takes them up, and their
+    finished tasks are answered from the cache. Runs that a killed `bard up` left behind are treated alike.
+
+    Raises:
+        UpError: `bard up` already runs in this project, the port is taken, or a part did not start or ended by itself.
+    """
+    project = project_folder()
+    url = f"http://{reachable(host)}:{port}/api"
+    with only_one(url), supervising(), stopped_by_signals():
+        require_free(host, port)
+        children: list[Child] = []
+        try:
+            bring_up(project, host, port, url, children)
+            while True:
+                for child in children:
+                    require_alive(child)
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print("\nStopping …", flush=True)
+        finally:
+            shut_down(url, children)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The API address of a server for one command: that of `bard up` where it runs, else a temporary one.
+
+    Prefect's own temporary server is of no use here: it starts only where no address is set, pyproject.toml sets one,
+    and an empty PREFECT_API_URL breaks the client that sends events (3.8.8: "Service 'EventsWorker' failed").
+    Put the address into the environment, with `prefect_environment()`, before `import prefect`.
+
+    Raises:
+        UpError: the temporary server did not start.
+    """
+    running = server_url()
+    if running is not None:
+        yield running
+        return
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    options = ["--no-scheduler", "--no-late-runs"]
+    with supervising():
+        child = start_server(project_folder(), "127.0.0.1", port, "temporary-server", options)
+        try:
+            wait_until(lambda: healthy(url), child, [child], START_SECONDS)
+            yield url
+        finally:
+            stop(child)
+
+
+def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
+    """Start the parts in order and print what runs; `children` grows with each, so that a failure stops them all."""
+    print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
+    server = start_server(project, host, port, "server", [])
+    children.append(server)
+    wait_until(lambda: healthy(url), server, children, START_SECONDS)
+
+    with api(url) as client:
+        resumed = reschedule(client, runs_under_way(client))
+        if resumed:
+            print(f"Cut off by a kill and started again: {names(resumed)}", flush=True)
+        make_pool(client)
+        print("Deploying prefect.yaml …", flush=True)
+        deployments = deploy(client, project)
+
+        reports, where = start_reports(project, host, port)
+        children.append(reports)
+        since = datetime.now(UTC)
+        worker = start_worker(project, url, where)
+        children.append(worker)
+        wait_until(lambda: worker_seen(client, since), worker, children, START_SECONDS)
+        planned = planned_starts(client, deployments)
+        wait_until(lambda: answers(where), reports, children, START_SECONDS)
+    print(status(url, where, deployments, planned, declared(project)), flush=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
+
+
+def shut_down(url: str, children: list[Child]) -> None:
+    """Stop the worker, put runs under way back to Scheduled, stop the server, and leave no process behind."""
+    ignore_signals()
+    servers = [child for child in children if child.name == "server"]
+    answering = healthy(url) and any(child.process.poll() is None for child in servers)
+    try:
+        if answering:
+            with api(url) as client:
+                before = runs_under_way(client)
+                for child in children:
+                    if child not in servers:
+                        stop(child)
+                # A flow's process has a session of its own and may outlive its worker.
+                kill(process for process in supervised_by(me()) if FLOW_RUN in environment_of(process))
+                cut_off = {run.id for run in [*before, *runs_under_way(client)]}
+                again = reschedule(client, read_runs(client, cut_off))
+                if again:
+                    print(f"Under way, to go on at the next `bard up`: {names(again)}", flush=True)
+    finally:
+        for child in servers:
+            stop(child)
+        kill(supervised_by(me()))
+    print("Stopped.", flush=True)
+
+
+def start_server(project: Path, host: str, port: int, name: str, options: list[str]) -> Child:
+    """Start a Prefect server that logs to `<home>/logs/<name>.log`."""
+    url = f"http://{reachable(host)}:{port}/api"
+    # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
+    address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
+    return start(project, name, ["--no-prompt", "server", "start", *options], address)
+
+
+def start_worker(project: Path, url: str, reports: str) -> Child:
+    """Start the worker that runs what is due in the pool; its runs link to the site of reports."""
+    # Prefect looks for work every 10 s by default; on one machine 3 s costs nothing that is felt.
+    settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3", REPORTS_SITE: reports}
+    return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
+
+
+def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
+    """Start the site of reports on the first free port after the server's, and say where it is."""
+    for own in range(port + 1, port + REPORTS_PORTS):
+        try:
+            require_free(host, own)
+        except UpError:
+            continue
+        options = ["report", "--serve", "--host", host, "--port", str(own)]
+        return start(project, "reports", options, {}, module="bardflow.commands.cli"), f"http://{reachable(host)}:{own}"
+    raise UpError(
+        f"No port from {port + 1} to {port + REPORTS_PORTS - 1} is free for the reports; give another --port."
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether a site answers, whatever it says: what is wrong with a page, the page's log tells."""
+    try:
+        httpx.get(url, timeout=30, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into KeyboardInterrupt; later ones are ignored while things stop."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        ignore_signals()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Let nothing interrupt the stopping; what a kill interrupts, the next `bard up` mends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def status(
+    url: str, reports: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]
+) -> str:
+    """What runs now, when the next runs are due in local time, and what to type."""
+    width = max(len(deployment.title) for deployment in deployments)
+    lines = ["", f"bardflow is up: {url.removesuffix('/api')}", f"Reports:        {reports}", ""]
+    for deployment in deployments:
+        due = planned.get(deployment.id)
+        if due is not None:
+            when = f"next {due.astimezone():%a %d %b %H:%M %Z}"
+        elif deployment.scheduled:
+            when = f"no run planned after {PLAN_SECONDS} s: see {home() / 'logs' / 'server.log'}"
+        else:
+            when = "no schedule"
+        if (deployment.entrypoint, deployment.name) not in wanted:
+            when += "; not in prefect.yaml, remove it with `prefect deployment delete`"
+        lines.append(f"  {deployment.title:<{width}}  {when}")
+    # A default of the main flow first, since its name can be shortened.
+    titles = [deployment.title for deployment in deployments]
+    example = min(titles, key=lambda title: (not title.startswith("train-gpt/"), not title.endswith("/default")))
+    lines += [
+        "",
+        f"Run one:  {typed_prefect(url)} deployment run {example.removesuffix('/default')} --watch",
+        f"Logs:     {home() / 'logs'}",
+        "Stop:     Ctrl-C; a run under way goes on from its last finished task at the next `bard up`",
+    ]
+    return "\n".join(lines)
+
+
+def typed_prefect(url: str) -> str:
+    """How to call this environment's `prefect` so that it reaches this server from the project's folder."""
+    ours = Path(sys.executable).with_name("prefect")
+    found = shutil.which("prefect")
+    command = "prefect" if found and Path(found) == ours else str(ours)
+    return command if f":{PROJECT_PORT}/" in url else f"PREFECT_API_URL={url} {command}"
+
+
+def names(runs: list[FlowRun]) -> str:
+    """The runs' names in a row."""
+    return ", ".join(run.name for run in runs)

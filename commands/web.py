@@ -1,0 +1,132 @@
+"""Two small local sites: the reports of a home, and a page to write with a model."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from bardflow.errors import BardError
+from bardflow.home import home
+from bardflow.model.machine import device
+from bardflow.model.sampling import SamplingSpec, sample_watched
+from bardflow.model.training import load_model
+from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode, load
+from bardflow.pages import writing
+from bardflow.storage.handles import Model, Report
+from bardflow.storage.store import Store
+from bardflow.tasks.answers import store
+from bardflow.tasks.evaluation import opening
+from bardflow.tasks.index import write_index
+from bardflow.tasks.reporting import html_of
+
+LIKELIEST = 8
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_CHARACTERS = 20_000
+
+
+class Wish(BaseModel):
+    """What the page asks for: a text to continue, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(max_length=100_000)
+    characters: int = Field(default=400, ge=1, le=MOST_CHARACTERS)
+    temperature: float = Field(default=0.8, ge=0, le=10)
+    top_k: int | None = Field(default=200, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int = Field(default=1337, ge=0, lt=2**32)
+
+
+def reports_app() -> Starlette:
+    """The index at `/`, made anew each time, and the reports that it leads to. Nothing else of the home is served."""
+
+    def index(request: Request) -> Response:
+        return FileResponse(write_index(), media_type="text/html", headers={"Cache-Control": "no-store"})
+
+    def report(request: Request) -> Response:
+        digest = request.path_params["digest"]
+        try:
+            handle = Store(home()).find(digest)
+        except BardError:
+            handle = None
+        if not isinstance(handle, Report) or handle.digest != digest:
+            return PlainTextResponse("there is no such report\n", 404)
+        return FileResponse(html_of(handle), media_type="text/html")
+
+    return Starlette(routes=[Route("/", index), Route("/objects/report/{digest}/report.html", report)])
+
+
+def writing_app(name: str, model: Model) -> Starlette:
+    """A page to write with a model: `/` shows it, `/write` continues a text as JSON lines, as they are drawn."""
+    folder, place = store().folder(model), device.choose("f32")
+    gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
+    facts = store().facts(model)
+    page = writing.render(
+        writing.WritingPage(
+            name=name,
+            model=model.digest,
+            parameters=facts["parameters"],
+            context=gpt.context,
+            prompt=opening(tokenizer),
+        )
+    )
+    # One text at a time: two on the same cores would each take twice as long. A client that goes away while it waits,
+    # or between two tokens, is cancelled there and frees the lock.
+    turn = asyncio.Lock()
+
+    def show(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    async def write(request: Request) -> Response:
+        try:
+            wish = Wish.model_validate_json(await request.body())
+            spec = SamplingSpec(temperature=wish.temperature, top_k=wish.top_k, top_p=wish.top_p, seed=wish.seed)
+            [ids] = encode(tokenizer, [wish.prompt or opening(tokenizer)])
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+            return JSONResponse({"error": said}, 422)
+        except BardError as error:
+            return JSONResponse({"error": str(error)}, 422)
+
+        async def lines() -> AsyncIterator[str]:
+            stream, written, held = TextStream(tokenizer), 0, None
+            async with turn:
+                drawing = sample_watched(gpt, ids.tolist(), spec, place, likeliest=LIKELIEST)
+                while written < wish.characters:
+                    drawn = await run_in_threadpool(next, drawing)
+                    held = held or [
+                        [decode(tokenizer, [i]), round(share, 5)]
+                        for i, share in zip(drawn.likeliest, drawn.shares, strict=True)
+                    ]
+                    text = stream.take(drawn.token)
+                    if written + len(text) + stream.at_least >= wish.characters:
+                        text += stream.end()  # bytes that make no character end a text too
+                    if not text:
+                        continue
+                    text = text[: wish.characters - written]
+                    written += len(text)
+                    yield json.dumps({"text": text, "likeliest": held}, ensure_ascii=False) + "\n"
+                    held = None
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    return Starlette(routes=[Route("/", show), Route("/write", write, methods=["POST"])])
+
+
+def serve(app: Starlette, host: str, port: int) -> None:
+    """Serve until Ctrl-C.
+
+    On a loopback address a request must name it as its host: a page from elsewhere whose name was made to point here
+    gets nothing.
+    """
+    if host in LOOPBACK:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).run()

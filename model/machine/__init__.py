@@ -1,0 +1,21 @@
+"""Where and how the arithmetic runs: the device, its memory, and the ways to compute one and the same step."""
+
+from bardflow.model.machine import device, memory
+from bardflow.model.machine.device import Device, Precision, compiles
+from bardflow.model.machine.execution import Execution, compiled
+from bardflow.model.machine.memory import forget_peak, give_back, limit_bytes, peak_bytes, resident_bytes
+
+__all__ = [
+    "Device",
+    "Execution",
+    "Precision",
+    "compiled",
+    "compiles",
+    "device",
+    "forget_peak",
+    "give_back",
+    "limit_bytes",
+    "memory",
+    "peak_bytes",
+    "resident_bytes",
+]

@@ -1,0 +1,140 @@
+"""Memory as the machine counts it: what is free, what this process holds, and the most it has held."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from bardflow.errors import BardError
+from bardflow.model.machine.device import Device
+
+PROC = Path("/proc/self")
+CGROUPS = Path("/sys/fs/cgroup")
+
+_UNITS = {"": 1, "b": 1} | {
+    spelling: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for spelling, base in ((letter, 1000), (f"{letter}b", 1000), (f"{letter}ib", 1024))
+}
+
+
+class BadLimit(BardError):
+    """A memory limit that is not a number of bytes."""
+
+
+def limit_bytes(given: int | str, device: Device) -> int:
+    """A limit in bytes: a number, a text such as `800MB`, `2GiB`, `1.5 GB`, or `free` for what the machine has free.
+
+    Raises:
+        BadLimit: it is none of these, or not positive.
+    """
+    text = str(given).strip().lower()
+    if text == "free":
+        return free_bytes(device)
+    matched = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text)
+    limit = int(float(matched[1]) * _UNITS[matched[2]]) if matched and matched[2] in _UNITS else 0
+    if limit <= 0:
+        raise BadLimit(
+            f"memory_limit is {given!r}, but a positive number of bytes is expected, or a text such as 800MB or 2GiB, "
+            "or free for what the machine has free"
+        )
+    return limit
+
+
+def free_bytes(device: Device) -> int:
+    """What this process may hold in all: what it holds already and what the device has free beside it.
+
+    Off a GPU that is what the system says is available, or less where a control group limits the process.
+    """
+    if device.name == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    available = psutil.virtual_memory().available
+    left = control_group_bytes(PROC / "cgroup", CGROUPS)
+    return resident_bytes(device) + (available if left is None else min(available, left))
+
+
+def control_group_bytes(membership: Path, mounted: Path) -> int | None:
+    """What the control groups leave this process (Linux, version 1 and 2); None where none limits it.
+
+    `membership` is /proc/self/cgroup and `mounted` where the groups are mounted. A group's limit binds its children, so
+    each group up to the root counts. Cached file pages are given back under pressure, so they are free.
+    """
+    if not membership.is_file():
+        return None
+    left: list[int] = []
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mounted, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        # In a container's own view of the groups its path from outside does not exist: the root is its group.
+        for folder in [group, *group.parents] if group.is_dir() else [root]:
+            if not folder.is_relative_to(root):
+                break
+            limit, usage = folder / names[0], folder / names[1]
+            if not limit.is_file() or not usage.is_file() or limit.read_text().strip() == "max":
+                continue
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            held = int(usage.read_text()) - int(statistics.get(names[2], 0))
+            # Version 1 spells "no limit" as the largest number of pages.
+            if int(limit.read_text()) < 2**60:
+                left.append(max(0, int(limit.read_text()) - held))
+    return min(left, default=None)
+
+
+def resident_bytes(device: Device) -> int:
+    """What this process holds now: on CUDA of the device's memory, elsewhere resident memory."""
+    if device.name == "cuda":
+        return torch.cuda.memory_reserved()
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+def forget_peak(device: Device) -> bool:
+    """Let `peak_bytes` count from now on, and give freed memory back first; False where the system can not forget.
+
+    Linux forgets when 5 is written to /proc/self/clear_refs (proc(5)). Elsewhere the peak is of the process's life.
+    """
+    if device.name == "cuda":
+        give_back(device)
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    give_back(device)
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def give_back(device: Device) -> None:
+    """Return freed memory to the system. glibc keeps it: after a leg, its copies would count in the next one's peak.
+
+    So does torch on a graphics card.
+    """
+    if device.name == "cuda":
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+def peak_bytes(device: Device) -> int:
+    """The most this process has held since `forget_peak`: on CUDA of the device's memory, elsewhere resident memory."""
+    if device.name == "cuda":
+        return torch.cuda.max_memory_reserved()
+    if (PROC / "status").is_file():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", (PROC / "status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

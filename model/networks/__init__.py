@@ -1,0 +1,32 @@
+"""The networks and their arithmetic."""
+
+from bardflow.model.networks.attention import QUERIES
+from bardflow.model.networks.autograd import backward_from
+from bardflow.model.networks.bits import Bits
+from bardflow.model.networks.cache import KeyValueCache
+from bardflow.model.networks.classic import BLOCK_NAMES, ClassicGPT
+from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.gpt import GPT, build, count_parameters, working_copy
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.networks.tables import NOT_CHARGED, head_loss
+from bardflow.model.networks.weights import WrongWeights, fill, require_alike
+
+__all__ = [
+    "BLOCK_NAMES",
+    "GPT",
+    "NOT_CHARGED",
+    "QUERIES",
+    "Bits",
+    "ClassicGPT",
+    "Dropout",
+    "GPTSpec",
+    "KeyValueCache",
+    "WrongWeights",
+    "backward_from",
+    "build",
+    "count_parameters",
+    "fill",
+    "head_loss",
+    "require_alike",
+    "working_copy",
+]

@@ -1,0 +1,123 @@
+"""What a GPT keeps of the tokens it has read: each layer's keys and values, so that the next is read alone."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bardflow.errors import BardError
+
+
+class CacheFull(BardError):
+    """More tokens were given than the rest of the context holds."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where the next T tokens of each row go, and which tokens each of them looks at.
+
+    `start` is the position that all rows go on from, or None where they differ; then `rows_B1` and `positions_BT` say
+    where each token goes. `end` is one past the last position of the longest row. `visible` is the mask of attention
+    (True: seen), or None where `causal` says it all.
+    """
+
+    start: int | None
+    end: int
+    rows_B1: Tensor | None
+    positions_BT: Tensor | None
+    visible: Tensor | None
+    causal: bool
+
+    def of(self, table_SX: Tensor) -> Tensor:
+        """What a table by position has for the new tokens: (T, X) where all rows are alike, else (B, T, X)."""
+        if self.positions_BT is None:
+            return table_SX[self.start : self.end]
+        return table_SX[self.positions_BT]
+
+
+class KeyValueCache:
+    """Keys and values of up to `context` tokens of each of B rows, (B, H, context, D) a layer, allocated once in f32.
+
+    Rows are independent: each has its own length, can be cleared alone, and `row` is a cache of one row in the same
+    memory. 2 * layers * context * width * 4 bytes a row: 18 MiB for 6 layers, context 1,024 and width 384.
+    """
+
+    def __init__(self, *, layers: int, rows: int, heads: int, context: int, head_width: int, device: str) -> None:
+        shape = (rows, heads, context, head_width)
+        # Zeros and not whatever lies in memory: a NaN would reach a row through the zero weight of a masked position.
+        self.keys = [torch.zeros(shape, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(layers)]
+        self.lengths: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
+
+    @property
+    def context(self) -> int:
+        """Tokens a row can hold."""
+        return self.keys[0].shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in (*self.keys, *self.values))
+
+    def row(self, b: int) -> Self:
+        """One row, as a cache of its own in the same memory: what it reads, this one has read."""
+        view = object.__new__(type(self))
+        view.keys = [keys[b : b + 1] for keys in self.keys]
+        view.values = [values[b : b + 1] for values in self.values]
+        view.lengths = self.lengths[b : b + 1]
+        return view
+
+    def clear(self, b: int) -> None:
+        """Forget what row b has read."""
+        self.lengths[b] = 0
+
+    def reach(self, T: int) -> Reach:
+        """Where the next T tokens of each row go.
+
+        Raises:
+            CacheFull: a row has no room for them.
+        """
+        start, longest = int(self.lengths.min()), int(self.lengths.max())
+        end = longest + T
+        if end > self.context:
+            raise CacheFull(
+                f"{T} more tokens were given to a row that has read {longest}, but a model of context {self.context} "
+                "sees no more than that at once; clear the row and read again what should stay in view"
+            )
+        device = self.keys[0].device
+        alike = start == longest
+        if alike and (T == 1 or start == 0):
+            return Reach(start, end, None, None, visible=None, causal=T > 1)
+        positions_BT = torch.from_numpy(self.lengths[:, None] + np.arange(T)).to(device)
+        visible = (torch.arange(end, device=device) <= positions_BT[..., None])[:, None]
+        if alike:
+            return Reach(start, end, None, None, visible, causal=False)
+        rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
+        return Reach(None, end, rows_B1, positions_BT, visible, causal=False)
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, reach: Reach) -> Tensor:
+        """Keep the new keys and values; the mean of all values that each new token sees: (B, T, H * D)."""
+        B, H, T, D = q_BHTD.shape
+        keys_BHSD, values_BHSD = self.keys[layer], self.values[layer]
+        if reach.positions_BT is None:
+            keys_BHSD[:, :, reach.start : reach.end] = k_BHTD
+            values_BHSD[:, :, reach.start : reach.end] = v_BHTD
+        else:
+            keys_BHSD[reach.rows_B1, :, reach.positions_BT] = k_BHTD.transpose(1, 2)
+            values_BHSD[reach.rows_B1, :, reach.positions_BT] = v_BHTD.transpose(1, 2)
+        attended_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            keys_BHSD[:, :, : reach.end],
+            values_BHSD[:, :, : reach.end],
+            attn_mask=reach.visible,
+            is_causal=reach.causal,
+        )
+        return attended_BHTD.transpose(1, 2).reshape(B, T, H * D)
+
+    def advance(self, T: int) -> None:
+        """Every row has read T more tokens."""
+        self.lengths += T

@@ -1,0 +1,260 @@
+"""The lecture's GPT: learned positions, LayerNorm, GELU or ReLU, dropout. Exports to `gpt2`."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardflow.model.machine import compiled
+from bardflow.model.networks.attention import attend
+from bardflow.model.networks.autograd import applied, backward_from
+from bardflow.model.networks.cache import KeyValueCache, Reach
+from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.networks.tables import rows_of
+from bardflow.model.networks.weights import require_alike
+
+# `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+class ClassicGPT(nn.Module):
+    """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
+
+    def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
+        super().__init__()
+        self.context, self.heads = spec.context, spec.heads
+        self.activation, self.dropout = spec.activation, spec.dropout
+        self.tokens = nn.Embedding(vocabulary_size, spec.width)
+        self.positions = nn.Embedding(spec.context, spec.width)
+        self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
+        self.norm = LayerNorm(spec.width, bias=spec.biases)
+        self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
+        if spec.tied:
+            self.head.weight = self.tokens.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # LayerNorm's ones and zeros, and zero biases, stay
+            # GPT-2 shrinks what is added to the residual stream by the number of additions: 1 / sqrt(2 * layers).
+            residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * spec.layers) if residual else 0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
+        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
+        return logits_BTV
+
+    def hidden(
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
+    ) -> Tensor:
+        """What the head reads, (B, T, C), in the type of the blocks' weights.
+
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
+        blocks by `torch.compile`.
+        """
+        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
+        x_BTC = (rows_of(self.tokens.weight, ids_BT) + self.positions(positions_T)).to(dtype)
+        if dropout is not None:
+            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            masks = block.masks(x_BTC, dropout, i) if dropout else [None] * 3
+            x_BTC = computed(block, recompute, fused, x_BTC, *masks)
+        normed_BTC: Tensor = self.norm(x_BTC)
+        return normed_BTC
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        x_BTC = self.tokens(ids_BT) + reach.of(self.positions.weight)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(self.norm(x_BTC[:, -1]))
+        return logits_BV
+
+    def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
+
+        GPT-2 there always has biases (zeros are written where ours has none) and keeps linear weights transposed.
+        """
+        vocabulary_size, width = self.tokens.weight.shape
+        tied = self.head.weight is self.tokens.weight
+        config = {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": vocabulary_size,
+            "n_positions": self.context,
+            "n_embd": width,
+            "n_layer": len(self.blocks),
+            "n_head": self.heads,
+            "activation_function": self.activation,
+            "resid_pdrop": self.dropout,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": self.dropout,
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": tied,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "dtype": "float32",
+        }
+        weights = {"transformer.wte.weight": self.tokens.weight, "transformer.wpe.weight": self.positions.weight}
+        for i, block in enumerate(self.blocks):
+            for ours, theirs in BLOCK_NAMES.items():
+                weight, bias = block.get_parameter(f"{ours}.weight"), getattr(block.get_submodule(ours), "bias", None)
+                name = f"transformer.h.{i}.{theirs}"
+                weights[f"{name}.weight"] = weight.t() if weight.dim() == 2 else weight
+                weights[f"{name}.bias"] = torch.zeros(weight.shape[0]) if bias is None else bias
+        weights["transformer.ln_f.weight"] = self.norm.weight
+        weights["transformer.ln_f.bias"] = torch.zeros(width) if self.norm.bias is None else self.norm.bias
+        if not tied:
+            weights["lm_head.weight"] = self.head.weight
+        return config, weights
+
+    @torch.no_grad()
+    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
+
+        Raises:
+            model.weights.WrongWeights: they are not those of this model; nothing was copied.
+        """
+        require_alike(self.to_transformers()[1], weights)
+        self.tokens.weight.copy_(weights["transformer.wte.weight"])
+        self.positions.weight.copy_(weights["transformer.wpe.weight"])
+        for i, block in enumerate(self.blocks):
+            for ours, theirs in BLOCK_NAMES.items():
+                module = block.get_submodule(ours)
+                weight = weights[f"transformer.h.{i}.{theirs}.weight"]
+                block.get_parameter(f"{ours}.weight").copy_(weight.t() if weight.dim() == 2 else weight)
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    bias.copy_(weights[f"transformer.h.{i}.{theirs}.bias"])
+        self.norm.weight.copy_(weights["transformer.ln_f.weight"])
+        if self.norm.bias is not None:
+            self.norm.bias.copy_(weights["transformer.ln_f.bias"])
+        if self.head.weight is not self.tokens.weight:
+            self.head.weight.copy_(weights["lm_head.weight"])
+
+
+BLOCK_NAMES = {
+    "attention_norm": "ln_1",
+    "attention_in": "attn.c_attn",
+    "attention_out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp_in": "mlp.c_fc",
+    "mlp_out": "mlp.c_proj",
+}
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in f32, whatever x is.
+
+    In bf16 on a CPU its weight's gradient was 5 % too small for 4,096 rows (torch 2.13; benchmarks/LOG.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C), normalised, in its own type."""
+        return super().forward(x.float()).to(x.dtype)
+
+
+class _Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        self.heads, self.activation = spec.heads, ACTIVATIONS[spec.activation]
+        width, biases = spec.width, spec.biases
+        self.attention_norm = LayerNorm(width, bias=biases)
+        self.attention_in = nn.Linear(width, 3 * width, bias=biases)
+        self.attention_out = nn.Linear(width, width, bias=biases)
+        self.mlp_norm = LayerNorm(width, bias=biases)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=biases)
+        self.mlp_out = nn.Linear(4 * width, width, bias=biases)
+
+    def extend(self, x_BTC: Tensor, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
+        return x_BTC + mlp_BTC
+
+    def masks(self, x_BTC: Tensor, dropout: Dropout, number: int) -> list[Tensor]:
+        """Masks for the attention's weights, what attention adds, and what the MLP adds."""
+        B, T, _ = x_BTC.shape
+        weights_BHTT = x_BTC.new_empty(()).expand(B, self.heads, T, T)
+        return [
+            dropout.mask(f"weights {number}", weights_BHTT),
+            dropout.mask(f"attention {number}", x_BTC),
+            dropout.mask(f"mlp {number}", x_BTC),
+        ]
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        weights_mask_BHTT: Tensor | None,
+        attention_mask_BTC: Tensor | None,
+        mlp_mask_BTC: Tensor | None,
+    ) -> Tensor:
+        B, T, C = x_BTC.shape
+        qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended_BTC = self.attention_out(attend(q_BHTD, k_BHTD, v_BHTD, weights_mask_BHTT))
+        x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
+        mlp_BTC = self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BTC))))
+        return add_dropped(x_BTC, mlp_BTC, mlp_mask_BTC)
+
+
+def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Tensor:
+    """x plus what is added to it, some of it dropped."""
+    return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
+
+
+def computed(block: nn.Module, recompute: bool, fused: bool, x_BTC: Tensor, *others: Any) -> Tensor:
+    """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
+    forward = partial(compiled(type(block).forward), block) if fused else block
+    output: Tensor = applied(_Recomputed, forward, x_BTC, *others) if recompute else forward(x_BTC, *others)
+    return output
+
+
+class _Recomputed(torch.autograd.Function):
+    """torch.utils.checkpoint without what it puts back (masks are inputs, so there is no random state) and loads.
+
+    It loads torch's compiler, 75 MB, and who computes twice is short of memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, block: Callable[..., Tensor], x_BTC: Tensor, *others: Any) -> Tensor:
+        ctx.block, ctx.others = block, others
+        ctx.save_for_backward(x_BTC)
+        output: Tensor = block(x_BTC, *others)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, g_BTC: Tensor) -> tuple[Tensor | None, ...]:
+        (x_BTC,) = ctx.saved_tensors
+        x_BTC = x_BTC.detach().requires_grad_()
+        with torch.enable_grad():
+            output_BTC = ctx.block(x_BTC, *ctx.others)
+        backward_from(output_BTC, g_BTC)
+        return None, x_BTC.grad, *(None for _ in ctx.others)

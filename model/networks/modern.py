@@ -1,0 +1,214 @@
+"""A GPT of today: rotary positions, RMSNorm, normalised queries and keys, no biases. Exports to `nanochat`."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bardflow.model.networks.attention import attend, lean
+from bardflow.model.networks.cache import KeyValueCache, Reach
+from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
+from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.lean import Turn, relu2_linear, rms_norm, rotary_attention
+from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.networks.tables import rows_of
+from bardflow.model.networks.weights import fill
+
+EPSILON = 1e-6
+ROTARY_BASE = 10_000.0
+
+
+class ModernGPT(nn.Module):
+    """RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), query-key norm (Henry et al. 2020)."""
+
+    def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
+        super().__init__()
+        self.context, self.heads = spec.context, spec.heads
+        self.activation, self.dropout = spec.activation, spec.dropout
+        self.tokens = nn.Embedding(vocabulary_size, spec.width)
+        self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
+        self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
+        nn.init.normal_(self.tokens.weight)  # its scale does not matter: a norm follows
+        nn.init.zeros_(self.head.weight)  # the first guess is uniform
+        cosine_TD, sine_TD = rotary_tables(spec.context, spec.width // spec.heads)
+        self.register_buffer("cosine_TD", cosine_TD, persistent=False)
+        self.register_buffer("sine_TD", sine_TD, persistent=False)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
+        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
+        return logits_BTV
+
+    def hidden(
+        self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
+    ) -> Tensor:
+        """What the head reads, (B, T, C), in the type of the blocks' weights.
+
+        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
+        blocks by `torch.compile`.
+        """
+        T = ids_BT.shape[1]
+        x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
+        if dropout is not None:
+            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
+        turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
+        for i, block in enumerate(self.blocks):
+            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
+            x_BTC = computed(block, recompute, fused, x_BTC, turn, *masks)
+        return norm(x_BTC)
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+
+        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+
+        Raises:
+            CacheFull: they do not fit the context.
+        """
+        reach = cache.reach(ids_BT.shape[1])
+        # A row's own positions stand for all its heads.
+        turn = Turn(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        x_BTC = norm(self.tokens(ids_BT))
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x_BTC = block.extend(x_BTC, turn, cache, layer, reach)
+        cache.advance(ids_BT.shape[1])
+        logits_BV: Tensor = self.head(norm(x_BTC[:, -1]))
+        return logits_BV
+
+    def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """`config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
+        vocabulary_size, width = self.tokens.weight.shape
+        config = {
+            "architectures": ["NanoChatForCausalLM"],
+            "model_type": "nanochat",
+            "vocab_size": vocabulary_size,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": len(self.blocks),
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "max_position_embeddings": self.context,
+            "hidden_act": self.activation,
+            "attention_dropout": self.dropout,
+            "rms_norm_eps": EPSILON,
+            "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+            "dtype": "float32",
+        }
+        weights = {"model.embed_tokens.weight": self.tokens.weight, "lm_head.weight": self.head.weight}
+        for i, block in enumerate(self.blocks):
+            for ours, theirs in BLOCK_NAMES.items():
+                weights[f"model.layers.{i}.{theirs}.weight"] = block.get_parameter(f"{ours}.weight")
+        return config, weights
+
+    @torch.no_grad()
+    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
+
+        Raises:
+            model.weights.WrongWeights: they are not those of this model; nothing was copied.
+        """
+        fill(self.to_transformers()[1], weights)
+
+
+BLOCK_NAMES = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "attention_out": "self_attn.o_proj",
+    "mlp_in": "mlp.fc1",
+    "mlp_out": "mlp.fc2",
+}
+
+
+class _Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        self.heads, self.squared_relu, self.activation = (
+            spec.heads,
+            spec.activation == "relu2",
+            ACTIVATIONS[spec.activation],
+        )
+        width = spec.width
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+        for linear in (self.query, self.key, self.value, self.mlp_in):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+        for linear in (self.attention_out, self.mlp_out):
+            nn.init.zeros_(linear.weight)  # each block begins as the identity
+
+    def extend(self, x_BTC: Tensor, turn: Turn, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+        """What `forward` computes, for tokens that follow the cache's."""
+        B, T, C = x_BTC.shape
+        h_BTC = norm(x_BTC)
+        q_BTC, k_BTC, v_BTC = self.query(h_BTC), self.key(h_BTC), self.value(h_BTC)
+        # Queries and keys are turned and normalised alike, so in one go: as many heads again.
+        qk_BGTD = torch.cat((q_BTC, k_BTC), dim=-1).view(B, T, 2 * self.heads, C // self.heads).transpose(1, 2)
+        q_BHTD, k_BHTD = norm(turn.by(qk_BGTD)).chunk(2, dim=1)
+        v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+        x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
+        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
+        return x_BTC + mlp_BTC
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        turn: Turn,
+        attention_mask_BTC: Tensor | None,
+        mlp_mask_BTC: Tensor | None,
+    ) -> Tensor:
+        attended_BTC = self.attention_out(self._attended(norm(x_BTC), turn))
+        x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
+        return add_dropped(x_BTC, self._mlp(norm(x_BTC)), mlp_mask_BTC)
+
+    def _attended(self, h_BTC: Tensor, turn: Turn) -> Tensor:
+        B, T, C = h_BTC.shape
+        if lean(h_BTC):
+            joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+            return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)
+        if h_BTC.device.type != "cpu":
+            # One product, one norm and one turn instead of two or three: a launch costs more than it computes.
+            joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+            qkv_3BHTD = F.linear(h_BTC, joint).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            q_BHTD, k_BHTD = norm(turn.by(qkv_3BHTD[:2])).unbind(0)
+            return attend(q_BHTD, k_BHTD, qkv_3BHTD[2], None)
+        shape = (B, T, self.heads, C // self.heads)
+        q_BHTD = self.query(h_BTC).view(shape).transpose(1, 2)
+        k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)
+        v_BHTD = self.value(h_BTC).view(shape).transpose(1, 2)
+        q_BHTD, k_BHTD = norm(turn.by(q_BHTD)), norm(turn.by(k_BHTD))
+        return attend(q_BHTD, k_BHTD, v_BHTD, None)
+
+    def _mlp(self, h_BTC: Tensor) -> Tensor:
+        a_BTF = self.mlp_in(h_BTC)
+        if lean(h_BTC) and self.squared_relu:
+            return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)
+        mlp_BTC: Tensor = self.mlp_out(self.activation(a_BTF))
+        return mlp_BTC
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last axis, without weights."""
+    if lean(x):
+        return rms_norm(x, EPSILON)
+    return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
+
+
+def rotary_tables(context: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each (T, D), of position * base ** (-2i / D); the second half of D repeats the first."""
+    frequencies = ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+    angles_TD = torch.outer(torch.arange(context, dtype=torch.float32), frequencies).repeat(1, 2)
+    return angles_TD.cos(), angles_TD.sin()

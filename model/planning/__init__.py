@@ -1,0 +1,41 @@
+"""What a training takes before it is started: memory, time, disk, a rented card."""
+
+from bardflow.model.planning import cloud
+from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee
+from bardflow.model.planning.plan import (
+    Machine,
+    Parameters,
+    Parts,
+    Plan,
+    choose,
+    disk_bytes,
+    flops_per_step,
+    flops_per_token,
+    foresee,
+    parameters,
+    unlimited,
+)
+from bardflow.model.planning.timing import probe, settled_bytes, step_seconds
+
+__all__ = [
+    "WORTH",
+    "Fit",
+    "Machine",
+    "Parameters",
+    "Parts",
+    "Plan",
+    "choose",
+    "cloud",
+    "disk_bytes",
+    "fit",
+    "flops_per_step",
+    "flops_per_token",
+    "foresee",
+    "foreseen_knee",
+    "knee",
+    "parameters",
+    "probe",
+    "settled_bytes",
+    "step_seconds",
+    "unlimited",
+]

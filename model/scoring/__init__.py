@@ -1,0 +1,38 @@
+"""How good a model is: its charge for a text, beside baselines and beside another model."""
+
+from bardflow.model.scoring import baselines, coding, memorisation
+from bardflow.model.scoring.coding import compress, decompress
+from bardflow.model.scoring.comparison import CONFIDENCE, Charges, Comparison, compare
+from bardflow.model.scoring.held_out import (
+    Guess,
+    by_character,
+    characters_started,
+    charges,
+    charges_both_ways,
+    guesses,
+    score,
+    total,
+)
+from bardflow.model.scoring.memorisation import VERBATIM_CHARACTERS, verbatim
+
+__all__ = [
+    "CONFIDENCE",
+    "VERBATIM_CHARACTERS",
+    "Charges",
+    "Comparison",
+    "Guess",
+    "baselines",
+    "by_character",
+    "characters_started",
+    "charges",
+    "charges_both_ways",
+    "coding",
+    "compare",
+    "compress",
+    "decompress",
+    "guesses",
+    "memorisation",
+    "score",
+    "total",
+    "verbatim",
+]

@@ -1,0 +1,267 @@
+"""What simpler predictors and compressors pay for the same validation text, in the same unit as the model: bits."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bardflow.errors import BardError
+
+UNICODE = 0x110000  # code points there are
+
+# So much of a validation text is scored by what counts characters: all of a shorter one, stretches of a longer one. The
+# n-gram model takes about 110 bytes for each of its characters, as for each of the training text.
+COUNTED_CHARACTERS = 2**21
+STRETCH_CHARACTERS = 2**12
+# So much of it is compressed, from its start: xz -9 takes seconds for a million characters.
+COMPRESSED_CHARACTERS = 2**23
+
+# xz -9 looks back this far, so no earlier training text can help it; bz2 -9 works in blocks of 900 kB.
+XZ_LOOKS_BACK = 64 << 20
+
+# Bits per character of the last tenth, by order; above 7 more context is no longer a gain on texts of this size.
+#   order                5       6       7       8      10
+#   Shakespeare     2.2523  2.1967  2.1878  2.1917  2.1965
+#   Three Kingdoms  6.7799  6.7790  6.7788  6.7793  6.7790
+# Chosen by the validation text, so it is the strongest of its kind: a comparison should not flatter the model.
+ORDER = 7
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class BaselineError(BardError):
+    """A baseline has no text to learn from or to score."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A predictor's name and kind, its cost on the validation text in bits per character, and what it is in words."""
+
+    name: str
+    kind: Literal["statistical", "compressor"]
+    bits_per_character: float
+    note: str
+
+
+def measure(train: str, validation: str, *, train_characters: int | None = None) -> tuple[Baseline, ...]:
+    """All baselines on one validation text; nothing learns from the validation text.
+
+    `train` is the text just before `validation`, at most as much of it as the caller's memory and time allow: the
+    n-gram model takes about 110 bytes and 1 microsecond a character. `train_characters` is the whole training part's
+    length, where that is only its end. Every character is charged of a validation text of up to COUNTED_CHARACTERS;
+    of a longer one, evenly spread stretches by the models that count, and the first COMPRESSED_CHARACTERS by the
+    compressors. What was left out stands in each baseline's note. Raises `BaselineError` if either text is empty.
+    """
+    distinct = len(set(train) | set(validation))
+    _length(train, validation)
+    stretches = _stretches(validation)
+    squeezed = validation[:COMPRESSED_CHARACTERS]
+    train_bytes, validation_bytes = train.encode(), squeezed.encode()
+    per_character = 1 / len(squeezed)
+    learned = "" if train_characters in (None, len(train)) else f"; learned from the last {len(train):,} characters"
+    counted = learned
+    if len(stretches) > 1:
+        scored = sum(map(len, stretches))
+        counted += f"; over {scored:,} characters in {len(stretches):,} evenly spread stretches"
+    compressed_of = learned if squeezed == validation else f"{learned}; over the first {len(squeezed):,} characters"
+    return (
+        Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters"),
+        Baseline(
+            "order 0",
+            "statistical",
+            order_zero(train, "".join(stretches)),
+            f"how often each character occurs in the training text{counted}",
+        ),
+        Baseline(
+            f"{ORDER}-gram",
+            "statistical",
+            kneser_ney(train, validation),
+            f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it{counted}",
+        ),
+        Baseline(
+            "xz -9",
+            "compressor",
+            compressed(train_bytes, validation_bytes, "xz") * per_character,
+            f"size of both texts less size of the training text{compressed_of}",
+        ),
+        Baseline(
+            "bz2 -9",
+            "compressor",
+            compressed(train_bytes, validation_bytes, "bz2") * per_character,
+            f"size of both texts less size of the training text{compressed_of}",
+        ),
+    )
+
+
+def uniform(distinct: int) -> float:
+    """Bits per character of a guess among `distinct` equally likely characters."""
+    return math.log2(distinct)
+
+
+def order_zero(train: str, validation: str) -> float:
+    """Bits per character when each character costs what its frequency in the training text says.
+
+    p(w) = (count(w) + u(w)) / (characters + 1), where u shares one count over all of Unicode: see `_unigram_floor`.
+    """
+    _length(train, validation)
+    codes, counts = np.unique(_code_points(train), return_counts=True)
+    charged = _code_points(validation)
+    place = np.minimum(np.searchsorted(codes, charged), len(codes) - 1)
+    count = np.where(codes[place] == charged, counts[place], 0)
+    return _bits((count + _unigram_floor(count > 0, len(codes))) / (len(train) + 1))
+
+
+def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
+    """Bits per character under interpolated modified Kneser-Ney over characters, of n-grams up to `order` characters.
+
+    Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section 4.1.6:
+    three discounts an order, from the counts of counts; below the highest order a gram counts the distinct characters
+    before it. Under the unigrams lies a uniform distribution over the training text's characters and one share for
+    all the others, so every character costs finitely much. The model is fixed by the training text; its history is
+    the running text, so the first validation characters follow the training text's end. Of a validation text longer
+    than COUNTED_CHARACTERS, evenly spread stretches are charged, each after what precedes it. An order beyond the
+    training text's length is cut to that length. Raises `BaselineError` if either text is empty.
+    """
+    _length(train, validation)
+    known = len(train)
+    # Each stretch but one at the start comes with what precedes it in the text, for which nothing is charged.
+    stretches = _stretches(validation)
+    gap = len(validation) // len(stretches)
+    before = [validation[max(0, i * gap - order + 1) : i * gap] for i in range(len(stretches))]
+    parts = [part for pair in zip(before, stretches, strict=True) for part in pair]
+    text = _code_points(train + "".join(parts))
+    charged = np.repeat([False, True] * len(stretches), [len(part) for part in parts])
+    distinct = len(set(train))
+    seen = np.isin(text[known:], np.unique(text[:known]))
+    probability = _unigram_floor(seen, distinct)
+    for gram in _orders(text, known, min(order, known)):
+        probability = gram.interpolate(probability)
+    return _bits(probability[charged])
+
+
+def _stretches(validation: str) -> list[str]:
+    """The text itself, or stretches at the starts of equal parts of it that come to COUNTED_CHARACTERS together."""
+    if len(validation) <= COUNTED_CHARACTERS:
+        return [validation]
+    count = COUNTED_CHARACTERS // STRETCH_CHARACTERS
+    gap = len(validation) // count
+    return [validation[i * gap : i * gap + STRETCH_CHARACTERS] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One order of the model, asked about the validation characters (V of them).
+
+    `count` [V]: each one's gram's (continuation) count; `total` [V]: that of its context; `backed_off` [V]: the mass
+    that the context's discounts free for the lower order; `discounts` [4]: by count, 0, 1, 2, 3 and more.
+    """
+
+    count: Ints
+    total: Ints
+    backed_off: Floats
+    discounts: Floats
+
+    def interpolate(self, lower: Floats) -> Floats:
+        own = self.count - self.discounts[np.minimum(self.count, 3)]
+        # A context that the training text never shows says nothing: the lower order stands.
+        return np.where(self.total > 0, (own + self.backed_off * lower) / np.maximum(self.total, 1), lower)
+
+
+def _orders(text: Ints, known: int, order: int) -> Iterator[_Order]:
+    """The orders from the unigrams up. `text` is training and validation together, `known` the training part's length.
+
+    A gram's id is dense and given by where it starts: `grams[k][s]` is the k characters from s on. The gram of k
+    characters is its context `grams[k - 1][s]` and its last character; its suffix is `grams[k - 1][s + 1]`.
+    """
+    contexts = np.zeros(len(text) + 1, np.int64)
+    characters = np.unique(text, return_inverse=True)[1]
+    letters = int(characters.max()) + 1
+    grams = characters
+    for k in range(1, order + 1):
+        # The next order's grams first: their suffixes are what this order counts.
+        longer = np.unique(grams[:-1] * letters + characters[k:], return_inverse=True)[1] if k < order else None
+        start, end = known - k + 1, len(text) - k + 1
+        example = np.full(int(grams.max()) + 1, -1)
+        example[grams[:start]] = np.arange(start)
+        if longer is None:
+            counts = np.bincount(grams[:start], minlength=len(example))
+        else:
+            occurs = np.full(int(longer.max()) + 1, -1)
+            occurs[longer[: start - 1]] = np.arange(start - 1)
+            counts = np.bincount(grams[occurs[occurs >= 0] + 1], minlength=len(example))
+        discounts = _discounts(counts)
+        seen = np.flatnonzero(counts)
+        context = contexts[example[seen]]
+        size = int(contexts.max()) + 1
+        total = np.bincount(context, counts[seen], size).astype(np.int64)
+        backed_off = np.bincount(context, discounts[np.minimum(counts[seen], 3)], size).astype(np.float64)
+        asked = contexts[start:end]
+        yield _Order(counts[grams[start:end]], total[asked], backed_off[asked], discounts)
+        if longer is not None:
+            contexts, grams = grams, longer
+
+
+def _discounts(counts: Ints) -> Floats:
+    """What is taken off a count of 0, 1, 2, and 3 or more: Chen and Goodman's equation 26.
+
+    It needs grams that occur once, twice, three and four times. Where some do not occur, or the estimate is no share
+    of its count (a text of a few lines, or the unigrams of a small alphabet), 0.5, 1 and 1.5 stand in, as in KenLM.
+    """
+    n1, n2, n3, n4 = (int(n) for n in np.bincount(np.minimum(counts, 5), minlength=6)[1:5])
+    stand_in = np.array([0, 0.5, 1, 1.5])
+    if not (n1 and n2 and n3 and n4):
+        return stand_in
+    y = n1 / (n1 + 2 * n2)
+    estimate = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+    return estimate if np.all(estimate >= 0) else stand_in
+
+
+def _unigram_floor(seen: npt.NDArray[np.bool_], distinct: int) -> Floats:
+    """The uniform distribution: a share for each of the `distinct` characters, and one for all unseen code points."""
+    share = 1 / (distinct + 1)
+    return np.where(seen, share, share / (UNICODE - distinct))
+
+
+def compressed(train: bytes, validation: bytes, method: Literal["xz", "bz2"]) -> float:
+    """Bits that `validation` adds to what is compressed when `train` stands before it, at the strongest preset.
+
+    Only as much of `train`'s end is given as the method can use: xz -9 looks back 64 MiB; bz2 has blocks of 900 kB,
+    so it hardly gains from a longer text, and is given the same.
+    """
+    train = train[-XZ_LOOKS_BACK:]
+    # Both together can come out smaller than the first alone, by the luck of where blocks end: then the second is free.
+    return max(0, 8.0 * (_compressed_size(train + validation, method) - _compressed_size(train, method)))
+
+
+def _compressed_size(data: bytes, method: Literal["xz", "bz2"]) -> int:
+    if method == "bz2":
+        return len(bz2.compress(data, 9))
+    # A dictionary larger than the data changes no output and costs memory: 674 MB at the preset's 64 MiB.
+    dictionary = min(XZ_LOOKS_BACK, max(1 << 12, 1 << (len(data) - 1).bit_length()))
+    return len(lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]))
+
+
+def _code_points(text: str) -> Ints:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+
+
+def _bits(probabilities: Floats) -> float:
+    return float(-np.log2(probabilities).mean())
+
+
+def _length(train: str, validation: str) -> int:
+    """The validation text's characters, where there is something to learn from and something to score."""
+    if not train or not validation:
+        raise BaselineError(
+            f"a training text of {len(train)} characters and a validation text of {len(validation)} were given; "
+            "both need at least one. Check how the corpus is split."
+        )
+    return len(validation)

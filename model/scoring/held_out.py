@@ -1,0 +1,218 @@
+"""How well a model predicts a text: every token charged, in nats."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from bardflow.model.machine import Device, Execution
+from bardflow.model.networks import GPT
+from bardflow.model.training import Tokens, TooFewTokens
+
+# Tokens in one forward pass, and logits at once: 34 MB in f32.
+PASS_TOKENS = 2**12
+PASS_LOGITS = 2**23
+
+Charges = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The total charge for a text, in nats, and the tokens it is spread over."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean cross entropy: what training curves show. It compares only within one vocabulary."""
+        return self.nats / self.tokens
+
+    def bits_per(self, units: int) -> float:
+        """Bits for each of `units` (characters or bytes of the raw text): compares across vocabularies."""
+        return self.nats / math.log(2) / units
+
+
+def score(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, execution: Execution | None = None) -> Score:
+    """The whole charge for a text in disjoint windows: the sum of `charges`, in f64.
+
+    Raises:
+        TooFewTokens: as `charges`.
+    """
+    return total(charges(gpt, tokens, before=before, device=device, execution=execution))
+
+
+def total(charged: Charges) -> Score:
+    """The sum of tokens' charges, in f64."""
+    return Score(float(charged.sum(dtype=np.float64)), len(charged))
+
+
+@torch.inference_mode()
+def charges(
+    gpt: GPT,
+    tokens: Tokens,
+    *,
+    before: Tokens,
+    device: Device,
+    stride: int | None = None,
+    execution: Execution | None = None,
+) -> Charges:
+    """What each token costs, in nats: minus the log of the share that the model gave it.
+
+    Windows of the model's context follow each other by `stride` tokens and charge their last `stride`. Left out, it is
+    the context: disjoint windows, as published losses have, in which a token sees what precedes it in its window and
+    the one token before that. With half the context each token sees at least half a context.
+
+    `before` is the text that precedes (the training part): its end is the context of the first tokens, so that these
+    are charged like the others; at least one token. No more windows and logits are computed at once than `execution`
+    has, so that scoring after training takes no more memory than training.
+
+    Raises:
+        TooFewTokens: there is no text, or nothing before it.
+        ValueError: the stride is not from 1 to the context.
+    """
+    context = gpt.context
+    stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride {stride} was given, but windows of {context} tokens follow by 1 to {context}")
+    _require_text(tokens, before)
+    gpt.eval()
+    rows, at_once = _at_once(gpt)
+    if execution is not None:
+        rows, at_once = min(rows, execution.micro_batch), min(at_once, execution.loss_tokens)
+    charged = np.empty(len(tokens), np.float32)
+    done = 0
+    for windows_BT, new in _windows(tokens, before, context, stride, rows):
+        nats_BN = _nats(gpt, windows_BT, new, at_once, device)
+        charged[done : done + nats_BN.size] = nats_BN.flatten()
+        done += nats_BN.size
+    return charged
+
+
+@torch.inference_mode()
+def charges_both_ways(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device) -> tuple[Charges, Charges]:
+    """`charges` in disjoint windows, and in windows that follow by half a context, in two thirds of the time of both.
+
+    Every second window of the latter is one of the former: its first half is charged too.
+
+    Raises:
+        TooFewTokens: as `charges`.
+    """
+    _require_text(tokens, before)
+    gpt.eval()
+    context, stride = gpt.context, max(1, gpt.context // 2)
+    rows, at_once = _at_once(gpt)
+    disjoint, sliding = np.empty(len(tokens), np.float32), np.empty(len(tokens), np.float32)
+    done = done_disjoint = 0
+    for windows_BT, new in _windows(tokens, before, context, stride, rows):
+        nats_BT = _nats(gpt, windows_BT, windows_BT.shape[1] - 1, at_once, device)
+        for nats_T in nats_BT:
+            first = done + new - len(nats_T)
+            sliding[done : done + new] = nats_T[-new:]
+            if first % context == 0 and 0 <= first <= done_disjoint:
+                disjoint[first : done + new] = nats_T
+                done_disjoint = done + new
+            done += new
+    if done_disjoint < len(tokens):
+        # The last disjoint window is shorter than half a context, or the context is odd and few windows fall together.
+        rest = done_disjoint // context * context
+        preceding = tokens[:rest] if rest else before
+        disjoint[rest:] = charges(gpt, tokens[rest:], before=preceding, device=device)
+    return disjoint, sliding
+
+
+def _require_text(tokens: Tokens, before: Tokens) -> None:
+    if not len(tokens):
+        raise TooFewTokens("the text to score has no tokens; give the validation part at least one")
+    if not len(before):
+        raise TooFewTokens("no token precedes the text to score, but its first needs one; give the training part's end")
+
+
+def _at_once(gpt: GPT) -> tuple[int, int]:
+    """Windows in one pass, and rows of logits."""
+    return max(1, PASS_TOKENS // gpt.context), max(1, PASS_LOGITS // gpt.tokens.weight.shape[0])
+
+
+def _nats(gpt: GPT, windows_BT: npt.NDArray[np.unsignedinteger], new: int, at_once: int, device: Device) -> Charges:
+    """The charges of each window's last `new` tokens, (B, new)."""
+    ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
+    hidden_NC = gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)
+    targets_N = ids_BT[:, -new:].flatten()
+    pieces = zip(torch.split(hidden_NC, at_once), torch.split(targets_N, at_once), strict=True)
+    nats_N = torch.cat([F.cross_entropy(gpt.head(h_nC).float(), t_n, reduction="none") for h_nC, t_n in pieces])
+    charged: Charges = nats_N.view(-1, new).cpu().numpy()
+    return charged
+
+
+class Guess(NamedTuple):
+    """What a model expected where a token stood: the token's charge in nats, the likeliest ids and their shares."""
+
+    nats: float
+    likeliest: list[int]
+    shares: list[float]
+
+
+@torch.inference_mode()
+def guesses(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, likeliest: int) -> list[Guess]:
+    """What the model expected at each token of a passage, of which it sees at least half a context."""
+    gpt.eval()
+    found: list[Guess] = []
+    for windows_BT, new in _windows(tokens, before, gpt.context, max(1, gpt.context // 2), 1):
+        ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
+        logits_NV = gpt.head(gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)).float()
+        shares_NV = logits_NV.softmax(-1)
+        top = shares_NV.topk(min(likeliest, shares_NV.shape[1]))
+        nats_N = F.cross_entropy(logits_NV, ids_BT[:, -new:].flatten(), reduction="none")
+        found += map(Guess, nats_N.tolist(), top.indices.tolist(), top.values.tolist())
+    return found
+
+
+def _windows(
+    tokens: Tokens, before: Tokens, context: int, stride: int, rows: int
+) -> Iterator[tuple[npt.NDArray[np.unsignedinteger], int]]:
+    """Windows of equal length, (B, inputs + 1), and how many tokens at the end of each are new; in the text's order."""
+    # One token more than the inputs: the last is only a target.
+    lead = before[max(0, len(before) - (context - stride + 1)) : len(before)]
+    start = 0
+    while start < len(tokens):
+        reach = min(len(lead) + start, context - stride + 1)
+        whole = (len(tokens) - start) // stride
+        # Windows that reach back as far as the next one does stand in one pass; at the start of a text each is longer.
+        alike = min(whole, rows) if reach == context - stride + 1 else min(whole, 1)
+        stop = start + alike * stride if alike else len(tokens)
+        head = lead[len(lead) - max(0, reach - start) :] if start < reach else lead[:0]
+        span = np.concatenate([head, tokens[max(0, start - reach) : stop]])
+        if alike:
+            yield np.lib.stride_tricks.sliding_window_view(span, reach + stride)[::stride], stride
+        else:
+            yield span[None], stop - start
+        start = stop
+
+
+def characters_started(spellings: list[bytes]) -> npt.NDArray[np.int64]:
+    """How many characters begin in each token of a vocabulary, from its bytes: UTF-8's continuations begin none."""
+    return np.array([sum(byte & 0xC0 != 0x80 for byte in spelled) for spelled in spellings])
+
+
+def by_character(charged: Charges, started: npt.NDArray[np.int64]) -> Charges:
+    """Tokens' charges spread over the characters of the raw text; the sum stays.
+
+    `started[i]` is how many characters begin in token i: they share its charge equally, and a token in which none
+    begins (the later bytes of one) adds to the character before it. So two models of different vocabularies can be
+    compared character by character.
+
+    Raises:
+        ValueError: no character begins in the first token.
+    """
+    if len(started) and not started[0]:
+        raise ValueError("the first token begins no character; the text has to be encoded from its start")
+    last = np.cumsum(started)
+    begun = started > 0
+    shared = np.repeat(charged[begun].astype(np.float64) / started[begun], started[begun])
+    np.add.at(shared, last[~begun] - 1, charged[~begun])
+    return shared.astype(np.float32)

@@ -1,0 +1,108 @@
+"""Which tokens a step sees: a pure function of (seed, step), so a run's data position is one integer."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bardflow.errors import BardError
+from bardflow.model.networks import NOT_CHARGED
+
+
+class Tokens(Protocol):
+    """A sliceable array of token ids."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> npt.NDArray[np.unsignedinteger]: ...
+
+
+class TooFewTokens(BardError):
+    """A text is too short to train on, or there is none to score."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's windows: inputs and targets, both int64 (B, T); a target that is not charged is NOT_CHARGED."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+
+
+def with_noise(batch: Batch, share: float, *, vocabulary_size: int, seed: int, step: int) -> Batch:
+    """The batch with that share of its inputs replaced by tokens drawn evenly; what is to be foretold stays."""
+    generator = np.random.Generator(np.random.PCG64([seed, step, *b"input noise"]))
+    inputs_BT = batch.inputs_BT.numpy()
+    hit = generator.random(inputs_BT.shape) < share
+    drawn = generator.integers(0, vocabulary_size, inputs_BT.shape)
+    return Batch(torch.from_numpy(np.where(hit, drawn, inputs_BT)), batch.targets_BT)
+
+
+class Batches:
+    """Every epoch cuts the tokens into windows at a freshly drawn offset and visits them in a freshly drawn order.
+
+    Both draws come from (seed, epoch) alone. Each token but the first is a target exactly once an epoch: the windows
+    at the two ends are shorter, which here means that the rest of their targets is not charged.
+    """
+
+    def __init__(self, tokens: Tokens, *, context: int, batch: int, seed: int) -> None:
+        if len(tokens) <= context:
+            raise TooFewTokens(
+                f"the training part has {len(tokens):,} tokens, but a window of context {context} needs "
+                f"{context + 1:,}; give a smaller context or a longer text"
+            )
+        self.tokens, self.context, self.batch, self.seed = tokens, context, batch, seed
+        self._epoch = self._draw(0, 0)
+
+    def at(self, step: int) -> Batch:
+        """The windows of a step (0, 1, 2, …)."""
+        inputs = np.empty((self.batch, self.context), np.int64)
+        targets = np.full((self.batch, self.context), NOT_CHARGED, np.int64)
+        for row, (start, first, stop) in enumerate(self._windows(step)):
+            window = self.tokens[start : start + self.context + 1]
+            inputs[row] = window[:-1]
+            targets[row, first - start - 1 : stop - start - 1] = window[first - start : stop - start]
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _windows(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """For each row of a step: where the window starts, and the span [first, stop) of tokens that it charges."""
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch = self._epoch_of(position)
+            k = int(epoch.order[position - epoch.begins])
+            first = 1 if k == 0 else 1 + epoch.offset + (k - 1) * self.context
+            stop = min(1 + epoch.offset + k * self.context, len(self.tokens))
+            start = min(max(0, first - 1), len(self.tokens) - 1 - self.context)
+            yield start, first, stop
+
+    def _epoch_of(self, position: int) -> "_Epoch":
+        """The epoch of the run's window number `position`. Walking there draws 15 ns of permutation a window."""
+        if position < self._epoch.begins:
+            self._epoch = self._draw(0, 0)
+        while position >= self._epoch.ends:
+            self._epoch = self._draw(self._epoch.number + 1, self._epoch.ends)
+        return self._epoch
+
+    def _draw(self, number: int, begins: int) -> "_Epoch":
+        generator = np.random.Generator(np.random.PCG64([self.seed, number]))
+        offset = int(generator.integers(1, self.context + 1))
+        others = max(0, math.ceil((len(self.tokens) - 1 - offset) / self.context))
+        return _Epoch(number, begins, offset, generator.permutation(1 + others))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The first of the run's windows that is its own, the length of the window at the text's start, a permutation."""
+
+    number: int
+    begins: int
+    offset: int
+    order: npt.NDArray[np.int64]
+
+    @property
+    def ends(self) -> int:
+        return self.begins + len(self.order)

@@ -1,0 +1,148 @@
+"""A finished model as a folder that `transformers` opens, a training snapshot as files, and back. No pickles."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bardflow.errors import BardError
+from bardflow.identity import identity, restored
+from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build
+from bardflow.model.training.loop import Snapshot
+
+# One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.
+METADATA = {"format": "pt"}
+
+
+class NotAModel(BardError):
+    """A folder does not hold a model that `save_model` wrote."""
+
+
+def save_model(gpt: GPT, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` as transformers' `gpt2` or `nanochat`, in f32."""
+    config, weights = gpt.to_transformers()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({n: w.detach().contiguous().clone() for n, w in weights.items()}, folder / "model.safetensors", METADATA)
+
+
+def load_model(folder: Path) -> GPT:
+    """Read what `save_model` wrote.
+
+    Raises:
+        NotAModel: the folder lacks one of the two files, or they hold something else.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise NotAModel(f"{folder} is not a model folder: it has no {name}; give one that `save_model` wrote")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+        spec = spec_of(config)
+        with torch.random.fork_rng(devices=[]):
+            gpt = build(spec, config["vocab_size"])
+        gpt.load_transformers(weights)
+    except (KeyError, TypeError, ValueError, SafetensorError, WrongWeights) as error:
+        raise NotAModel(f"{folder} holds no model that `save_model` wrote: {type(error).__name__} {error}") from error
+    return gpt
+
+
+def spec_of(config: dict[str, Any]) -> GPTSpec:
+    """The spec behind a `config.json`.
+
+    Raises:
+        ValueError: it is of another architecture, or of one of ours with values that ours does not have.
+        KeyError: it lacks a field.
+    """
+    match config["model_type"]:
+        case "gpt2":
+            return GPTSpec(
+                architecture="classic",
+                layers=config["n_layer"],
+                heads=config["n_head"],
+                width=config["n_embd"],
+                context=config["n_positions"],
+                dropout=config["resid_pdrop"],
+                activation=config["activation_function"],
+                biases=True,  # GPT-2's files always have them; where the model was trained without, they are zeros
+                tied=config["tie_word_embeddings"],
+            )
+        case "nanochat":
+            return GPTSpec(
+                architecture="modern",
+                layers=config["num_hidden_layers"],
+                heads=config["num_attention_heads"],
+                width=config["hidden_size"],
+                context=config["max_position_embeddings"],
+                dropout=config["attention_dropout"],
+                activation=config["hidden_act"],
+            )
+        case other:
+            raise ValueError(f"its model_type is {other!r}, but gpt2 or nanochat is expected")
+
+
+def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Write `weights.safetensors`, `optimizer.safetensors` and `state.json`."""
+    save_file(each_its_own(snapshot.weights), folder / "weights.safetensors", METADATA)
+    save_file(each_its_own(snapshot.optimizer), folder / "optimizer.safetensors", METADATA)
+    state = {"step": snapshot.step, "vocabulary_size": snapshot.vocabulary_size, "gpt": identity(snapshot.gpt)}
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a copy of those that share another's bytes (a tied table): safetensors wants none shared."""
+    owners: dict[int, str] = {}
+    return {
+        name: tensor if owners.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
+        for name, tensor in ((n, t.detach().cpu().contiguous()) for n, t in tensors.items())
+    }
+
+
+class Stored(Mapping[str, Tensor]):
+    """A safetensors file's tensors by name, each mapped into memory when it is asked for and gone when it is let go.
+
+    Copied from here one by one into a model or an optimizer, a file is never in memory beside its copy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load_snapshot(folder: Path) -> Snapshot:
+    """Read what `save_snapshot` wrote. Its tensors come when they are asked for, so the folder must stay.
+
+    Raises:
+        NotAModel: the folder lacks one of the files, or they hold something else.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return Snapshot(
+            step=state["step"],
+            gpt=restored(GPTSpec, state["gpt"]),
+            vocabulary_size=state["vocabulary_size"],
+            weights=Stored(folder / "weights.safetensors"),
+            optimizer=Stored(folder / "optimizer.safetensors"),
+        )
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise NotAModel(
+            f"{folder} holds no snapshot that `save_snapshot` wrote: {type(error).__name__} {error}"
+        ) from error

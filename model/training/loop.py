@@ -1,0 +1,411 @@
+"""Training is a fold over legs: a snapshot in, steps one by one, a snapshot out."""
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from bardflow.errors import BardError
+from bardflow.model.machine import Device, Execution, Precision, give_back
+from bardflow.model.networks import (
+    GPT,
+    NOT_CHARGED,
+    Bits,
+    Dropout,
+    GPTSpec,
+    backward_from,
+    build,
+    fill,
+    head_loss,
+    require_alike,
+    working_copy,
+)
+from bardflow.model.training.batches import Batches, Tokens, with_noise
+from bardflow.model.training.optimizers import AdamW, Muon, Optimizer, RandomBits, owners, stacks
+from bardflow.model.training.replay import Replayed
+
+
+class Diverged(BardError):
+    """Training left the finite numbers."""
+
+
+class TrainingSpec(BaseModel):
+    """How a GPT is trained. Everything here changes the weights that come out, so all of it is part of the question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=1000, ge=1, description="optimizer steps in all")
+    batch: int = Field(default=32, ge=1, description="windows of `context` tokens in a step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="muon", description="muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
+    )
+    learning_rate: float = Field(default=3e-3, gt=0, le=10, description="AdamW's peak learning rate")
+    muon_learning_rate: float = Field(default=0.02, gt=0, le=10, description="Muon's peak learning rate (muon only)")
+    weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled decay of matrices and tables")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
+    logit_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="of logits in training alone; above 1, what was learned by heart weighs less",
+    )
+    input_noise: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of input tokens that training replaces by random ones, so that none is leant on alone",
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="linear", description="of the learning rates, from their peak down to `final_learning_rate` times it"
+    )
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear increase at the start")
+    final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="the last step's share of the peak")
+    precision: Precision = Field(
+        default="auto", description="of matrix products; auto: bf16 where it is faster, else f32"
+    )
+    leg_steps: int = Field(default=250, ge=1, description="steps between two checkpoints")
+    patience: int | None = Field(
+        default=2, ge=1, description="stop after so many legs without a better validation loss; null: never"
+    )
+    validation_tokens: int = Field(
+        default=131_072, ge=2, description="tokens of the validation part, from its start, scored after each leg"
+    )
+    seed: int = Field(
+        default=1337, ge=0, lt=2**32, description="of the first weights, the order of the text, and dropout"
+    )
+
+    def leg_ends(self) -> list[int]:
+        """The step after which each leg ends; the last is `steps`."""
+        return [*range(self.leg_steps, self.steps, self.leg_steps), self.steps]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run needs to go on: the steps done (its data position), weights and optimizer state by name."""
+
+    step: int
+    gpt: GPTSpec
+    vocabulary_size: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. `loss` is the mean over the step's tokens in nats, a scalar tensor still on the device."""
+
+    number: int
+    loss: Tensor
+    learning_rate: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a step is computed from beside weights and the optimizer's state.
+
+    On a CPU the last three are numbers. Elsewhere all are tensors on the device, which stay where they are and are
+    filled anew for each step, so that a step can be recorded once.
+    """
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    charged: Any
+    factor: Any
+    step: Any
+
+    @classmethod
+    def on_a_card(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
+        """Tensors to be filled."""
+        inputs_BT, targets_BT = torch.zeros(2, spec.batch, context, dtype=torch.int64, device=device.name)
+        charged, factor = torch.zeros(2, device=device.name)
+        return cls(inputs_BT, targets_BT, charged, factor, torch.zeros((), dtype=torch.int64, device=device.name))
+
+    def take(self, given: "Inputs") -> None:
+        """Fill the tensors with these, which lie on the CPU."""
+        for ours, theirs in ((self.inputs_BT, given.inputs_BT), (self.targets_BT, given.targets_BT)):
+            # Pinned, a copy is made while Python goes on, and the allocator does not reuse it before it is made. MPS
+            # would read it later, when it may be freed already.
+            ours.copy_(theirs.pin_memory() if ours.is_cuda else theirs, non_blocking=ours.is_cuda)
+        self.charged.fill_(given.charged)
+        self.factor.fill_(given.factor)
+        self.step.fill_(given.step)
+
+
+def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
+    """Step 0: weights drawn from the seed, optimizer state empty."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = build(gpt, vocabulary_size).state_dict()
+    return Snapshot(0, gpt, vocabulary_size, dict(weights), {})
+
+
+class Training:
+    """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at.
+
+    `gpt` holds the weights in f32. Where products are in bf16, a working copy of it computes, and each of its gradients
+    is added to that of `gpt` as soon as it is known.
+    """
+
+    def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
+        self.spec, self.device, self.execution, self.step = spec, device, execution, snapshot.step
+        self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
+        self.gpt: GPT = restore(snapshot).to(device.name)
+        self.working = working_copy(self.gpt, device.dtype)
+        pairs = zip(self.working.parameters(), self.gpt.parameters(), strict=True)
+        self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
+        # The hook holds on to the training weakly: torch keeps hooks where the collector of cycles does not look, and a
+        # training that its own weights held on to stayed in memory for good, 70 MB a leg of recipe `best`.
+        hand_over = weakref.WeakMethod(self._hand_over)
+        for theirs in self.copies:
+            theirs.register_post_accumulate_grad_hook(partial(_call, hand_over))  # type: ignore[no-untyped-call]
+        self.optimizers = make_optimizers(self.gpt, spec, device)
+        self._load_optimizers(snapshot.optimizer)
+
+    def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
+        """Take steps until `until` have been taken in all, handing out each as it is done.
+
+        Every draw is a function of (seed, step): stopping between two steps and going on from a snapshot gives the same
+        bits on one CPU at one number of threads and one execution.
+
+        Raises:
+            TooFewTokens: the text is shorter than a window.
+            Diverged: the loss of step `until` is not a finite number (once it is not, it stays so).
+        """
+        spec = self.spec
+        batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
+        inputs = Inputs.on_a_card(spec, self.gpt.context, self.device) if self.device.is_card else None
+        compute: Callable[[], Tensor] | None = partial(self._compute, inputs) if inputs else None
+        if compute and self.device.name == "cuda":
+            compute = Replayed(compute, recorded=self.execution.recorded)
+        while self.step < until:
+            given = self._inputs(batches)
+            if inputs and compute:
+                inputs.take(given)
+                loss = compute()
+            else:
+                loss = self._compute(given)
+            self.step += 1
+            if self.step == until and not torch.isfinite(loss):
+                raise Diverged(
+                    f"the loss at step {self.step:,} is {loss.item()}: the weights have run away; give a smaller "
+                    f"learning_rate than {spec.learning_rate:g}"
+                    + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
+                )
+            yield Step(self.step, loss, spec.learning_rate * given.factor, given.charged)
+        del compute  # with what was recorded, whose memory scoring can use
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let gradients go and give freed memory back: scoring and keeping, which follow, need other memory."""
+        for parameter in self.gpt.parameters():
+            parameter.grad = None
+        give_back(self.device)
+
+    def _inputs(self, batches: Batches) -> "Inputs":
+        """The next step's windows, with noise, and its numbers."""
+        batch = batches.at(self.step)
+        if noise := self.spec.input_noise:
+            batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
+        charged = int((batch.targets_BT != NOT_CHARGED).sum())
+        return Inputs(batch.inputs_BT, batch.targets_BT, charged, learning_rate_factor(self.step, self.spec), self.step)
+
+    def _compute(self, given: "Inputs") -> Tensor:
+        """Take the step and return its mean loss, without asking the device for any value."""
+        loss = self._gradients(given)
+        if self.spec.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
+        self._update(given)
+        return loss
+
+    def _gradients(self, given: "Inputs") -> Tensor:
+        """The step's mean loss; gradients of it are added to the weights' own."""
+        if self.copies:
+            with torch.no_grad():
+                torch._foreach_copy_([*self.copies], [*self.copies.values()])
+        dropout = None
+        if share := self.gpt.dropout:
+            dropout = Dropout(share, seed=self.spec.seed, step=given.step, fused=self.execution.compiled)
+        loss = torch.zeros((), device=self.device.name)
+        micro = self.execution.micro_batch
+        for first in range(0, len(given.inputs_BT), micro):
+            rows = slice(first, first + micro)
+            hidden_BTC = self.working.hidden(
+                given.inputs_BT[rows], dropout, recompute=self.execution.recompute, fused=self.execution.compiled
+            )
+            micro_loss, dhidden_BTC = head_loss(
+                hidden_BTC.detach(),
+                self.working.head.weight,
+                given.targets_BT[rows],
+                charged=given.charged,
+                tokens=self.execution.loss_tokens,
+                scale=self.spec.logit_scale,
+                fused=self.execution.compiled,
+            )
+            backward_from(hidden_BTC, dhidden_BTC)
+            loss += micro_loss
+        return loss
+
+    def _hand_over(self, theirs: nn.Parameter) -> None:
+        """Add a working copy's gradient to that of the weight it is a copy of, and let go of it."""
+        ours = self.copies[theirs]
+        assert theirs.grad is not None
+        if ours.grad is None:
+            ours.grad = theirs.grad.to(ours.dtype)
+        else:
+            ours.grad += theirs.grad
+        theirs.grad = None
+
+    def _update(self, given: "Inputs") -> None:
+        """One step of every optimizer at its share of its peak learning rate."""
+        seed, step = self.spec.seed, given.step
+        bits: RandomBits = (
+            Bits(seed, step, "rounding")
+            if isinstance(step, Tensor)
+            else np.random.Generator(np.random.SFC64([seed, step]))
+        )
+        for optimizer in self.optimizers:
+            optimizer.step(
+                optimizer.peak * given.factor,
+                # Where several micro-batches add to gradients, all of them stand at the peak: freed, they leave holes.
+                keep_gradients=self.execution.micro_batch < self.spec.batch,
+                resting=bits if self.execution.optimizer_state == "bf16" else None,
+            )
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state as it stands."""
+        now = self.state()
+        weights, optimizer = ({n: copied(t) for n, t in part.items()} for part in (now.weights, now.optimizer))
+        return Snapshot(now.step, now.gpt, now.vocabulary_size, weights, optimizer)
+
+    def state(self) -> Snapshot:
+        """The state itself, in the training's own memory: whoever keeps it does so before the next step."""
+        optimizer = {
+            f"{name}/{key}": value
+            for name, parameter, owner in self._owned()
+            for key, value in owner.state[parameter].items()
+        }
+        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
+
+    def _load_optimizers(self, saved: Mapping[str, Tensor]) -> None:
+        if saved or self.step:
+            require_state(saved, self._owned())
+        for name, parameter, owner in self._owned():
+            prefix = f"{name}/"
+            state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
+            # AdamW counts its steps on the CPU whatever the device, unless it is fused on a GPU.
+            dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
+            owner.state[parameter] = {
+                key: value.clone()
+                if value.dim() == 0 and self.device.name != "cuda"
+                else value.to(self.device.name, dtype if value.dim() else value.dtype, copy=True)
+                for key, value in state.items()
+            }
+
+    def _owned(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
+        owner = owners(self.optimizers)
+        for name, parameter in self.gpt.named_parameters():
+            yield name, parameter, owner[id(parameter)]
+
+
+def _call(method: "weakref.WeakMethod[Any]", parameter: nn.Parameter) -> None:
+    """Call the method if what it belongs to still is."""
+    found = method()
+    if found is not None:
+        found(parameter)
+
+
+def restore(snapshot: Snapshot) -> GPT:
+    """The snapshot's model, on the CPU.
+
+    Raises:
+        model.weights.WrongWeights: the snapshot's weights are not those of its model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        gpt = build(snapshot.gpt, snapshot.vocabulary_size)
+    fill(gpt.state_dict(), snapshot.weights)
+    return gpt
+
+
+def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]]) -> None:
+    """Refuse saved optimizer state that is not that of all these parameters.
+
+    Raises:
+        model.weights.WrongWeights: a key is missing or belongs to no parameter, or a shape or a type is another.
+    """
+    expected = {
+        # Begun for no elements: which names there are, and which are scalars. On torch's meta device the first
+        # `zeros_like` loads sympy, 36 MB and a second of every resumed leg.
+        f"{name}/{key}": parameter if value.dim() else value
+        for name, parameter, owner in owned
+        for key, value in owner.begun(parameter.new_empty(0)).items()
+    }
+    require_alike(expected, saved, also=(torch.bfloat16,))
+
+
+def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[Optimizer]:
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
+
+    Only matrices and tables decay, as in nanoGPT.
+    """
+    named = dict(gpt.named_parameters())
+    matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
+    if spec.optimizer != "muon":
+        matrices = set()
+    rest = [p for n, p in named.items() if n not in matrices]
+    tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
+    adamws = [
+        AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
+        for parameters, decay in ((tables, spec.weight_decay), (vectors, 0.0))
+        if parameters
+    ]
+    muons = [
+        Muon(
+            stack,
+            peak=spec.muon_learning_rate,
+            weight_decay=spec.weight_decay,
+            momentum=0.95,
+            precision=device.dtype,
+        )
+        for stack in stacks(named[n] for n in sorted(matrices))
+    ]
+    return [*adamws, *muons]
+
+
+def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
+    """The learning rate of a step (0, 1, …) as a share of its peak: linear warm-up, then the schedule, whose
+    last step (`steps - 1`) has the final share."""
+    if step < spec.warmup_steps:
+        return (step + 1) / (spec.warmup_steps + 1)
+    done = (step - spec.warmup_steps) / max(1, spec.steps - 1 - spec.warmup_steps)
+    left: Callable[[float], float] = {
+        "cosine": lambda d: 0.5 * (1 + math.cos(math.pi * d)),
+        "linear": lambda d: 1 - d,
+        "constant": lambda d: 1.0,
+    }[spec.schedule]
+    return spec.final_learning_rate + (1 - spec.final_learning_rate) * left(done)
+
+
+def best_leg(losses: Iterable[float]) -> int:
+    """The index of the lowest validation loss, the first of equals."""
+    listed = list(losses)
+    return listed.index(min(listed))
+
+
+def hopeless(losses: list[float], patience: int | None) -> bool:
+    """Whether the last `patience` legs all failed to beat the best before them."""
+    return patience is not None and len(losses) - 1 - best_leg(losses) >= patience
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU that shares nothing."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

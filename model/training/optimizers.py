@@ -1,0 +1,231 @@
+"""AdamW from torch for tables and vectors, Muon for matrices, and their state in half the memory."""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from bardflow.model.networks import Bits
+
+# Where random bits come from: numpy on the host, or a graphics card itself.
+RandomBits = np.random.Generator | Bits
+
+# Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024,
+# https://kellerjordan.github.io/posts/muon).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+QUINTIC_STEPS = 5
+# Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time, on a card 256 MB.
+STACKED = 2**21
+STACKED_ON_A_CARD = 2**25
+# Elements that are rounded at random at once; a multiple of the four that one draw gives.
+ROUNDED = 2**20
+
+
+class Optimizer(ABC):
+    """Parameters that are updated together, and what is remembered of each between two steps.
+
+    Not a torch.optim.Optimizer: the first of those loads torch's compiler, 75 MB and a second of every process.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        self.peak, self.weight_decay = peak, weight_decay
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(
+        self, learning_rate: float | Tensor, *, keep_gradients: bool = False, resting: RandomBits | None = None
+    ) -> None:
+        """Update every parameter that has a gradient, and let the gradients go, or set them to zero where they are.
+
+        The learning rate is a number, or a scalar tensor on a graphics card. With `resting`, what is remembered rests
+        in bf16 between two steps, rounded with its bits.
+        """
+        moved = [p for p in self.parameters if p.grad is not None]
+        for p in moved:
+            if not self.state.get(p):
+                begun = self.begun(p)
+                self.state[p] = begun if resting is None else {key: at_rest(value) for key, value in begun.items()}
+        gradients = [p.grad for p in moved if p.grad is not None]
+        if resting is None:
+            self.update(moved, gradients, learning_rate)
+        else:
+            self.update_at_rest(moved, gradients, learning_rate, resting)
+        for p in moved:
+            if keep_gradients and p.grad is not None:
+                p.grad.zero_()
+            else:
+                p.grad = None
+
+    def update_at_rest(
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
+    ) -> None:
+        """`update` with all that is remembered brought to f32, and laid to rest again where it was."""
+        places = {p: self.state[p] for p in parameters}
+        for p in parameters:
+            self.state[p] = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in places[p].items()}
+        self.update(parameters, gradients, learning_rate)
+        for p in parameters:
+            for key, value in self.state[p].items():
+                if value is not places[p][key]:
+                    round_at_random(value, places[p][key], bits)
+            self.state[p] = places[p]
+
+    @abstractmethod
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is remembered of a parameter before its first step."""
+
+    @abstractmethod
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        """One update in place."""
+
+
+class AdamW(Optimizer):
+    """Loshchilov & Hutter 2019, as torch computes it."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, betas: tuple[float, float]
+    ) -> None:
+        super().__init__(parameters, peak=peak, weight_decay=weight_decay)
+        self.betas = betas
+
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Both means at zero; the count of steps lies where torch's update wants it."""
+        counted_on = parameter.device if parameter.is_cuda else "cpu"
+        return {
+            "step": torch.zeros((), device=counted_on),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        """torch's update, fused where it is."""
+        steps, means, squares = ([self.state[p][key] for p in parameters] for key in ("step", "exp_avg", "exp_avg_sq"))
+        self._update(parameters, gradients, means, squares, steps, learning_rate)
+
+    def update_at_rest(
+        self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
+    ) -> None:
+        """The same in pieces of ROUNDED elements, since the largest table's means would take as much as is saved."""
+        for p, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[p]
+            flat = (t.view(-1) for t in (p, gradient, state["exp_avg"], state["exp_avg_sq"]))
+            for p_n, g_n, mean_n, square_n in zip(*(torch.split(t, ROUNDED) for t in flat), strict=True):
+                wide_mean_n, wide_square_n, step = mean_n.float(), square_n.float(), state["step"].clone()
+                self._update([p_n], [g_n], [wide_mean_n], [wide_square_n], [step], learning_rate)
+                round_at_random(wide_mean_n, mean_n, bits)
+                round_at_random(wide_square_n, square_n, bits)
+            state["step"] += 1  # in place: a recorded step reads it here
+
+    def _update(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        steps: list[Tensor],
+        learning_rate: float | Tensor,
+    ) -> None:
+        adamw(
+            parameters, gradients, means, squares, [], steps,
+            fused=not any(p.device.type == "mps" for p in parameters),
+            amsgrad=False, maximize=False, eps=1e-8,
+            beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024): torch.optim.Muon's update, equal shapes stacked into one product.
+
+    torch's takes the matrices one by one; the update is the same up to rounding (`tests/test_training.py`).
+    `precision` is of the products.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, momentum: float, precision: torch.dtype
+    ) -> None:
+        super().__init__(parameters, peak=peak, weight_decay=weight_decay)
+        self.momentum, self.precision = momentum, precision
+
+    def begun(self, parameter: Tensor) -> dict[str, Tensor]:
+        """No momentum."""
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        """One update of every matrix, stack by stack."""
+        gradient_of = dict(zip(parameters, gradients, strict=True))
+        for stack in stacks(parameters):
+            buffers = [self.state[p]["momentum_buffer"] for p in stack]
+            torch._foreach_lerp_(buffers, [gradient_of[p] for p in stack], 1 - self.momentum)
+            updates = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
+            wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
+            torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
+            orthogonal = [
+                o.t() if p.shape[0] > p.shape[1] else o for p, o in zip(stack, orthogonalised(wide), strict=True)
+            ]
+            scales = [max(1, p.shape[0] / p.shape[1]) ** 0.5 for p in stack]
+            if isinstance(learning_rate, Tensor):
+                changes = [o.to(p.dtype).contiguous() for p, o in zip(stack, orthogonal, strict=True)]
+                torch._foreach_mul_(changes, scales)
+                torch._foreach_mul_(changes, -learning_rate)
+                torch._foreach_add_(stack, changes)
+            else:
+                for p, o, scale in zip(stack, orthogonal, scales, strict=True):
+                    p.add_(o, alpha=-learning_rate * scale)
+
+
+def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The matrices in lists of equal shape or its transpose, none with more than STACKED elements in all.
+
+    On a graphics card larger ones are faster.
+    """
+    by_shape: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
+    for matrix in matrices:
+        lists = by_shape[min(matrix.shape), max(matrix.shape)]
+        most = STACKED if matrix.device.type == "cpu" else STACKED_ON_A_CARD
+        if not lists or (len(lists[-1]) + 1) * matrix.numel() > most:
+            lists.append([])
+        lists[-1].append(matrix)
+    return [stack for lists in by_shape.values() for stack in lists]
+
+
+def orthogonalised(stack_NRC: Tensor) -> Tensor:
+    """Each wide matrix with all of its singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
+    x: Tensor = stack_NRC / torch.linalg.vector_norm(stack_NRC, dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    a, b, c = QUINTIC
+    for _ in range(QUINTIC_STEPS):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def at_rest(value: Tensor) -> Tensor:
+    """What is remembered before the first step, in bf16; a count stays as it is."""
+    return value.to(torch.bfloat16) if value.dim() else value
+
+
+def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
+    """Write x in bf16: one of its two neighbours, the nearer one more often, so that it is right on average.
+
+    Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step. x
+    is overwritten.
+    """
+    # In pieces: what is drawn takes another 6 bytes an element.
+    parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, into))
+    for part, place in zip(*parts, strict=True):
+        if isinstance(bits, Bits):
+            drawn = bits.next(1, part.numel()).flatten()
+        else:
+            draws = bits.integers(0, 2**64, -(-part.numel() // 4), np.uint64)
+            drawn = torch.from_numpy(draws.view(np.int16)[: part.numel()]).to(x.device)
+        lower = drawn.to(torch.int32).bitwise_and_(0xFFFF)
+        place.copy_(part.view(torch.int32).add_(lower).bitwise_and_(-0x10000).view(torch.float32))
+
+
+def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:
+    """Which optimizer owns a parameter, by the parameter's id."""
+    return {id(p): o for o in optimizers for p in o.parameters}
