@@ -5,7 +5,6 @@ CORPUS ?=
 RECIPE ?= small
 SET ?=
 PORT ?= 4200
-PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 
 # A folder of corpora beside the checkout stands in for the network (layout: <corpus>/<file name>).
 ifneq ($(wildcard ../shared/corpora),)
@@ -41,14 +40,10 @@ install: .venv/installed ## only make .venv and install the project into it
 clean: ## remove .venv (not the artifacts, which lie in .bardflow)
 	rm -rf .venv
 
-.venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "bardflow needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11" >&2; exit 1; }
-	@echo "Installing into .venv (a minute or two, once) ..."
-	@$(PYTHON) -m venv .venv
-	@$(PIP) install --constraint constraints.txt --editable .
+.venv/installed: pyproject.toml constraints.txt install.sh
+	@PYTHON='$(PYTHON)' ./install.sh
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@PYTHON='$(PYTHON)' ./install.sh dev
 	@touch $@

@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import httpx
 
 from bardflow.errors import BardError
 
+PROJECT_FILE = "prefect.yaml"
+MAKE_ONE = "run `bard init NAME` and `cd NAME`, or name a project with BARDFLOW_PROJECT=/path/to/it"
 STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
 LOOPBACK = "127.0.0.1,localhost,::1"
 # The variable that tells a run where `bard up` serves the reports.
@@ -23,20 +26,37 @@ class HomeError(BardError):
 
 
 def project_folder() -> Path:
-    """The checkout: the folder that holds `prefect.yaml`. BARDFLOW_PROJECT overrides it.
+    """The project's folder, which holds `prefect.yaml`, `corpora/` and `recipes/`.
+
+    BARDFLOW_PROJECT names it. Otherwise it is the nearest project around the working directory (`bard init` makes one),
+    or else the checkout that the program runs from.
 
     Raises:
-        HomeError: there is no `prefect.yaml` in it.
+        HomeError: there is none.
     """
     named = os.environ.get("BARDFLOW_PROJECT")
-    folder = Path(named).expanduser().resolve() if named else Path(__file__).resolve().parent.parent
-    if not (folder / "prefect.yaml").is_file():
-        whence = "BARDFLOW_PROJECT names it" if named else "the bardflow package lies in it"
-        raise HomeError(
-            f"No prefect.yaml in {folder} ({whence}). The project's folder is the checkout that holds prefect.yaml: "
-            "install from a checkout (`make train` does), or name it with BARDFLOW_PROJECT=/path/to/checkout."
-        )
-    return folder
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not (folder / PROJECT_FILE).is_file():
+            raise HomeError(f"BARDFLOW_PROJECT names {folder}, but there is no {PROJECT_FILE} in it: {MAKE_ONE}")
+        return folder
+    here, checkout = Path.cwd(), Path(__file__).resolve().parent.parent
+    for folder in (here, *here.parents):
+        if is_project(folder):
+            return folder
+    if is_project(checkout):
+        return checkout
+    raise HomeError(
+        f"Neither {here} nor a folder above it is a bardflow project (no {PROJECT_FILE} of one): {MAKE_ONE}"
+    )
+
+
+def is_project(folder: Path) -> bool:
+    """Whether the folder has a `prefect.yaml` of bardflow's; other Prefect projects have files of this name too."""
+    try:
+        return re.search("^name: bardflow$", (folder / PROJECT_FILE).read_text("utf-8"), re.MULTILINE) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def home() -> Path:

@@ -1,11 +1,22 @@
-"""The commands that look at artifacts and their names, and the two that change them: `rollback` and `sweep`."""
+"""The commands that look at artifacts and their names, and the two that change them: `rollback` and `gc`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, print_json, print_table
+from bardflow.commands.console import (
+    LOOPBACK,
+    AsJson,
+    OptionalRef,
+    Ref,
+    found,
+    prepare_prefect,
+    print_json,
+    print_table,
+    tell,
+)
 from bardflow.errors import BardError
 from bardflow.home import home
 
@@ -23,10 +34,13 @@ def path(ref: Ref) -> None:
 
 
 @artifacts.command()
-def show(ref: Ref, as_json: AsJson = False) -> None:
-    """What an artifact is: its facts and files, and the history of its name."""
+def show(ref: OptionalRef = None, as_json: AsJson = False) -> None:
+    """Show an artifact: its facts and files, and the history of its name. Without REF, list all names."""
     from bardflow.storage.refs import Refs
 
+    if ref is None:
+        list_names(as_json)
+        return
     store, handle = found(ref)
     manifest, history = store.manifest(handle), Refs(home()).history(ref) if "/" in ref else []
     if as_json:
@@ -48,6 +62,22 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
         print("history")
         for entry in history:
             print(f"  {entry.number:>3}  {entry.at[:16]}  {entry.handle}  {entry.by}: {entry.why}")
+
+
+def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
+    """Print each name and what it refers to, only artifacts of some kinds where they are given."""
+    from bardflow.storage.refs import Refs
+
+    refs = Refs(home())
+    heads = {name: head for name in refs.names() if (head := refs.head(name)) and (not only or head.kind in only)}
+    if as_json:
+        print_json({name: entry.model_dump(mode="json") for name, entry in heads.items()})
+        return
+    if not heads:
+        tell("There are no artifacts with a name yet: `bard train` makes the first ones.")
+    width = max(map(len, heads), default=0)
+    for name, entry in heads.items():
+        print(f"{name:<{width}}  {entry.handle!s:<20} {entry.at[:16]}  {entry.by}")
 
 
 @artifacts.command()
@@ -140,12 +170,18 @@ def report(
 
 @artifacts.command()
 def metrics(
-    ref: Ref,
+    ref: OptionalRef = None,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write them as a TensorBoard run there instead.")
     ] = None,
 ) -> None:
-    """A run's loss curve as JSON lines: step, seconds, losses in nats per token, learning rate."""
+    """Print a run's loss curve as JSON lines: step, seconds, losses in nats per token, learning rate.
+
+    Without REF, list the names that have one.
+    """
+    if ref is None:
+        list_names(False, only=("model", "report"))
+        return
     prepare_prefect()
     from bardflow.tasks.reporting import METRICS, page_of, write_tensorboard
 
@@ -158,26 +194,28 @@ def metrics(
 
 
 @artifacts.command()
-def sweep(
+def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete artifacts that no name leads to; waits for runs under way."""
+    """Delete artifacts that no name refers to (garbage collection); waits until no run is active."""
     prepare_prefect()
+    from bardflow.storage.garbage import collect_garbage
     from bardflow.storage.refs import Refs
     from bardflow.storage.store import Store
-    from bardflow.storage.sweep import sweep as sweep_store
-    from bardflow.tasks.turns import sweeping_store
+    from bardflow.tasks.turns import collecting_garbage
 
-    with sweeping_store():
-        swept = sweep_store(Store(home()), Refs(home()), dry_run=dry_run)
+    with collecting_garbage():
+        collected = collect_garbage(Store(home()), Refs(home()), dry_run=dry_run)
     if as_json:
-        print_json({"objects": [str(handle) for handle in swept.objects], "bytes": swept.bytes, "dry_run": dry_run})
+        objects = [str(handle) for handle in collected.objects]
+        print_json({"objects": objects, "bytes": collected.bytes, "dry_run": dry_run})
         return
-    for handle in swept.objects:
+    for handle in collected.objects:
         print(handle)
     done = "would be deleted" if dry_run else "deleted"
-    print(f"{len(swept.objects)} artifacts, {swept.bytes:,} bytes, and {len(swept.drafts)} unfinished ones {done}")
+    drafts = f" and {len(collected.drafts)} unfinished ones" if collected.drafts else ""
+    print(f"{len(collected.objects)} artifacts{drafts}, {collected.bytes:,} bytes, {done}")
 
 
 def report_of(ref: str) -> "Report":

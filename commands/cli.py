@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,13 +11,18 @@ from bardflow.commands.artifact_commands import artifacts
 from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import models
+from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError
 from bardflow.home import project_folder, set_up_computing
 
 if TYPE_CHECKING:
     from bardflow.flows.outcome import Outcome
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train small GPTs on any text, and work with what was trained.",
+)
 
 Fields = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `bard recipe list`.")]
@@ -39,6 +45,24 @@ def main() -> None:
     except BardError as error:
         print(f"bard: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bardflow {version('bardflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options of `bard` itself."""
 
 
 @app.command()
@@ -91,6 +115,17 @@ def train(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder; it is made where it is missing.")],
+) -> None:
+    """Create a project: a folder with corpora, recipes, schedules and settings of your own."""
+    from bardflow.commands.project import create_project
+
+    made = create_project(folder.expanduser().resolve())
+    print(f"Created a project in {folder}: {', '.join(made)}\n\n  cd {folder}\n  bard train\n  bard up")
+
+
+@app.command()
 def plan(
     corpus: Annotated[str, typer.Argument(help="A name from `bard corpus list`.")] = DEFAULT_CORPUS,
     recipe: RecipeOption = "small",
@@ -127,6 +162,7 @@ def up(
 
 
 app.add_typer(corpora, name="corpus")
+app.add_typer(recipes, name="recipe")
 app.add_typer(artifacts)
 app.add_typer(models)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
+OptionalRef = Annotated[
+    str | None, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")
+]
 LOOPBACK = "127.0.0.1"
 
 

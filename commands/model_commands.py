@@ -20,7 +20,10 @@ models = typer.Typer()
 def sample(
     ref: Ref,
     prompt: Annotated[str | None, typer.Option(help="What the text begins with. [default: a new line]")] = None,
-    characters: Annotated[int, typer.Option(min=1)] = 500,
+    characters: Annotated[int | None, typer.Option(min=1, help="Stop after so many. [default: 500]")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many tokens, in place of --characters.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
     top_p: Annotated[
@@ -33,7 +36,7 @@ def sample(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model write."""
+    """Generate text with a model."""
     from time import perf_counter
 
     from pydantic import ValidationError
@@ -50,6 +53,8 @@ def sample(
         raise BardError(
             f"{ref} is a {type(handle).__name__}, but only a Model can write; give one, such as NAME/champion"
         )
+    if tokens is not None and characters is not None:
+        raise BardError("--tokens and --characters both say where a text ends; give one of them")
     if prompt == "":
         raise BardError("--prompt is empty, but a text begins with something; leave it out to begin with a new line")
     if stream and count > 1 and not as_json:
@@ -66,25 +71,27 @@ def sample(
     begin = prompt or opening(tokenizer)
     as_it_comes = stream if stream is not None else count == 1 and not as_json and sys.stdout.isatty()
 
-    texts, tokens, started = [""] * count, 0, perf_counter()
-    writing = write(gpt, tokenizer, begin, characters, spec, place, rows=count)
+    texts, drawn, started = [""] * count, 0, perf_counter()
+    if tokens is None and characters is None:
+        characters = 500
+    writing = write(gpt, tokenizer, begin, characters, spec, place, rows=count, tokens=tokens)
     if as_it_comes and not as_json:
         print(begin, end="", flush=True)
     for row, text in writing:
         texts[row] += text
-        tokens += 1
+        drawn += 1
         if as_it_comes and text:
             said = json.dumps({"row": row, "text": text}, ensure_ascii=False) + "\n" if as_json else text
             print(said, end="", flush=True)
     seconds = perf_counter() - started
 
-    speed = {"tokens": tokens, "seconds": round(seconds, 6), "tokens_per_second": round(tokens / seconds, 1)}
+    speed = {"tokens": drawn, "seconds": round(seconds, 6), "tokens_per_second": round(drawn / seconds, 1)}
     whole = {"model": handle.digest, "prompt": begin, "text": texts[0], "texts": texts, **spec.model_dump(), **speed}
     if as_json:
         print(json.dumps(whole, ensure_ascii=False, indent=None if as_it_comes else 2))
         return
     print("" if as_it_comes else "\n---\n".join(begin + text for text in texts))
-    tell(f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:,.0f} tokens per second")
+    tell(f"{drawn:,} tokens in {seconds:.2f} s: {drawn / seconds:,.0f} tokens per second")
 
 
 @models.command()
@@ -121,7 +128,7 @@ def serve(
     port: Annotated[int, typer.Option(help="The port where the page is.")] = 4300,
     host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
 ) -> None:
-    """A page to write with a model, which shows what it held for likely at each place."""
+    """Serve a page to generate text with a model; it shows the most probable next tokens at each position."""
     prepare_prefect()
     from bardflow.commands.processes import reachable, require_free
     from bardflow.commands.web import serve as serve_app

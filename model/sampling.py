@@ -243,32 +243,48 @@ def most(logits_V: Logits, k: int) -> npt.NDArray[np.intp]:
 
 
 def write(
-    gpt: GPT, tokenizer: Tokenizer, prompt: str, characters: int, spec: SamplingSpec, device: Device, *, rows: int = 1
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    characters: int | None,
+    spec: SamplingSpec,
+    device: Device,
+    *,
+    rows: int = 1,
+    tokens: int | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Texts that continue `prompt`, each `characters` long, as they come: one (row, text) for each token drawn.
+    """Texts that continue `prompt` as they come: one (row, text) for each token drawn.
 
-    The text is what became certain with the token: whole characters, often none. A row's texts together are the first
-    `characters` of what all its tokens decode to; bytes that make no character are U+FFFD there. Rows that are
-    finished give no more.
+    Each ends after so many `characters` or `tokens`, whichever is first; one of the two has to be given. The text is
+    what became certain with the token: whole characters, often none. A row's texts together are the first `characters`
+    of what all its tokens decode to; bytes that make no character are U+FFFD there. Rows that are finished give no
+    more.
 
     Raises:
+        ValueError: neither is given.
         SamplingError: the prompt is empty, or no row is asked for; while drawing: the model's logits are not finite.
         UnknownCharacter: the vocabulary can not spell the prompt.
     """
+    if characters is None and tokens is None:
+        raise ValueError("a text that ends neither after characters nor after tokens has no end; give one of them")
     [ids] = encode(tokenizer, [prompt])
-    return _writing(sample_rows(gpt, [ids.tolist()] * rows, spec, device), tokenizer, characters, rows)
+    steps = sample_rows(gpt, [ids.tolist()] * rows, spec, device)
+    return _writing(steps, tokenizer, characters, tokens, rows)
 
 
-def _writing(steps: Iterator[list[int]], tokenizer: Tokenizer, characters: int, rows: int) -> Iterator[tuple[int, str]]:
+def _writing(
+    steps: Iterator[list[int]], tokenizer: Tokenizer, characters: int | None, tokens: int | None, rows: int
+) -> Iterator[tuple[int, str]]:
     streams, lengths = [TextStream(tokenizer) for _ in range(rows)], [0] * rows
     unfinished = list(range(rows))
-    for drawn in steps:
+    for number, drawn in enumerate(steps, start=1):
         for row in tuple(unfinished):
             text = streams[row].take(drawn[row])
-            if lengths[row] + len(text) + streams[row].at_least >= characters:
+            long = characters is not None and lengths[row] + len(text) + streams[row].at_least >= characters
+            if long or number == tokens:
                 text += streams[row].end()
                 unfinished.remove(row)
-            text = text[: characters - lengths[row]]
+            text = text if characters is None else text[: characters - lengths[row]]
             lengths[row] += len(text)
             yield row, text
         if not unfinished:

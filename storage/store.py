@@ -96,7 +96,7 @@ class Store:
     def draft(self) -> Iterator[Draft]:
         """A folder to write an object's files into. What is not handed to `keep` by the end is deleted.
 
-        Its name begins with the number of the process that writes: a killed one leaves its draft to `sweep`.
+        Its name begins with the number of the process that writes: a killed one leaves its draft to garbage collection.
         """
         make_folder(self.drafts)
         draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))

@@ -49,8 +49,8 @@ class Asked(NamedTuple):
 class Asking:
     """One run's questions in order: each is answered from Prefect's cache or by running the task.
 
-    Entered, it shares the lease on the store: what its answers point to has no name before the run's end, and no sweep
-    comes in between.
+    Entered, it shares the lease on the store: what its answers point to has no name before the run's end, and is not
+    deleted as garbage meanwhile.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Asking:
         """Ask a task. A cached answer whose object is missing or damaged is made again, and the run says so.
 
         Raises:
-            RuntimeError: this was not entered (`with Asking() as ask`), so a sweep could delete the answers.
+            RuntimeError: this was not entered (`with Asking() as ask`), so garbage collection could delete the answers.
         """
         if self._lease is None:
             raise RuntimeError("questions are asked while the store's lease is held: `with Asking() as ask`")

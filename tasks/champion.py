@@ -102,9 +102,10 @@ def judge(
 
 
 def still_there(digest: str | None) -> Evaluation | None:
-    """The evaluation of a champion that was met long ago; None where there was none, or it was swept since.
+    """The evaluation of a champion that was met long ago; None where there was none, or it was deleted since.
 
-    A sweep keeps those of each name's last entry. Only the champion's samples are lost with it: the verdict stands.
+    Garbage collection keeps those of each name's last entry. Only the champion's samples are lost with it: the verdict
+    stands.
     """
     if digest is None:
         return None
@@ -228,7 +229,7 @@ def note_text(corpus: str, text: Corpus, *, by: str) -> str:
 
 
 def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: Report, *, by: str) -> None:
-    """Name the report of a champion's score on the text as it is now: the index shows it, and no sweep takes it."""
+    """Name the report of a champion's score on the text as it is now: so it is shown and kept."""
     bits = scores_of(evaluation).bits_per_character
     notes = {"model": model.digest, "evaluation": evaluation.digest}
     why = f"the champion {model.short} scored again: {bits:.4f} bits per character"

@@ -111,7 +111,7 @@ class Search:
         }
         self.name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
         self.space, self.seed = space, seed
-        folder = home() / "sweeps"
+        folder = home() / "searches"
         folder.mkdir(parents=True, exist_ok=True)
         journal = str(folder / f"{self.name}.log")
         self.study = optuna.create_study(
@@ -203,7 +203,7 @@ def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
 
 
 @task(version="2", cache_policy=SAME_QUESTION)
-def publish_sweep(
+def publish_search(
     corpus: Corpus,
     tried: list[str],
     reached: list[float],
@@ -247,8 +247,8 @@ def publish_sweep(
         "best trial's figure flatters it a little.",
     )
     page = pages.ExperimentPage(
-        experiment="sweep",
-        title=f"Sweep: {title}",
+        experiment="search",
+        title=f"Hyperparameter search: {title}",
         question=f"Which values reach the fewest bits per character? Searched: {searched}.",
         created=made_at(evaluation),
         answer=answer,

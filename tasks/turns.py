@@ -1,4 +1,4 @@
-"""Who works with the store at once: one training of a corpus at a time, and no sweep while any run is under way."""
+"""Who works with the store at once: one training of a corpus at a time, and no garbage collection while any run is."""
 
 import fcntl
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ def searching(corpus: str) -> Iterator[None]:
 
 @contextmanager
 def using_store() -> Iterator[None]:
-    """Share the lease on the store: while anyone has it, no sweep deletes anything. Waits for a sweep to end."""
-    with _locked("store", fcntl.LOCK_SH, "a sweep is deleting artifacts: waiting for it to end"):
+    """Share the lease on the store: while anyone has it, no garbage is deleted. Waits for garbage collection to end."""
+    with _locked("store", fcntl.LOCK_SH, "garbage collection is deleting artifacts: waiting for it to end"):
         yield
 
 
 @contextmanager
-def sweeping_store() -> Iterator[None]:
+def collecting_garbage() -> Iterator[None]:
     """Take the lease on the store alone: waits until no run is under way, and keeps new ones waiting then."""
     waiting = "runs are under way, which need artifacts that have no name yet: waiting for them to end"
     with _locked("store", fcntl.LOCK_EX, waiting):

@@ -92,13 +92,13 @@ def test_a_second_training_trains_nothing_and_says_why(trained: tuple[Path, dict
     assert "xz -9" in said.out and "report " in said.out and "champion " in said.out
 
 
-def test_a_sweep_keeps_all_that_the_next_run_asks_for(trained: tuple[Path, dict[str, Any], str]) -> None:
+def test_garbage_collection_keeps_all_that_the_next_run_asks_for(trained: tuple[Path, dict[str, Any], str]) -> None:
     another = typed(trained[0], *ARGUMENTS, "--set", "steps=2", "--set", "leg_steps=2")  # takes the name own/tiny over
     assert another.code == 0, another.err
     assert typed(trained[0], *ARGUMENTS).code == 0  # and gives it back: the other run is now reached by no name
-    planned = json.loads(typed(trained[0], "sweep", "--dry-run", "--json").out)
-    swept = json.loads(typed(trained[0], "sweep", "--json").out)
-    assert swept["objects"] == planned["objects"] != []
+    planned = json.loads(typed(trained[0], "gc", "--dry-run", "--json").out)
+    collected = json.loads(typed(trained[0], "gc", "--json").out)
+    assert collected["objects"] == planned["objects"] != []
     said = typed(trained[0], *ARGUMENTS)
     assert "nothing trained" in said.out and "missing" not in said.err
 

@@ -25,7 +25,7 @@ from bardflow.flows.compare_vocabularies import compare_vocabularies
 from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.flows.refresh_corpora import refresh_corpora
 from bardflow.flows.scaling_ladder import of_size, scaling_ladder
-from bardflow.flows.sweep import sweep
+from bardflow.flows.search import search
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.flows.training import train_and_evaluate, with_steps
 from bardflow.home import home
@@ -132,12 +132,12 @@ def test_a_wrong_vocabulary_is_refused_before_anything_starts(project: Path) -> 
 
 
 @pytest.mark.usefixtures("answers")
-def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_resumes_where_it_was_interrupted_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     space: Any = {"learning_rate": Range(low=1e-4, high=1e-1, log=True), "heads": [1, 2, 3]}
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
 
     def run(trials: int) -> Any:
-        return sweep("own", "tiny", quick, space, trials)
+        return search("own", "tiny", quick, space, trials)
 
     calls: list[int] = []
 
@@ -148,10 +148,10 @@ def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: p
         return train_and_evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bardflow.flows.sweep.train_and_evaluate", dies_at_the_third)
+        patch.setattr("bardflow.flows.search.train_and_evaluate", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             run(5)
-    [log] = (home() / "sweeps").glob("*.log")
+    [log] = (home() / "searches").glob("*.log")
 
     def tried() -> list[Any]:
         storage = JournalStorage(JournalFileBackend(str(log)))
@@ -160,7 +160,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off_and_is_not_repeated(monkeypatch: p
     begun = tried()
     where = run(5)
     assert tried()[: len(begun)] == begun, "what was tried stays tried"
-    page = page_of("experiments/sweep-own")
+    page = page_of("experiments/search-own")
     rows = page["parts"][0]["tables"][0]["rows"]
     # Width 16 has no three heads: such a trial counts, and has no score.
     assert 1 <= len(rows) <= 5
@@ -176,8 +176,8 @@ def test_a_hopeless_trial_stops_early_also_where_the_recipe_has_one_leg(caplog: 
     # After four trials to compare with, each of the others learns nothing, or next to nothing.
     rates: Any = {"learning_rate": [1e-2, 3e-2, 1e-9, 1e-8]}
     quick = Overrides.model_validate(SMALL | {"steps": 8, "leg_steps": 8, "optimizer": "adamw"})
-    sweep("own", "tiny", quick, rates, 10)
-    rows = page_of("experiments/sweep-own")["parts"][0]["tables"][0]["rows"]
+    search("own", "tiny", quick, rates, 10)
+    rows = page_of("experiments/search-own")["parts"][0]["tables"][0]["rows"]
     stopped = [row for row in rows if row[2] == "stopped early"]
     assert stopped and "1e-0" in stopped[-1][0]
     assert float(stopped[-1][1]) > float(rows[0][1])
@@ -189,15 +189,15 @@ def test_each_trials_error_is_its_own_ending_and_the_others_go_on(caplog: pytest
     # No text of 20,000 characters has a window of 60,000; a vocabulary of 300 is no alphabet and merges less.
     space: Any = {"context": [16, 60_000], "heads": [1, 3]}
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
-    where = sweep("own", "tiny", quick, space, 8)
-    [part] = page_of("experiments/sweep-own")["parts"]
+    where = search("own", "tiny", quick, space, 8)
+    [part] = page_of("experiments/search-own")["parts"]
     scored = [row[0] for row in part["tables"][0]["rows"]]
     assert scored and set(scored) == {"context=16 heads=1"}
     assert any("context=60000" in said and "needs 60,001" in said for said in part["findings"])
     assert any("heads=3" in said and "not divisible" in said for said in part["findings"])
     assert len(scored) + len(part["findings"]) == 8
     caplog.clear()
-    assert sweep("own", "tiny", quick, space, 8) == where, "what was tried stays tried, errors too"
+    assert search("own", "tiny", quick, space, 8) == where, "what was tried stays tried, errors too"
     assert not [line for line in caplog.messages if line.startswith("trial ")]
 
 
@@ -206,7 +206,7 @@ def test_a_search_in_which_every_trial_fails_says_why_and_ends() -> None:
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
     for _ in range(2):
         with pytest.raises(BardError, match=r"(?s)None of the 2 trials could be trained.*needs 60,001"):
-            sweep("own", "tiny", quick, {"context": [60_000]}, 2)
+            search("own", "tiny", quick, {"context": [60_000]}, 2)
 
 
 @pytest.mark.usefixtures("answers")
@@ -220,10 +220,10 @@ def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest
             raise MemoryError("as good as a kill: the process does not come to write anything down")
         return train_and_evaluate(ask, text, chosen, **kwargs)
 
-    monkeypatch.setattr("bardflow.flows.sweep.train_and_evaluate", dies)
+    monkeypatch.setattr("bardflow.flows.search.train_and_evaluate", dies)
 
     def run() -> Any:
-        return sweep("own", "tiny", quick, {"learning_rate": [0.5]}, 2)
+        return search("own", "tiny", quick, {"learning_rate": [0.5]}, 2)
 
     for attempt in range(1, 4):
         with pytest.raises(MemoryError):
@@ -231,7 +231,7 @@ def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest
         assert len(deaths) == attempt
     with pytest.raises(MemoryError):
         run()  # the second trial's first attempt: the first one is given up
-    [log] = (home() / "sweeps").glob("*.log")
+    [log] = (home() / "searches").glob("*.log")
     storage = JournalStorage(JournalFileBackend(str(log)))
     attempts = [t.user_attrs.get("attempt", 1) for t in optuna.load_study(study_name=log.stem, storage=storage).trials]
     assert attempts == [1, 2, 3, 1]
@@ -243,34 +243,36 @@ def test_a_trial_that_patience_ended_is_complete_and_not_pruned() -> None:
     quick = Overrides.model_validate(
         SMALL | {"steps": 20, "leg_steps": 2, "patience": 1, "schedule": "constant", "optimizer": "adamw"}
     )
-    sweep("own", "tiny", quick, {"learning_rate": [3.0, 4.0]}, 2)
-    [table] = page_of("experiments/sweep-own")["parts"][0]["tables"]
+    search("own", "tiny", quick, {"learning_rate": [3.0, 4.0]}, 2)
+    [table] = page_of("experiments/search-own")["parts"][0]["tables"]
     assert {row[2] for row in table["rows"]} == {"its loss no longer fell"}
-    assert "0 were stopped early" in page_of("experiments/sweep-own")["answer"][0]
-    [log] = (home() / "sweeps").glob("*.log")
+    assert "0 were stopped early" in page_of("experiments/search-own")["answer"][0]
+    [log] = (home() / "searches").glob("*.log")
     storage = JournalStorage(JournalFileBackend(str(log)))
     states = {trial.state.name for trial in optuna.load_study(study_name=log.stem, storage=storage).trials}
     assert states == {"COMPLETE"}
 
 
 @pytest.mark.usefixtures("answers")
-def test_an_experiment_that_is_swept_in_the_middle_keeps_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweeps: list[subprocess.Popen[str]] = []
+def test_garbage_collection_meanwhile_takes_nothing_from_an_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collections: list[subprocess.Popen[str]] = []
 
-    def then_swept(*args: Any, **kwargs: Any) -> Any:
+    def then_collected(*args: Any, **kwargs: Any) -> Any:
         trained = train_and_evaluate(*args, **kwargs)
-        if not sweeps:
-            sweeping = [sys.executable, "-m", "bardflow.commands.cli", "sweep", "--json"]
+        if not collections:
+            command = [sys.executable, "-m", "bardflow.commands.cli", "gc", "--json"]
             pipe = subprocess.PIPE
-            sweeps.append(subprocess.Popen(sweeping, stdout=pipe, stderr=pipe, text=True, cwd=CHECKOUT))
-            assert sweeps[0].stderr is not None
-            sweeps[0].stderr.readline()  # it waits and says so, or it is done
+            collections.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=CHECKOUT))
+            assert collections[0].stderr is not None
+            collections[0].stderr.readline()  # it waits and says so, or it is done
         return trained
 
-    monkeypatch.setattr("bardflow.flows.scaling_ladder.train_and_evaluate", then_swept)
+    monkeypatch.setattr("bardflow.flows.scaling_ladder.train_and_evaluate", then_collected)
     where = scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
-    _, err = sweeps[0].communicate()
-    assert sweeps[0].returncode == 0, err
+    _, err = collections[0].communicate()
+    assert collections[0].returncode == 0, err
     assert Path(where).is_file()
     head = refs().head("experiments/scaling-ladder-own")
     assert head is not None
@@ -279,7 +281,7 @@ def test_an_experiment_that_is_swept_in_the_middle_keeps_what_it_needs(monkeypat
 
 
 def test_every_number_and_list_that_a_flow_takes_has_bounds() -> None:
-    for flow in (train_gpt, evaluate_gpt, refresh_corpora, compare_vocabularies, scaling_ladder, sweep):
+    for flow in (train_gpt, evaluate_gpt, refresh_corpora, compare_vocabularies, scaling_ladder, search):
         properties = flow.parameters.properties
         for name, described in properties.items():
             for way in described.get("anyOf", [described]):
@@ -302,8 +304,8 @@ def test_every_number_and_list_that_a_flow_takes_has_bounds() -> None:
         (lambda: scaling_ladder("own", patience=0), "patience"),
         (lambda: scaling_ladder("own", most_rungs=0), "most_rungs"),
         (lambda: scaling_ladder("own", least_gain=-1), "least_gain"),
-        (lambda: sweep("own", trials=0), "trials"),
-        (lambda: sweep("own", seed=-1), "seed"),
+        (lambda: search("own", trials=0), "trials"),
+        (lambda: search("own", seed=-1), "seed"),
         (lambda: evaluate_gpt([]), "corpora"),
         (lambda: refresh_corpora([]), "corpora"),
     ],
@@ -334,7 +336,7 @@ def test_what_an_experiment_makes_of_a_recipe_is_a_legal_recipe() -> None:
 )
 def test_a_search_over_nothing_or_over_what_is_no_field_is_refused(space: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        sweep("own", "tiny", Overrides.model_validate(SMALL), space, 2)
+        search("own", "tiny", Overrides.model_validate(SMALL), space, 2)
 
 
 @pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (0, 1, True), (1, 1, False)])

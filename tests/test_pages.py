@@ -231,7 +231,7 @@ def test_the_page_needs_no_network() -> None:
 def test_equal_values_give_equal_bytes_in_another_process(tmp_path: Path) -> None:
     (tmp_path / "page.json").write_text(a_page().model_dump_json(), "utf-8")
     code = (
-        "import pathlib, sys; from pages.run import RunPage, render\n"
+        "import pathlib, sys; from bardflow.pages.run import RunPage, render\n"
         "page = RunPage.model_validate_json(pathlib.Path(sys.argv[1]).read_text('utf-8'))\n"
         "sys.stdout.buffer.write(render(page).encode())"
     )

@@ -16,9 +16,9 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.machine.memory import BadLimit
 from bardflow.model.planning.plan import TooLittleMemory
 from bardflow.sources.spec import CorpusError
+from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import KINDS, Corpus, Evaluation, Model, Report
 from bardflow.storage.refs import Refs
-from bardflow.storage.sweep import Swept, sweep
 from bardflow.tasks.answers import refs, store
 from bardflow.tasks.champion import NoSuchChampion, crown, named_by, note_text, rollback
 from bardflow.tasks.index import write_index
@@ -260,26 +260,26 @@ def test_a_start_that_several_champions_digests_have_names_none(monkeypatch: pyt
         rollback("own", to=first.model[:6], by="a test", why=None)
 
 
-def swept() -> Swept:
-    return sweep(store(), refs(), dry_run=False)
+def collected() -> Collected:
+    return collect_garbage(store(), refs(), dry_run=False)
 
 
-def test_a_run_can_run_again_after_a_sweep_although_the_champion_that_it_met_is_another_by_now() -> None:
+def test_a_run_can_run_again_after_a_garbage_collection_although_the_champion_that_it_met_is_another_by_now() -> None:
     run(steps=20, leg_steps=20)
     # With a sample more the champion is scored anew, and that score has no name but in the loser's note.
     lost = run(samples=2)
     noted = refs().head("own/tiny")
     assert noted is not None and not lost.champion_moved
     rival = Evaluation(digest=noted.notes["rival"])
-    swept()
+    collected()
     assert store().damage(rival) is None
     assert run(steps=80, leg_steps=80).champion_moved
-    swept()
+    collected()
     assert store().damage(rival) == "missing", "the last note of the recipe is another's now"
     again = run(samples=2)
     assert again.model == lost.model and lost.verdict in again.verdict and not again.champion_moved
     assert page_of(Report(digest=Path(again.report).parent.name)).rival_samples == ()
-    swept()
+    collected()
     assert run(samples=2).report == again.report
 
 
@@ -384,7 +384,7 @@ def test_a_corpus_that_cannot_be_scored_keeps_no_other_from_it_and_what_was_scor
     head = refs().head("own/evaluated")
     assert head is not None and head.handle != Report(digest=Path(first.report).parent.name)
     assert head.notes["model"] == first.model
-    assert swept().objects == ()
+    assert collected().objects == ()
     assert store().damage(head.handle) is None
     bits = page_of(Report(digest=head.digest)).scores.bits_per_character
     assert f"{bits:.4f}" in write_index().read_text(encoding="utf-8"), "the index shows the score of today's text"

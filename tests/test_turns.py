@@ -1,4 +1,4 @@
-"""Who waits for whom: runs share the store, a sweep has it alone, and a lock dies with its holder."""
+"""Who waits for whom: runs share the store, a garbage collection has it alone, and a lock dies with its holder."""
 
 import subprocess
 import sys
@@ -61,17 +61,17 @@ def holders(*locks: tuple[str, ...]) -> Iterator[list[Holder]]:
 
 
 @pytest.mark.usefixtures("home")
-def test_a_sweep_waits_for_every_run_and_runs_wait_for_the_sweep() -> None:
+def test_garbage_collection_waits_for_every_run_and_runs_wait_for_it() -> None:
     with holders(("using_store",), ("using_store",)) as runs:
         assert [run.says() for run in runs] == ["has it", "has it"], "runs share the store"
-        with holders(("sweeping_store",)) as [sweep]:
-            assert sweep.says().startswith("runs are under way")
+        with holders(("collecting_garbage",)) as [collection]:
+            assert collection.says().startswith("runs are under way")
             runs[0].end()
             runs[1].end()
-            assert sweep.says() == "has it", "killed, a run frees its share"
+            assert collection.says() == "has it", "killed, a run frees its share"
             with holders(("using_store",)) as [late]:
-                assert late.says().startswith("a sweep is deleting artifacts")
-                sweep.end()
+                assert late.says().startswith("garbage collection is deleting artifacts")
+                collection.end()
                 assert late.says() == "has it"
 
 
@@ -98,7 +98,7 @@ def test_questions_are_asked_under_the_lease_alone() -> None:
     ask = Asking()
     with pytest.raises(RuntimeError, match="with Asking"):
         ask(learn_vocabulary)
-    with holders(("sweeping_store",)) as [sweep]:
-        assert sweep.says() == "has it"
-    with ask, holders(("sweeping_store",)) as [sweep]:
-        assert sweep.says().startswith("runs are under way")
+    with holders(("collecting_garbage",)) as [collection]:
+        assert collection.says() == "has it"
+    with ask, holders(("collecting_garbage",)) as [collection]:
+        assert collection.says().startswith("runs are under way")

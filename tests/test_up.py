@@ -19,9 +19,10 @@ import pytest
 
 from bardflow.commands.prefect_api import api, deploy
 from bardflow.commands.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
+from bardflow.commands.project import ProjectError, create_project
 from bardflow.commands.up import server, up
 from bardflow.home import HomeError, held, prefect_environment, project_folder, server_url
-from tests.conftest import give_database
+from tests.conftest import CHECKOUT, give_database
 
 FLOWS = """
 import os
@@ -226,8 +227,34 @@ def test_an_address_that_cannot_be_served_is_refused(host: str, port: int, messa
 
 def test_a_folder_without_prefect_yaml_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BARDFLOW_PROJECT", str(tmp_path))
-    with pytest.raises(HomeError, match=r"No prefect\.yaml"):
+    with pytest.raises(HomeError, match=r"no prefect\.yaml.*bard init"):
         project_folder()
+
+
+def test_the_nearest_project_around_the_working_directory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BARDFLOW_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert project_folder() == CHECKOUT, "no project is around it, so that of the program"
+    (tmp_path / "prefect.yaml").write_text("name: another\n")
+    assert project_folder() == CHECKOUT, "another program's is none of ours"
+    create_project(tmp_path / "mine")
+    (tmp_path / "mine" / "deep" / "down").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "deep" / "down")
+    assert project_folder() == tmp_path / "mine"
+
+
+def test_a_new_project_has_all_that_it_needs_and_overwrites_nothing(tmp_path: Path) -> None:
+    made = create_project(tmp_path / "mine")
+    assert set(made) == {path.name for path in (tmp_path / "mine").iterdir()}
+    for name in ("prefect.yaml", "corpora/tiny-shakespeare.toml", "recipes/small.toml"):
+        assert (tmp_path / "mine" / name).read_bytes() == (CHECKOUT / name).read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "prefect.yaml").write_text("name: another\n")
+    with pytest.raises(ProjectError, match=r"has prefect\.yaml already"):
+        create_project(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["prefect.yaml"]
 
 
 def test_where_nothing_is_up_there_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +265,7 @@ def test_where_nothing_is_up_there_is_no_address(tmp_path: Path, monkeypatch: py
 def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     assert not held(lock)
-    code = "import pathlib, sys, bard.processes as p\nwith p.holding(pathlib.Path(sys.argv[1])): input()"
+    code = "import pathlib, sys, bardflow.commands.processes as p\nwith p.holding(pathlib.Path(sys.argv[1])): input()"
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE) as holder:
         wait_for(lambda: held(lock), "the lock is held")
         with pytest.raises(BlockingIOError), holding(lock):

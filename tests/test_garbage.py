@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from bardflow.storage.lineage import lineage, spell
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store, StoreError
-from bardflow.storage.sweep import Swept, sweep
 
 
 class Home(NamedTuple):
@@ -38,8 +38,8 @@ class Home(NamedTuple):
     def left(self) -> set[Handle]:
         return set(self.store.handles())
 
-    def sweep(self, *keep: Handle, dry_run: bool = False) -> Swept:
-        return sweep(self.store, self.refs, keep=keep, dry_run=dry_run)
+    def collect(self, *keep: Handle, dry_run: bool = False) -> Collected:
+        return collect_garbage(self.store, self.refs, keep=keep, dry_run=dry_run)
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def dead_process() -> int:
 def test_what_no_name_reaches_is_removed_and_the_rest_stays_whole(home: Home) -> None:
     champion, stranger = home.model("a"), home.model("b")
     home.move("a/champion", champion[-1])
-    swept = home.sweep()
-    assert set(swept.objects) == set(stranger)
+    collected = home.collect()
+    assert set(collected.objects) == set(stranger)
     assert home.left() == set(champion)
     assert all(home.store.damage(handle) is None for handle in champion)
     assert [ancestor.handle for ancestor in lineage(home.store, champion[-1])] == champion
-    assert home.sweep() == Swept((), 0, ())
+    assert home.collect() == Collected((), 0, ())
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(home: Home) -> None:
@@ -69,12 +69,12 @@ def test_a_dry_run_says_the_same_and_removes_nothing(home: Home) -> None:
     dead = home.store.drafts / f"{dead_process()}-x"
     dead.mkdir()
     (dead / "half").write_bytes(b"1234567")
-    said = home.sweep(dry_run=True)
+    said = home.collect(dry_run=True)
     assert set(said.objects) == everything
     assert home.left() == everything
     assert said.drafts == (dead,)
     assert dead.is_dir()
-    assert home.sweep() == said
+    assert home.collect() == said
     assert home.left() == set()
 
 
@@ -83,7 +83,7 @@ def test_the_bytes_are_those_on_the_disk(home: Home) -> None:
     (home.store.drafts / f"{dead_process()}-moving-x").write_bytes(b"1234567")
     files = [path for folder in (home.store.objects, home.store.drafts) for path in folder.rglob("*") if path.is_file()]
     on_disk = sum(path.stat().st_size for path in files)
-    assert home.sweep().bytes == on_disk
+    assert home.collect().bytes == on_disk
     assert not any(path.is_file() for path in home.store.objects.rglob("*"))
 
 
@@ -95,7 +95,7 @@ def test_what_the_notes_of_a_head_name_stays(home: Home) -> None:
     champion = home.made(Model, "m")
     of_champion = home.made(Report, "other page")
     home.move("a/champion", champion, recipe="small", report=of_champion.digest)
-    assert home.sweep().objects == ()
+    assert home.collect().objects == ()
     assert home.left() == {*model, evaluation, report, champion, of_champion}
 
 
@@ -105,7 +105,7 @@ def test_all_that_notes_may_name_is_reached(home: Home) -> None:
     report = home.made(Report, "page")
     home.move("a/small", report, **{key: handle.digest for key, handle in noted.items()}, verdict={"moved": True})
     home.move("b/small", report, rival=None)
-    assert home.sweep().objects == ()
+    assert home.collect().objects == ()
     assert home.left() == {report, *noted.values()}
 
 
@@ -117,7 +117,7 @@ def test_every_champion_there_ever_was_stays_for_a_rollback_and_older_reports_go
     home.move("a/champion", new[-1])
     home.move("a/small", old_report)
     home.move("a/small", new_report)
-    assert home.sweep().objects == (old_report,)
+    assert home.collect().objects == (old_report,)
     home.move("a/champion", old[-1])
     assert [ancestor.handle for ancestor in lineage(home.store, old[-1])] == old
     assert home.store.damage(of_old) is None
@@ -126,7 +126,7 @@ def test_every_champion_there_ever_was_stays_for_a_rollback_and_older_reports_go
 def test_what_the_caller_keeps_stays_with_all_it_was_made_from(home: Home) -> None:
     under_way = home.model("a")[:4]
     gone = home.model("b")
-    home.sweep(under_way[-1])
+    home.collect(under_way[-1])
     assert home.left() == set(under_way)
     assert home.left().isdisjoint(gone)
 
@@ -136,7 +136,7 @@ def test_names_of_objects_that_are_gone_are_no_obstacle(home: Home) -> None:
     home.move("a/champion", model[-1], report="ab" * 32)
     home.move("b/text", Corpus(digest="cd" * 32))
     home.store.discard(model[0])
-    assert home.sweep().objects == ()
+    assert home.collect().objects == ()
     assert home.left() == set(model[1:])
 
 
@@ -147,7 +147,7 @@ def test_where_it_is_not_known_what_is_reached_nothing_is_removed(home: Home) ->
     origin.chmod(0o644)
     origin.write_bytes(b"{")
     with pytest.raises(StoreError, match=f"of Checkpoint {model[3].short} is gone or cannot be read"):
-        home.sweep()
+        home.collect()
     assert home.left() == {*model, *stranger}
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_object_that_nothing_reaches_is_removed(home: Home) -> None:
     for name in ("manifest.json", "origin.json"):
         handle = home.made(Corpus, name)
         (home.store.folder(handle) / name).unlink()
-    assert len(home.sweep().objects) == 2
+    assert len(home.collect().objects) == 2
     assert home.left() == set()
 
 
@@ -168,11 +168,11 @@ def test_drafts_of_the_dead_are_removed_and_those_of_the_living_stay(home: Home)
         others = [home.store.drafts / f"{os.getppid()}-discarded-x", home.store.drafts / "not ours"]
         for other in others:
             other.mkdir()
-        assert home.sweep() == Swept((), 2, (dead,))
+        assert home.collect() == Collected((), 2, (dead,))
         assert set(home.store.drafts.iterdir()) == {draft.folder, *others}
 
 
-def test_a_draft_of_a_killed_writer_is_swept(home: Home) -> None:
+def test_a_draft_of_a_killed_writer_is_collected(home: Home) -> None:
     script = """if True:
         import os, signal, sys
         from pathlib import Path
@@ -183,9 +183,9 @@ def test_a_draft_of_a_killed_writer_is_swept(home: Home) -> None:
     """
     subprocess.run([sys.executable, "-c", script, home.store.root])
     assert len(list(home.store.drafts.iterdir())) == 1
-    assert len(home.sweep().drafts) == 1
+    assert len(home.collect().drafts) == 1
     assert list(home.store.drafts.iterdir()) == []
 
 
-def test_an_empty_home_has_nothing_to_sweep(home: Home) -> None:
-    assert home.sweep() == Swept((), 0, ())
+def test_an_empty_home_has_nothing_to_collect(home: Home) -> None:
+    assert home.collect() == Collected((), 0, ())

@@ -1,4 +1,4 @@
-"""The one piece of code that deletes: what no name reaches, and drafts whose writer is dead."""
+"""Garbage collection, the only code that deletes: artifacts that no name refers to, and drafts of dead processes."""
 
 import os
 import re
@@ -17,7 +17,7 @@ NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation"
 
 
 @dataclass(frozen=True)
-class Swept:
+class Collected:
     """What was removed, or would be: objects, drafts, and the bytes of both."""
 
     objects: tuple[Handle, ...]
@@ -25,13 +25,13 @@ class Swept:
     drafts: tuple[Path, ...]
 
 
-def sweep(store: Store, refs: Refs, *, keep: Collection[Handle] = (), dry_run: bool) -> Swept:
+def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), dry_run: bool) -> Collected:
     """Remove what nothing reaches; with `dry_run`, only say what that would be.
 
     Reached is where each name points now, where each `<corpus>/champion` ever pointed (so that a rollback finds it
     whole), the objects in the notes of those moves, `keep`, and all that these were made from. A run that is under way
     reaches its objects by no name yet: let none run meanwhile, or name its handles in `keep`. What comes into the store
-    during a sweep stays.
+    meanwhile stays.
 
     Raises:
         StoreError: a move or an origin cannot be read, so that what it reaches is not known; nothing was removed.
@@ -47,7 +47,7 @@ def sweep(store: Store, refs: Refs, *, keep: Collection[Handle] = (), dry_run: b
             store.discard(handle)
         for draft in drafts:
             delete(draft)
-    return Swept(unreached, removed, drafts)
+    return Collected(unreached, removed, drafts)
 
 
 def named(refs: Refs) -> Iterator[Handle]:

@@ -26,7 +26,7 @@ from bardflow.tasks.searching import (
     Search,
     SearchError,
     bits_so_far,
-    publish_sweep,
+    publish_search,
 )
 from bardflow.tasks.training import is_hopeless
 from bardflow.tasks.turns import searching
@@ -37,8 +37,8 @@ LEARNING_RATES: dict[str, Range | list[Any]] = {
 }
 
 
-@flow(name="sweep", description="Search over recipe fields; hopeless trials stop early; begun again, it goes on.")
-def sweep(
+@flow(name="search", description="Search for hyperparameters; bad trials stop early; run it again to resume.")
+def search(
     corpus: str = "tiny-shakespeare",
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
@@ -88,7 +88,7 @@ def sweep(
             ask, text, in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
         )
         report = ask(
-            publish_sweep,
+            publish_search,
             text,
             [ended.said for ended in over],
             [ended.bits or 0.0 for ended in over],
@@ -98,7 +98,7 @@ def sweep(
             failed,
             f"{', '.join(sorted(fields))} of {base.name}",
         )
-        where = show_experiment(f"experiments/sweep-{corpus}", report, by="sweep")
+        where = show_experiment(f"experiments/search-{corpus}", report, by="search")
     name = "Completed" if ask.ran("train_leg") else "Unchanged"
     return Completed(name=name, message=where, data=where)  # type: ignore[return-value]
 
