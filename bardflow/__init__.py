@@ -1,0 +1,17 @@
+"""bardflow: train small GPTs on any text. `train`, `load` and the model that it gives are the Python API."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bardflow.api import LoadedModel, TextScore, load, train
+
+__all__ = ["LoadedModel", "TextScore", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for: torch takes a second, and `bard --help` needs none of it.
+    if name in __all__:
+        from bardflow import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'bardflow' has no attribute {name!r}")

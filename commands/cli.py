@@ -16,7 +16,7 @@ from bardflow.errors import BardError
 from bardflow.home import project_folder, set_up_computing
 
 if TYPE_CHECKING:
-    from bardflow.flows.outcome import Outcome
+    from bardflow.outcome import Outcome
 
 app = typer.Typer(
     no_args_is_help=True,

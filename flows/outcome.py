@@ -1,41 +1,11 @@
-"""What a training run hands back: names, figures and places, small enough for Prefect's own database."""
+"""The end of a training run summed up."""
 
-from pydantic import BaseModel, ConfigDict
-
+from bardflow.outcome import Outcome
 from bardflow.storage.handles import Model, Report
 from bardflow.tasks.answers import Asking, refs
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.reporting import html_of, page_of
 from bardflow.tasks.saying import say
-
-
-class Outcome(BaseModel):
-    """The end of a run. Losses are over the whole validation part."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    corpus: str
-    recipe: str
-    trained: bool
-    why: str
-    nats_per_token: float
-    bits_per_character: float
-    baselines: dict[str, float]
-    sample: str
-    champion_moved: bool
-    verdict: str
-    champion: str
-    model: str
-    report: str
-
-    def line(self) -> str:
-        """The run in one line."""
-        return (
-            f"{'trained' if self.trained else 'nothing trained'}: {self.why}; "
-            f"{self.nats_per_token:.4f} nats per token, {self.bits_per_character:.4f} bits per character; "
-            f"champion {'moved' if self.champion_moved else 'not moved'}: {self.verdict}"
-        )
-
 
 # Where new tokens were written, the first of these that ran is the reason.
 NEW_TOKENS = {

@@ -3,9 +3,10 @@
 from prefect import flow
 from prefect.states import Completed
 
-from bardflow.flows.outcome import Outcome, outcome
+from bardflow.flows.outcome import outcome
 from bardflow.flows.training import train_and_evaluate
 from bardflow.home import project_folder
+from bardflow.outcome import Outcome
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.refs import RefMoved
 from bardflow.tasks.answers import Asking

@@ -99,7 +99,7 @@ def fill(template: str, **values: Any) -> str:
         _environment()
         .get_template(template)
         .render(
-            style=resources.files("pages").joinpath("report.css").read_text("utf-8"),
+            style=resources.files("bardflow.pages").joinpath("report.css").read_text("utf-8"),
             script=SCRIPT,
             script_hash=_content_hash(SCRIPT),
             **values,
@@ -110,7 +110,7 @@ def fill(template: str, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("pages", "."),
+        loader=PackageLoader("bardflow.pages", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

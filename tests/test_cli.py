@@ -194,7 +194,7 @@ def test_an_evaluations_texts_are_those_that_bard_sample_draws(
         (("sample", "own/champion", "--top-p", "1.5"), "--top-p 1.5: input should be less than or equal to 1"),
         (("sample", "own/champion", "--top-p", "0"), "--top-p 0.0: input should be greater than 0"),
         (("sample", "own/champion", "--stream", "--count", "2"), "add --json"),
-        (("train", "own", "--recipe", "tinny"), "did you mean tiny"),
+        (("train", "own", "--recipe", "tinny"), "did you mean 'tiny'"),
         (("train", "own", "--set", "learning_rate"), "FIELD=VALUE"),
         (("train", "owm"), "own"),
         (("train", "own", "--memory-limit", "lots"), "800MB or 2GiB, or free"),

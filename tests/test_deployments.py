@@ -41,7 +41,7 @@ class ConcurrencyLimit(Strict):
 
 class Deployment(Strict):
     name: str
-    entrypoint: str = Field(pattern=r"^flows\.\w+:\w+$")
+    entrypoint: str = Field(pattern=r"^bardflow\.flows\.\w+:\w+$")
     description: str
     tags: list[str] = Field(min_length=1)
     parameters: dict[str, Any]

@@ -329,7 +329,7 @@ def test_what_an_experiment_makes_of_a_recipe_is_a_legal_recipe() -> None:
     ("space", "said"),
     [
         ({}, "no field to search over"),
-        ({"learning_rat": [1.0]}, "did you mean learning_rate"),
+        ({"learning_rat": [1.0]}, "did you mean 'learning_rate'"),
         ({"steps": []}, "is empty"),
         ({"learning_rate": [-1.0]}, "learning_rate"),
     ],

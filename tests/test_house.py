@@ -42,11 +42,11 @@ MODEL: dict[str, set[str]] = {
     "scoring": {"machine", "networks", "training", "sampling"},
     "planning": {"machine", "networks", "training", "scoring"},
 }
-GROUND = {"errors", "home", "identity", "toml"}
+GROUND = {"errors", "home", "identity", "outcome", "toml"}
 # Only errors and identities are for everyone; where things lie is decided above these rooms.
 WITHOUT_A_HOME = {"model", "storage", "sources", "pages"}
-# `python -m bardflow` lies on the ground because Python wants it there.
-ROOF = {"bardflow/__main__.py"}
+# `python -m bardflow` and the Python API lie on the ground because Python wants them there.
+ROOF = {"bardflow/__init__.py", "bardflow/__main__.py", "bardflow/api.py"}
 THEIRS = {
     "prefect": {"flows", "tasks", "commands"},
     "torch": {"model", "tasks"},
@@ -134,6 +134,25 @@ def test_model_imports_neither_prefect_nor_storage() -> None:
     check = f"import sys, {', '.join(names)}; print([m for m in sys.modules if m.partition('.')[0] in {above}])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ELSEWHERE = """
+from datetime import UTC, datetime
+from pathlib import Path
+import bardflow.flows.train_gpt
+from bardflow.commands.project import create_project
+from bardflow.model.planning import cloud
+from bardflow.pages.index import IndexPage, render
+from bardflow.tasks.recipes import load_recipe
+create_project(Path.cwd())
+page = render(IndexPage(created=datetime.now(UTC), boards=(), experiments=(), schedule=()))
+print(len(cloud.cards({})) > 0, load_recipe("tiny").recipe.name, page.splitlines()[0])
+"""
+
+
+def test_what_the_package_needs_is_found_from_any_working_directory(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "True tiny <!doctype html>\n", done.stderr
 
 
 def test_there_is_no_drawer() -> None:

@@ -10,11 +10,11 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from bardflow.errors import BardError
 from bardflow.flows.evaluate_gpt import evaluate_gpt
-from bardflow.flows.outcome import Outcome
 from bardflow.flows.refresh_corpora import refresh_corpora
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.machine.memory import BadLimit
 from bardflow.model.planning.plan import TooLittleMemory
+from bardflow.outcome import Outcome
 from bardflow.sources.spec import CorpusError
 from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import KINDS, Corpus, Evaluation, Model, Report

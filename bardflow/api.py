@@ -1,0 +1,138 @@
+"""The Python API: train a model, load it, generate text and score a text."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from bardflow.errors import BardError
+from bardflow.home import home
+from bardflow.model.machine import Device, device
+from bardflow.model.networks import GPT
+from bardflow.model.sampling import SamplingSpec, write
+from bardflow.model.scoring import score
+from bardflow.model.training import load_model
+from bardflow.model.vocabulary import TOKENIZER_FILE, encode
+from bardflow.model.vocabulary import load as load_tokenizer
+from bardflow.outcome import Outcome
+from bardflow.storage.handles import Model
+from bardflow.storage.refs import Refs, resolve
+from bardflow.storage.store import Store
+
+
+def train(
+    corpus: str = "tiny-shakespeare",
+    recipe: str = "small",
+    *,
+    memory_limit: str | int | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Outcome:
+    """Train and evaluate a model as `bard train` does, and return its scores and the digests of what was made.
+
+    `overrides` are fields of the recipe, such as `steps=500`. What was computed before is not computed again. It runs
+    in a process of its own, because Prefect takes its settings from the environment when it is imported; the progress
+    goes to standard error, unless `quiet`.
+
+    Raises:
+        BardError: a corpus, a recipe or a field that does not exist, or a training that failed; the message says more.
+    """
+    command = [sys.executable, "-m", "bardflow", "train", corpus, "--recipe", recipe, "--json"]
+    command += [word for name, value in overrides.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
+    said: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stderr is not None
+        for line in running.stderr:
+            said.append(line)
+            if not quiet:
+                print(line, end="", file=sys.stderr)
+        result = running.stdout.read()
+    if running.returncode:
+        start = max((i for i, line in enumerate(said) if line.startswith("bard: ")), default=max(0, len(said) - 20))
+        raise BardError("".join(said[start:]).removeprefix("bard: ").strip() or f"`{' '.join(command)}` failed")
+    return Outcome.model_validate_json(result)
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a model predicts a text: the sum of -log probability of its tokens, in nats."""
+
+    nats: float
+    tokens: int
+    characters: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean cross entropy; compare it only between models with the same vocabulary."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_character(self) -> float:
+        """Comparable between all models."""
+        return self.nats / math.log(2) / self.characters
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model: the network in f32 on `device`, and its tokenizer (Hugging Face `tokenizers`)."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    device: Device
+
+    def generate(self, prompt: str = "\n", *, characters: int = 500, **sampling: Any) -> str:
+        """The text that continues `prompt`, without it. `sampling`: temperature, top_k, top_p, seed.
+
+        Raises:
+            BardError: the vocabulary cannot spell the prompt, or a sampling setting is not legal.
+        """
+        return "".join(self.stream(prompt, characters=characters, **sampling))
+
+    def stream(self, prompt: str = "\n", *, characters: int = 500, **sampling: Any) -> Iterator[str]:
+        """The same in pieces, as they are drawn.
+
+        Raises:
+            BardError: as `generate`.
+        """
+        try:
+            spec = SamplingSpec(**sampling)
+        except ValidationError as error:
+            raise BardError(f"the sampling settings {sampling} are not legal: {error}") from error
+        return (text for _, text in write(self.gpt, self.tokenizer, prompt, characters, spec, self.device))
+
+    def score(self, text: str, *, before: str = "\n") -> TextScore:
+        """Score each token of a text, which is preceded by `before` (at least one token).
+
+        Tokens see at most a window of the model's context, in disjoint windows, as in a report.
+
+        Raises:
+            BardError: the vocabulary cannot spell the text, or there is none.
+        """
+        ids, preceding = encode(self.tokenizer, [text, before])
+        scored = score(self.gpt, ids, before=preceding, device=self.device)
+        return TextScore(scored.nats, scored.tokens, len(text))
+
+
+def load(ref: str) -> LoadedModel:
+    """Load a model by its name (`tiny-shakespeare/champion`), its digest, or the folder that `bard export` wrote.
+
+    Raises:
+        BardError: there is no such artifact, or it is not a model.
+    """
+    folder = Path(ref).expanduser()
+    if not (folder / TOKENIZER_FILE).is_file():
+        store = Store(home())
+        handle = resolve(store, Refs(home()), ref)
+        if not isinstance(handle, Model):
+            raise BardError(f"{ref} is a {type(handle).__name__}, not a Model; give one, such as NAME/champion")
+        folder = store.folder(handle)
+    place = device.choose("f32")
+    return LoadedModel(load_model(folder).to(place.name), load_tokenizer(folder / TOKENIZER_FILE), place)
