@@ -5,7 +5,7 @@
 A SIDE is a recipe, with changes if need be: `sprint`, `small:steps=900`. With --nanogpt, a checkout's own `train.py`
 runs its CPU preset; without it, our recipe `classic`, which is the same preset, stands for it. The sides run in turn,
 each in a process of its own, in every round. Seconds are of training alone: evaluation is counted for nobody. Losses
-are over the whole validation part in disjoint windows, in nats per character.
+are over the whole validation set in disjoint windows, in nats per character.
 """
 
 import argparse
@@ -43,7 +43,7 @@ CPU = devices.Device("cpu", "f32")
 
 
 def tokens_of(text: str) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", list[str]]:
-    """The training and the validation part as ids of characters, cut where nanoGPT cuts, and the characters."""
+    """The training and the validation set as ids of characters, cut where nanoGPT cuts, and the characters."""
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
     ids = np.array([number[character] for character in text], np.uint16)

@@ -28,7 +28,7 @@ artifacts = typer.Typer()
 
 @artifacts.command()
 def path(ref: Ref) -> None:
-    """The folder where an artifact lies."""
+    """Print the folder of an artifact."""
     store, handle = found(ref)
     print(store.folder(handle))
 
@@ -82,7 +82,7 @@ def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
 
 @artifacts.command()
 def explain(ref: Ref, as_json: AsJson = False) -> None:
-    """Where an artifact comes from, back to the address and sha256 of its source."""
+    """Show what an artifact was made from, back to the address and sha256 of its source."""
     from bardflow.storage.handles import Source
     from bardflow.storage.lineage import lineage, source_address
 
@@ -114,14 +114,14 @@ def explain(ref: Ref, as_json: AsJson = False) -> None:
 
 @artifacts.command()
 def rollback(
-    corpus: Annotated[str, typer.Argument(help="The corpus whose champion goes back.")],
+    corpus: Annotated[str, typer.Argument(help="The corpus whose champion changes.")],
     to: Annotated[
         str | None, typer.Option(help="A number or digest from `bard show NAME/champion`. [default: the one before]")
     ] = None,
     why: Annotated[str | None, typer.Option(help="The reason, for the history.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put the champion before this one back, or one of the history; a training under way is not disturbed."""
+    """Make an earlier champion the champion again; active runs are not affected."""
     prepare_prefect()
     from getpass import getuser
 
@@ -145,7 +145,7 @@ def report(
     port: Annotated[int, typer.Option(help="Where --serve listens.")] = 4201,
     host: Annotated[str, typer.Option(help="The address where --serve listens; it asks for no password.")] = LOOPBACK,
 ) -> None:
-    """Where a report lies; without REF, the index of all of them, made anew."""
+    """Print the path of a report. Without REF, write the index of all reports and print its path."""
     prepare_prefect()
     if serve:
         from bardflow.commands.processes import reachable, require_free

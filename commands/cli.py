@@ -29,7 +29,8 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `bard r
 MemoryLimit = Annotated[
     str | None,
     typer.Option(
-        metavar="BYTES", help="What training may take: 800MB, 2GiB, or free for what is free. [BARDFLOW_MEMORY_LIMIT]"
+        metavar="BYTES",
+        help="Most memory that training may use: 800MB, 2GiB, or free for what is free. [BARDFLOW_MEMORY_LIMIT]",
     ),
 ]
 
@@ -75,7 +76,7 @@ def train(
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a GPT: corpus, vocabulary, shards, GPT, evaluation, report, champion."""
+    """Train a GPT on a corpus, evaluate it and write a report."""
     prepare_prefect()
     from bardflow.sources.download import FetchError
     from bardflow.sources.spec import load_corpus
@@ -103,7 +104,7 @@ def train(
             if corpus is not None:
                 raise
             unreachable = error
-            tell(f"{error}\n\nNo corpus was named, so this goes on with the built-in one, {FALLBACK_CORPUS}.\n")
+            tell(f"{error}\n\nNo corpus was named, so the built-in one is used, {FALLBACK_CORPUS}.\n")
             outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
         finally:
             # The last log lines and states are still on their way: let them arrive before the server goes.
@@ -139,7 +140,7 @@ def plan(
     ] = 15.0,
     as_json: AsJson = False,
 ) -> None:
-    """What a training will take: parameters, FLOPs, memory by part, time, disk, and the same on rented cards."""
+    """Estimate what a training run takes: memory, time, disk, and the price on rented GPUs."""
     prepare_prefect()
     from bardflow.commands.planning import foresee_run, table
     from bardflow.tasks.recipes import overrides_from
@@ -155,7 +156,7 @@ def up(
     port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
     host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
 ) -> None:
-    """Server with UI, work pool, worker and all deployments; Ctrl-C stops all of it."""
+    """Start the Prefect server with its UI, a worker and all deployments; Ctrl-C stops them."""
     from bardflow.commands.up import up as bring_up
 
     bring_up(port, host)

@@ -14,7 +14,7 @@ corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML
 
 @corpora.command("list")
 def list_corpora(as_json: AsJson = False) -> None:
-    """What can be trained on."""
+    """List the corpora."""
     from bardflow.sources.spec import CorpusError, CorpusSpec, corpus_names, load_corpus
 
     folder = project_folder() / "corpora"
@@ -56,7 +56,7 @@ def add_corpus(
     pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at a text and write corpora/NAME.toml for it."""
+    """Read a text, show what is in it, and write corpora/NAME.toml for it."""
     from pydantic import ValidationError
 
     from bardflow.sources.adding import look, source_at

@@ -24,10 +24,15 @@ def sample(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many tokens, in place of --characters.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=10, help="0: always the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0: always the most probable token.")] = 0.8,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Draw from so many of the most probable tokens; 0: from all.")
+    ] = 200,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the fewest likeliest that have this share. [default: from all]")
+        float | None,
+        typer.Option(
+            help="Draw from the fewest most probable ones that together have this probability. [default: from all]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 1337,
     count: Annotated[int, typer.Option(min=1, help="Texts, drawn together; the first is the one drawn alone.")] = 1,
@@ -51,7 +56,7 @@ def sample(
     store, handle = found(ref)
     if not isinstance(handle, Model):
         raise BardError(
-            f"{ref} is a {type(handle).__name__}, but only a Model can write; give one, such as NAME/champion"
+            f"{ref} is a {type(handle).__name__}, but only a Model generates text; give one, such as NAME/champion"
         )
     if tokens is not None and characters is not None:
         raise BardError("--tokens and --characters both say where a text ends; give one of them")
@@ -103,7 +108,7 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Give it to the Hugging Face Hub too. [default: no]")
     ] = None,
 ) -> None:
-    """A model as a folder that transformers opens, with a card that has its scores."""
+    """Export a model as a folder that transformers can load, with a model card."""
     prepare_prefect()
     from bardflow.storage.handles import Model
     from bardflow.tasks import exporting
@@ -137,7 +142,7 @@ def serve(
 
     _, handle = found(ref)
     if not isinstance(handle, Model):
-        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model can write; give NAME/champion")
+        raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model generates text; give NAME/champion")
     require_free(host, port)
     app = writing_app(ref, handle)
     print(f"{ref}: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)

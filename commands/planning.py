@@ -66,7 +66,7 @@ def foresee_run(
     """Plan a run of a recipe on a corpus, take a few steps of it here, and reckon it on the cards of model/gpus.toml.
 
     Raises:
-        BardError: the corpus can not be brought here, or a limit or a price is not as it should be.
+        BardError: the corpus cannot be brought here, or a limit or a price is not as it should be.
     """
     # A run's process holds all of this; imported here, it stands in the plan's base.
     import bardflow.flows.train_gpt  # noqa: F401

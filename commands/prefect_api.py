@@ -126,7 +126,7 @@ def resuming(run: FlowRun) -> dict[str, Any]:
     return {
         "type": "SCHEDULED",
         "name": name,
-        "message": "`bard up` stopped while the run was under way; it goes on from its last finished task.",
+        "message": "`bard up` stopped during the run; it resumes from its last finished task.",
         "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
     }
 

@@ -118,7 +118,7 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
     with api(url) as client:
         resumed = reschedule(client, runs_under_way(client))
         if resumed:
-            print(f"Cut off by a kill and started again: {names(resumed)}", flush=True)
+            print(f"Interrupted runs, started again: {names(resumed)}", flush=True)
         make_pool(client)
         print("Deploying prefect.yaml …", flush=True)
         deployments = deploy(client, project)
@@ -153,7 +153,7 @@ def shut_down(url: str, children: list[Child]) -> None:
                 cut_off = {run.id for run in [*before, *runs_under_way(client)]}
                 again = reschedule(client, read_runs(client, cut_off))
                 if again:
-                    print(f"Under way, to go on at the next `bard up`: {names(again)}", flush=True)
+                    print(f"Interrupted runs, to resume at the next `bard up`: {names(again)}", flush=True)
     finally:
         for child in servers:
             stop(child)
@@ -245,7 +245,7 @@ def status(
         "",
         f"Run one:  {typed_prefect(url)} deployment run {example.removesuffix('/default')} --watch",
         f"Logs:     {home() / 'logs'}",
-        "Stop:     Ctrl-C; a run under way goes on from its last finished task at the next `bard up`",
+        "Stop:     Ctrl-C; an interrupted run resumes from its last finished task at the next `bard up`",
     ]
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
 
 
 def score_champion(ask: Asking, spec: CorpusSpec) -> float | None:
-    """The champion's bits per character on the text as it is now; None where there is none, or it can not be scored."""
+    """The champion's bits per character on the text as it is now; None where there is none, or it cannot be scored."""
     name, seat = spec.name, champion(spec.name)
     if seat is None:
         say(f"{name}: no champion yet; train one with `prefect deployment run train-gpt -p corpus={name}`")
@@ -41,7 +41,7 @@ def score_champion(ask: Asking, spec: CorpusSpec) -> float | None:
     text = ask(clean_corpus, ask(fetch_source, spec), spec)
     say(f"{name}: text {note_text(name, text, by='evaluate-gpt')}")
     if hindered := unspellable(seat.model, text):
-        say(f"{name}: champion {seat.model.short} can not be scored on the text as it is now: {hindered}")
+        say(f"{name}: champion {seat.model.short} cannot be scored on the text as it is now: {hindered}")
         return None
     report = Report(digest=seat.entry.notes["report"])
     evaluation = ask(evaluate_model, seat.model, text, evaluated_with(report))

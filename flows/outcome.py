@@ -25,11 +25,11 @@ def outcome(
     if rebuilt:
         why = f"{'; '.join(rebuilt)}; made again"
     elif legs_run:
-        why = f"{reason(ask)} ({legs_run} of {legs} legs ran)"
+        why = f"{reason(ask)} ({legs_run} of {legs} checkpoints trained)"
     elif ask.ran("clean_corpus"):
-        why = f"the corpus is new or changed, but all {legs} legs had been run on the same tokens before"
+        why = f"the corpus is new or changed, but all {legs} checkpoints were trained on the same tokens before"
     else:
-        why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} legs were answered from the cache"
+        why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} checkpoints came from the cache"
     seat = refs().head(f"{corpus}/champion")
     verdict = page.verdict.reason
     if recalled and not moved:

@@ -68,7 +68,7 @@ def search(
                 chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
                 reached, ending = tried(ask, text, chosen, search, trial)
             except BardError as error:
-                # These fields can not be trained on this text; others can.
+                # These fields cannot be trained on this text; others can.
                 say(f"trial {trial.number}: {drawn}: {error}")
                 search.end(trial, None, 0, str(error))
                 continue
@@ -107,7 +107,7 @@ def tried(ask: Asking, text: Corpus, chosen: Recipe, search: Search, trial: Tria
     """Train a trial: bits per character after each leg, and how it ended.
 
     Raises:
-        BardError: it can not be trained.
+        BardError: it cannot be trained.
     """
     reached: list[float] = []
     ending = TO_THE_END

@@ -3,7 +3,7 @@
 What the model sees of a text of n tokens is a function of n alone (`window_start`): all of it while it fits the
 context, then the newest part, which begins at the next multiple of half a context whenever the window is full. So with
 a key-value cache nearly every token is read once and alone; when the window is full, its newer half is read again in
-one pass (a key was computed from all that stood before it, so the older half can not just be dropped). Without a cache
+one pass (a key was computed from all that stood before it, so the older half cannot just be dropped). Without a cache
 the same window is read whole for each token. Both give the same logits up to the rounding of sums, and so the same
 tokens, unless two of them are within that rounding of each other at the border of what may be drawn or in the draw.
 """
@@ -27,7 +27,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class SamplingError(BardError):
-    """A prompt that can not be continued, or a model whose logits are no numbers."""
+    """A prompt that cannot be continued, or a model whose logits are no numbers."""
 
 
 class SamplingSpec(BaseModel):
@@ -35,10 +35,13 @@ class SamplingSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the likeliest token")
-    top_k: int | None = Field(default=200, ge=1, description="draw from so many of the likeliest; null: from all")
+    temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the most probable token")
+    top_k: int | None = Field(default=200, ge=1, description="draw from so many of the most probable; null: from all")
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="draw from the fewest likeliest that have this share; null: from all"
+        default=None,
+        gt=0,
+        le=1,
+        description="draw from the fewest most probable ones that together have this probability; null: from all",
     )
     seed: int = Field(default=1337, ge=0, lt=2**32)
 
@@ -77,7 +80,7 @@ def sample_rows(
 
 
 def checked_prompts(gpt: GPT, prompts: Sequence[Sequence[int]]) -> None:
-    """Refuse what can not be continued.
+    """Refuse what cannot be continued.
 
     Raises:
         SamplingError: there is no prompt, or one has no token or one that the vocabulary lacks.
@@ -263,7 +266,7 @@ def write(
     Raises:
         ValueError: neither is given.
         SamplingError: the prompt is empty, or no row is asked for; while drawing: the model's logits are not finite.
-        UnknownCharacter: the vocabulary can not spell the prompt.
+        UnknownCharacter: the vocabulary cannot spell the prompt.
     """
     if characters is None and tokens is None:
         raise ValueError("a text that ends neither after characters nor after tokens has no end; give one of them")

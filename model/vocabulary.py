@@ -87,7 +87,7 @@ class UnknownCharacter(VocabularyError):
 
 
 class NotText(VocabularyError):
-    """A text holds half of a surrogate pair, which is no character: what Python makes of bytes that it can not decode.
+    """A text holds half of a surrogate pair, which is no character: what Python makes of bytes that it cannot decode.
 
     `offset` is its place (in characters) in the piece, `piece` the piece's number from 0.
     """
@@ -110,12 +110,12 @@ class VocabularySpec(BaseModel):
         Tokens wanted, for the two bpe kinds only. A text that repeats too little gives fewer.
     `byte_fallback`
         For "char": whether the 256 bytes are tokens too, which spell unseen characters. "auto" adds them exactly when
-        the validation part has characters that the training part lacks. That one bit is all that a vocabulary ever
-        takes from the validation part; "always" and "never" take none. "bpe" and "bpe-char" always have their bytes.
+        the validation set has characters that the training set lacks. That one bit is all that a vocabulary ever
+        takes from the validation set; "always" and "never" take none. "bpe" and "bpe-char" always have their bytes.
     `learn_from`
-        Merges are learned from at most this many characters, evenly spread over the training part, which bounds memory:
+        Merges are learned from at most this many characters, evenly spread over the training set, which bounds memory:
         2.4 GB (bpe) and 1.5 GB (bpe-char) at the default, measured on random Chinese, where no words repeat.
-        Which characters there are is always asked of the whole training part.
+        Which characters there are is always asked of the whole training set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -145,7 +145,7 @@ class VocabularySpec(BaseModel):
 def expected_size(spec: VocabularySpec, *, distinct: int, unseen: bool) -> int:
     """The tokens of a vocabulary before it is learned, exactly for "char"; a bpe one has at most these.
 
-    `distinct` counts the training part's distinct characters; `unseen` says whether the validation part has others.
+    `distinct` counts the training set's distinct characters; `unseen` says whether the validation set has others.
     """
     if spec.size is not None:
         return spec.size
@@ -160,7 +160,7 @@ def learn(pieces: Callable[[], Iterable[str]], spec: VocabularySpec, *, characte
     """Learns a vocabulary from the training text; the same text and spec give the same `tokenizer.json`, byte for byte.
 
     `pieces` gives the training text in pieces, from its start, each time it is called; `characters` is its length in
-    characters; `unseen` says whether the validation part has characters that the training part lacks. Characters get
+    characters; `unseen` says whether the validation set has characters that the training set lacks. Characters get
     their ids in the order of their code points, after the byte tokens where there are any. A text that supports fewer
     tokens than `spec.size` gives fewer: `get_vocab_size()` of what comes back is what was learned.
 
@@ -289,7 +289,7 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
     the pieces is encoding the whole text where each cut is just after a newline that stands before a non-space
     character (`str.isspace`); for "char" any cut will do.
 
-    Raises `UnknownCharacter` where the vocabulary can not spell a character, and `NotText` where the text holds one
+    Raises `UnknownCharacter` where the vocabulary cannot spell a character, and `NotText` where the text holds one
     half of a surrogate pair.
     """
     dtype = token_dtype(tokenizer.get_vocab_size())

@@ -45,7 +45,7 @@ class Reign(PageModel):
 
 
 class Board(PageModel):
-    """A corpus: what is known of its text, its champions and its models, best first; `problems` say what can not be."""
+    """A corpus: what is known of its text, its champions and its models, best first; `problems` say what cannot be."""
 
     corpus: str
     title: str

@@ -36,7 +36,7 @@ class CleanedStep(PageModel):
 class CorpusFacts(PageModel):
     """The text that was trained on: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` that of the source's bytes.
 
-    `unseen_distinct` and `unseen_occurrences` count the characters that only the validation part has.
+    `unseen_distinct` and `unseen_occurrences` count the characters that only the validation set has.
     """
 
     name: str
@@ -57,7 +57,7 @@ class CorpusFacts(PageModel):
 
 
 class VocabularyFacts(PageModel):
-    """The vocabulary: its kind (`char`, `bpe`), its number of tokens, and their mean length on the validation part."""
+    """The vocabulary: its kind (`char`, `bpe`), its number of tokens, and their mean length on the validation set."""
 
     kind: str
     size: Annotated[int, Field(ge=1)]
@@ -77,7 +77,7 @@ class ModelFacts(PageModel):
 
 
 class Scores(PageModel):
-    """The loss over the whole validation part, and the tokens, characters and UTF-8 bytes it was spent on.
+    """The loss over the whole validation set, and the tokens, characters and UTF-8 bytes it was spent on.
 
     The first three are of disjoint windows, `sliding_bits_per_character` of windows in which every token sees at least
     half a context. `compressed_bytes` is the length of the file that the model made of the text and that was read
@@ -160,10 +160,10 @@ class Surprise(PageModel):
 
 
 class Memorised(PageModel):
-    """How much of the samples stands word for word in the training part, beside as much of the validation part.
+    """How much of the samples stands word for word in the training set, beside as much of the validation set.
 
     Shares are of characters in verbatim stretches, of at least `characters` each; the longest ones are quoted.
-    `searched_characters` says how much of the training part's end was searched where that was not all of it.
+    `searched_characters` says how much of the training set's end was searched where that was not all of it.
     """
 
     characters: Count
@@ -177,7 +177,7 @@ class Memorised(PageModel):
 class Cost(PageModel):
     """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one.
 
-    `peak_of` says whether the peak is a training leg's, or the process's whole life's where a system can not tell them
+    `peak_of` says whether the peak is a training leg's, or the process's whole life's where a system cannot tell them
     apart. `planned_peak_bytes` is what was foreseen before the start, None on pages from before there were plans.
     """
 
@@ -299,7 +299,7 @@ def markdown(page: RunPage, report: Path, link: str) -> str:
         f"**{_verdict_name(verdict)}** {cell(verdict.reason)}",
         *(cell(remark.text) for remark in _remarks(page)),
         wording.full_report(report, link),
-        "## Score over the whole validation part",
+        "## Score over the whole validation set",
         _markdown_table(("measure", "value"), measures),
         "## Beside other ways to predict the same text (bits per character, lower is better)",
         _markdown_table(("predictor", "bits per character", "against this model"), rows),
@@ -347,7 +347,7 @@ def _remarks(page: RunPage) -> tuple[_Remark, ...]:
             figures = _listed([f"{b.name} needs {wording.score(b.bits_per_character)}" for b in ahead])
             text = (
                 f"This model does not beat {_listed([b.name for b in ahead])}. It needs {wording.score(own)} bits for "
-                f"each character of the validation part; {figures}. A {singular} predicts this text at least as well."
+                f"each character of the validation set; {figures}. A {singular} predicts this text at least as well."
             )
             remarks.append(_Remark(False, text))
         elif rivals:
@@ -374,7 +374,7 @@ def _proof(scores: Scores) -> tuple[_Remark, ...]:
         off = f" ({f'{share:+.3f}'.replace('-', wording.MINUS)} % of the score)"
     text = (
         f"The bits are real: with this model a range coder made a file of {wording.grouped(scores.compressed_bytes)} "
-        f"bytes of the validation part, {wording.score(took)} bits for each character{off}, and the same bytes were "
+        f"bytes of the validation set, {wording.score(took)} bits for each character{off}, and the same bytes were "
         "read back from it."
     )
     return (_Remark(True, text),)

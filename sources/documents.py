@@ -73,13 +73,13 @@ def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
 def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
     """Label each piece with its part, cutting the one piece that a split by position goes through.
 
-    `characters` and `documents` are the totals over all pieces. The training part is the first
+    `characters` and `documents` are the totals over all pieces. The training set is the first
     int((1 - validation) * total) characters or documents, as the published splits count.
     Raises CorpusError if a part would be empty, or if the pieces do not add up to the totals.
     """
     by_document = spec.by == "document"
     total = documents if by_document else characters
-    # As decimals: in binary (1 - 0.9) * 10 is a little less than 1 and would give no training part at all.
+    # As decimals: in binary (1 - 0.9) * 10 is a little less than 1 and would give no training set at all.
     border = int((1 - Decimal(str(spec.validation))) * total)
     if not 0 < border < total:
         unit = "document" if by_document else "character"

@@ -62,7 +62,7 @@ class Baselines(Handle):
 
 
 class Evaluation(Handle):
-    """A model's scores over a whole validation part, and its samples."""
+    """A model's scores over a whole validation set, and its samples."""
 
 
 class Report(Handle):

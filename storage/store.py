@@ -159,7 +159,7 @@ class Store:
         """
         with self._removing():
             place = self.place(handle)
-            # What can not be renamed over (all but an empty folder) and is damaged now stays so until it is removed.
+            # What cannot be renamed over (all but an empty folder) and is damaged now stays so until it is removed.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
             if occupied and self.damage(handle) is not None:
                 self._remove(handle)

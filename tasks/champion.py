@@ -44,7 +44,7 @@ def champion(corpus: str) -> Seat | None:
         return None
     model = Model(digest=entry.digest)
     if harm := store().damage(model):
-        say(f"{corpus}/champion points at {model}, which is {harm}: the seat counts as free")
+        say(f"{corpus}/champion points at {model}, which is {harm}: so the corpus counts as having no champion")
         return None
     return Seat(model, entry)
 
@@ -63,7 +63,7 @@ def judge(
 
     The first judgement of a model under one evaluation stands: asked again, it is read from the recipe's history, so
     that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
-    it can not be scored there. Without `recall` it is judged anew: the seat was moved since this run's own judgement.
+    it cannot be scored there. Without `recall` it is judged anew: the seat was moved since this run's own judgement.
     """
     for entry in reversed(refs().history(f"{corpus}/{recipe}")) if recall else ():
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
@@ -76,7 +76,7 @@ def judge(
         return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, None, False)
     name = f"{seat.entry.notes['recipe']} {seat.model.short}"
     if isinstance(rival, str):
-        reason = f"the champion before it, {name}, can not be scored on the text as it is now: {rival}"
+        reason = f"the champion before it, {name}, cannot be scored on the text as it is now: {rival}"
         return Judgement(Verdict(moved=True, reason=reason), against, None, False)
     theirs = scores_of(rival).bits_per_character
     if seat.model == model:

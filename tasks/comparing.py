@@ -52,7 +52,7 @@ def steps_of_the_fastest(rounds: list[list[float]], seconds: float) -> list[int]
 
 
 def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
-    """The training part's mean length of a token."""
+    """The training set's mean length of a token."""
     characters: int = store().facts(corpus)["survey"]["train_characters"]
     tokens: int = store().facts(shards)["tokens"]["train"]
     return characters / tokens
@@ -158,7 +158,7 @@ def _vocabulary_part(
         rows=tuple(rows),
         best=here.index(best),
         note="Context is equal in characters, as far as whole tokens allow. Bits per character are of the whole "
-        "validation part; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
+        "validation set; against the best: the difference and its 95 % interval, by a paired block bootstrap widened "
         "by the luck of a seed.",
     )
     took = {t.name: t.figures.seconds for t in here}

@@ -1,4 +1,4 @@
-"""A model's score over a whole validation part, from the raw text, beside what needs no model at all."""
+"""A model's score over a whole validation set, from the raw text, beside what needs no model at all."""
 
 import json
 import math
@@ -55,7 +55,7 @@ SURPRISES = "surprises.json"
 BASELINES = "baselines.json"
 # What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
 LOOK_BACK_CHARACTERS = 2**23
-# The passage at the validation part's start over which each token's surprise is drawn, and what the model says instead.
+# The passage at the validation set's start over which each token's surprise is drawn, and what the model says instead.
 PASSAGE_CHARACTERS = 700
 LIKELIEST = 6
 # No token of ours is longer (model/vocabulary.py bounds words), so so many for each token surely are enough text.
@@ -83,23 +83,27 @@ class EvaluationSpec(BaseModel):
         min_length=1,
         description="what each text begins with; null: a new line, or what the vocabulary has",
     )
-    temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the likeliest token")
-    top_k: int | None = Field(default=200, ge=1, description="draw from so many of the likeliest; null: from all")
+    temperature: float = Field(default=0.8, ge=0, le=10, description="0: always the most probable token")
+    top_k: int | None = Field(default=200, ge=1, description="draw from so many of the most probable; null: from all")
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="draw from the fewest likeliest that have this share; null: from all"
+        default=None,
+        gt=0,
+        le=1,
+        description="draw from the fewest most probable ones that together have this probability; null: from all",
     )
     sample_seed: int = Field(default=1337, ge=0, lt=2**31, description="of all texts; each is a row that draws apart")
     compress: bool = Field(
-        default=False, description="prove the bits: make a file of the validation part with the model, and read it back"
+        default=False,
+        description="compress the validation set with the model and decompress it again, as a proof of the score",
     )
 
 
 @task(version="4", cache_policy=SAME_QUESTION)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
-    """Charge the model for every character of the validation part, in f32, and let it write.
+    """Charge the model for every character of the validation set, in f32, and let it write.
 
     Raises:
-        BitsNotReal: the file that the model made of the validation part did not give it back.
+        BitsNotReal: the file that the model made of the validation set did not give it back.
     """
     folder, text = store().folder(model), store().folder(corpus)
     gpt, tokenizer = load_model(folder), load(folder / TOKENIZER_FILE)
@@ -115,7 +119,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         read_back = decode(tokenizer, decompress(gpt, coded, before=int(before[-1]), device=place))
         if read_back != "".join(read_text(text, "validation")):
             raise BitsNotReal(
-                f"{model} compressed the validation part to {len(coded):,} bytes, but what was read back is another "
+                f"{model} compressed the validation set to {len(coded):,} bytes, but what was read back is another "
                 "text: the machine does not compute the same twice; try again with OMP_NUM_THREADS=1"
             )
     score, started = total(charged), characters_started(spellings(tokenizer))
@@ -166,7 +170,7 @@ def measure_baselines(corpus: Corpus) -> Baselines:
 
 
 def unspellable(model: Model, corpus: Corpus) -> str | None:
-    """Which character of the validation part the model's vocabulary can not spell, in words; None if it spells all.
+    """Which character of the validation set the model's vocabulary cannot spell, in words; None if it spells all.
 
     Such a model gives the text no probability at all: its charge would be infinite.
     """
@@ -197,9 +201,9 @@ def last_pieces(pieces: Iterable[str], characters: int) -> deque[str]:
 
 
 def memorised(samples: list[Sample], text: Path, train_characters: int) -> Memorised:
-    """What of the samples stands in the training part, and of as much text from the validation part's start.
+    """What of the samples stands in the training set, and of as much text from the validation set's start.
 
-    Of a training part longer than LOOK_BACK_CHARACTERS its end is searched, and the answer says so.
+    Of a training set longer than LOOK_BACK_CHARACTERS its end is searched, and the answer says so.
     """
     train = "".join(last_pieces(read_text(text, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:]
     length, genuine = sum(len(sample.text) for sample in samples), ""
@@ -267,7 +271,7 @@ def samples_of(evaluation: Evaluation) -> list[Sample]:
 
 
 def charges_of(evaluation: Evaluation) -> Charges:
-    """What each character of the validation part costs the model, in nats."""
+    """What each character of the validation set costs the model, in nats."""
     charged: Charges = np.load(store().folder(evaluation) / CHARGES)
     return charged
 
@@ -278,7 +282,7 @@ def surprises_of(evaluation: Evaluation) -> list[Surprise]:
 
 
 def memorised_of(evaluation: Evaluation) -> Memorised | None:
-    """How much of an evaluation's samples stands in the training part; None where none were drawn."""
+    """How much of an evaluation's samples stands in the training set; None where none were drawn."""
     path = store().folder(evaluation) / MEMORISED
     return Memorised.model_validate_json(path.read_bytes()) if path.is_file() else None
 

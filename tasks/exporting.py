@@ -21,7 +21,7 @@ from bardflow.tasks.card import model_card
 from bardflow.tasks.evaluation import scores_of
 
 CARD = "README.md"
-# What `transformers` may be off by in f32, and how many windows of the validation part are asked.
+# What `transformers` may be off by in f32, and how many windows of the validation set are asked.
 TOLERANCE = 1e-3
 WINDOWS = 8
 
@@ -82,7 +82,7 @@ def last_scores(model: Model) -> Scores | None:
 
 
 def check(folder: Path, model: Model) -> Checked:
-    """Open the folder with `transformers` and compare: tokens of the whole validation part, logits of some windows.
+    """Open the folder with `transformers` and compare: tokens of the whole validation set, logits of some windows.
 
     Raises:
         ExportError: transformers is not installed, or something differs.

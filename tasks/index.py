@@ -140,7 +140,7 @@ def standings(corpus: str, text: Entry | None, seated: str | None, problems: lis
             try:
                 page, made = page_of(report), store().origin(Evaluation(digest=entry.notes["evaluation"]))
             except (ValidationError, StoreError, OSError) as error:
-                problems.append(f"{name}: {report} is left out, this version can not read it: {one_line(error)}")
+                problems.append(f"{name}: {report} is left out, this version cannot read it: {one_line(error)}")
                 continue
             settings = {name: page.settings[name] for name in page.overrides}
             yield pages.Standing(
@@ -167,7 +167,7 @@ def one_line(error: Exception) -> str:
 
 
 def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
-    """The last report of each experiment; why one can not be shown is added to `problems`."""
+    """The last report of each experiment; why one cannot be shown is added to `problems`."""
     for name in refs().names():
         if not name.startswith(f"{EXPERIMENTS}/"):
             continue
@@ -178,7 +178,7 @@ def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
             report = Report(digest=entry.digest)
             page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
         except (ValidationError, StoreError, OSError) as error:
-            problems.append(f"{name} is left out, this version can not read it: {one_line(error)}")
+            problems.append(f"{name} is left out, this version cannot read it: {one_line(error)}")
             continue
         yield pages.ExperimentLink(
             name=name, title=page.title, answer=page.answer, when=page.created, link=link_to(report)
@@ -186,7 +186,7 @@ def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
 
 
 def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
-    """What `prefect.yaml` deploys, and when it runs; why that can not be shown is added to `problems`."""
+    """What `prefect.yaml` deploys, and when it runs; why that cannot be shown is added to `problems`."""
     path = project_folder() / "prefect.yaml"
     try:
         for deployment in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:

@@ -93,7 +93,7 @@ def _optional_fields() -> dict[str, Any]:
     return fields
 
 
-# Made from the specs, so that it can not drift from them; Prefect's UI shows it as a form.
+# Made from the specs, so that it cannot drift from them; Prefect's UI shows it as a form.
 _Fields: Any = create_model("_Fields", __config__=ConfigDict(frozen=True, extra="forbid"), **_optional_fields())
 
 

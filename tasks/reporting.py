@@ -205,7 +205,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
 
 
 def vocabulary_facts(model: Model, evaluation: Evaluation) -> pages.VocabularyFacts:
-    """The vocabulary's size, and how far a token reaches on the validation part."""
+    """The vocabulary's size, and how far a token reaches on the validation set."""
     facts, scores = store().facts(model), scores_of(evaluation)
     return pages.VocabularyFacts(
         kind=facts["vocabulary_kind"],

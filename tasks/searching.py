@@ -126,9 +126,9 @@ class Search:
             self.study.tell(dead.number, state=TrialState.FAIL)
             attempt = dead.user_attrs.get(ATTEMPT, 1) + (INTERRUPTED not in dead.user_attrs)
             if attempt > MOST_ATTEMPTS:
-                say(f"trial {dead.number} was cut off {MOST_ATTEMPTS} times: its fields are left out")
+                say(f"trial {dead.number} was interrupted {MOST_ATTEMPTS} times and is left out")
                 continue
-            say(f"trial {dead.number} was cut off: trying its fields again")
+            say(f"trial {dead.number} was interrupted and is repeated")
             self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:

@@ -60,7 +60,7 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
 
 @task(version="2", cache_policy=SAME_QUESTION.apart_from("plan"))
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
-    """Train from the checkpoint until so many steps have been taken in all, then score the validation part.
+    """Train from the checkpoint until so many steps have been taken in all, then score the validation set.
 
     The plan says how a step is computed, not what, so a leg that was computed under another plan is the answer too.
     """

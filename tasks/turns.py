@@ -25,14 +25,14 @@ def searching(corpus: str) -> Iterator[None]:
 @contextmanager
 def using_store() -> Iterator[None]:
     """Share the lease on the store: while anyone has it, no garbage is deleted. Waits for garbage collection to end."""
-    with _locked("store", fcntl.LOCK_SH, "garbage collection is deleting artifacts: waiting for it to end"):
+    with _locked("store", fcntl.LOCK_SH, "waiting for garbage collection to end"):
         yield
 
 
 @contextmanager
 def collecting_garbage() -> Iterator[None]:
     """Take the lease on the store alone: waits until no run is under way, and keeps new ones waiting then."""
-    waiting = "runs are under way, which need artifacts that have no name yet: waiting for them to end"
+    waiting = "waiting for active runs to end, because their artifacts have no name yet"
     with _locked("store", fcntl.LOCK_EX, waiting):
         yield
 

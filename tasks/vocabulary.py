@@ -1,4 +1,4 @@
-"""From documents to token ids: learn a vocabulary on the training part, then spell both parts with it."""
+"""From documents to token ids: learn a vocabulary on the training set, then spell both parts with it."""
 
 from collections.abc import Iterator
 
@@ -40,7 +40,7 @@ def vocabulary_named(name: str) -> VocabularySpec:
 
 @task(version="1", cache_policy=SAME_QUESTION)
 def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
-    """Learn a vocabulary from the training part alone (but see `byte_fallback` in its spec)."""
+    """Learn a vocabulary from the training set alone (but see `byte_fallback` in its spec)."""
     survey = store().facts(corpus)["survey"]
     with store().draft() as draft:
         tokenizer = learn(

@@ -293,9 +293,9 @@ def test_the_champions_samples_stand_beside_this_models() -> None:
 
 def test_what_was_learned_by_heart_stands_beside_what_is_common_anyway() -> None:
     shown = words(render(a_page()))
-    assert "samples 12.5 % 8 characters" in shown and "validation part 1.0 % 4 characters" in shown
+    assert "samples 12.5 % 8 characters" in shown and "validation set 1.0 % 4 characters" in shown
     assert "眾皆拜服曹操大笑" in shown
-    assert "Learned by heart" not in words(render(a_page(memorised=None)))
+    assert "Memorised" not in words(render(a_page(memorised=None)))
 
 
 def test_where_the_end_of_a_long_training_part_was_searched_alone_the_page_says_so() -> None:
@@ -307,7 +307,7 @@ def test_where_the_end_of_a_long_training_part_was_searched_alone_the_page_says_
 
 def test_the_proof_says_how_far_the_file_is_from_the_score() -> None:
     off = 100 * (8 * 43_470 / 61_833 / 5.6234 - 1)
-    assert f"43,470 bytes of the validation part, 5.6242 bits for each character ({off:+.3f} % of the score)" in words(
+    assert f"43,470 bytes of the validation set, 5.6242 bits for each character ({off:+.3f} % of the score)" in words(
         render(a_page())
     )
     without = a_page(scores=a_page().scores.model_copy(update={"compressed_bytes": None}))

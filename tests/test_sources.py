@@ -381,9 +381,9 @@ def test_a_split_by_document_keeps_documents_whole() -> None:
 
 
 def test_a_split_that_leaves_a_part_empty_is_an_error() -> None:
-    with pytest.raises(CorpusError, match=r"training part of 1 document empty.*by = \"position\""):
+    with pytest.raises(CorpusError, match=r"training set of 1 document empty.*by = \"position\""):
         parts_of([Piece(0, "text")], SplitSpec(by="document"))
-    with pytest.raises(CorpusError, match="training part of 1 character empty"):
+    with pytest.raises(CorpusError, match="training set of 1 character empty"):
         parts_of([Piece(0, "t")], SplitSpec())
 
 

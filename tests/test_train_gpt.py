@@ -93,7 +93,7 @@ def test_one_more_byte_in_the_source_changes_everything_after_it(
         text.write("!")
     outcome: list[Outcome] = []
     did = ran(lambda: outcome.append(run()), caplog)
-    # The champion has no bytes to spell `!` with: it can not keep a seat on a text that it gives no probability.
+    # The champion has no bytes to spell `!` with: it cannot keep a seat on a text that it gives no probability.
     assert outcome[0].champion_moved and "'!'" in outcome[0].verdict
     for task in ("clean_corpus", "learn_vocabulary", "tokenize_corpus", "train_leg", "export_model", "evaluate_model"):
         assert did[task] == "done", task

@@ -65,12 +65,12 @@ def test_garbage_collection_waits_for_every_run_and_runs_wait_for_it() -> None:
     with holders(("using_store",), ("using_store",)) as runs:
         assert [run.says() for run in runs] == ["has it", "has it"], "runs share the store"
         with holders(("collecting_garbage",)) as [collection]:
-            assert collection.says().startswith("runs are under way")
+            assert collection.says().startswith("waiting for active runs")
             runs[0].end()
             runs[1].end()
             assert collection.says() == "has it", "killed, a run frees its share"
             with holders(("using_store",)) as [late]:
-                assert late.says().startswith("garbage collection is deleting artifacts")
+                assert late.says().startswith("waiting for garbage collection")
                 collection.end()
                 assert late.says() == "has it"
 
@@ -101,4 +101,4 @@ def test_questions_are_asked_under_the_lease_alone() -> None:
     with holders(("collecting_garbage",)) as [collection]:
         assert collection.says() == "has it"
     with ask, holders(("collecting_garbage",)) as [collection]:
-        assert collection.says().startswith("runs are under way")
+        assert collection.says().startswith("waiting for active runs")

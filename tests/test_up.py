@@ -384,7 +384,7 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
 
     served.start()
     run = served.run(run_id)
-    assert f"Cut off by a kill and started again: {run['name']}" in served.text()
+    assert f"Interrupted runs, started again: {run['name']}" in served.text()
     (served.home / "gate").touch()
     wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", "the run completes")
     wait_for(lambda: served.run(other)["state_type"] == "COMPLETED", "and the other one")

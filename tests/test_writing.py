@@ -112,6 +112,6 @@ def test_texts_are_what_their_tokens_decode_to_cut_to_the_asked_length(
 def test_a_model_that_writes_nothing_but_bytes_comes_to_an_end() -> None:
     tokenizer = learned("characters and bytes")
     gpt = build(GPTSpec(layers=1, heads=2, width=16, context=16), tokenizer.get_vocab_size())
-    # Indifferent, so the likeliest token is always the first: the byte 00, over and over.
+    # Indifferent, so the most probable token is always the first: the byte 00, over and over.
     pieces = list(write(gpt, tokenizer, "F", 20, SamplingSpec(temperature=0), CPU))
     assert [text for _, text in pieces] == [""] * (len(pieces) - 1) + ["\0" * 20]

@@ -99,7 +99,7 @@ def resident_bytes(device: Device) -> int:
 
 
 def forget_peak(device: Device) -> bool:
-    """Let `peak_bytes` count from now on, and give freed memory back first; False where the system can not forget.
+    """Let `peak_bytes` count from now on, and give freed memory back first; False where the system cannot forget.
 
     Linux forgets when 5 is written to /proc/self/clear_refs (proc(5)). Elsewhere the peak is of the process's life.
     """

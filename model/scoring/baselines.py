@@ -55,7 +55,7 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
     """All baselines on one validation text; nothing learns from the validation text.
 
     `train` is the text just before `validation`, at most as much of it as the caller's memory and time allow: the
-    n-gram model takes about 110 bytes and 1 microsecond a character. `train_characters` is the whole training part's
+    n-gram model takes about 110 bytes and 1 microsecond a character. `train_characters` is the whole training set's
     length, where that is only its end. Every character is charged of a validation text of up to COUNTED_CHARACTERS;
     of a longer one, evenly spread stretches by the models that count, and the first COMPRESSED_CHARACTERS by the
     compressors. What was left out stands in each baseline's note. Raises `BaselineError` if either text is empty.
@@ -176,7 +176,7 @@ class _Order:
 
 
 def _orders(text: Ints, known: int, order: int) -> Iterator[_Order]:
-    """The orders from the unigrams up. `text` is training and validation together, `known` the training part's length.
+    """The orders from the unigrams up. `text` is training and validation together, `known` the training set's length.
 
     A gram's id is dense and given by where it starts: `grams[k][s]` is the k characters from s on. The gram of k
     characters is its context `grams[k - 1][s]` and its last character; its suffix is `grams[k - 1][s + 1]`.

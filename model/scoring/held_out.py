@@ -68,7 +68,7 @@ def charges(
     the context: disjoint windows, as published losses have, in which a token sees what precedes it in its window and
     the one token before that. With half the context each token sees at least half a context.
 
-    `before` is the text that precedes (the training part): its end is the context of the first tokens, so that these
+    `before` is the text that precedes (the training set): its end is the context of the first tokens, so that these
     are charged like the others; at least one token. No more windows and logits are computed at once than `execution`
     has, so that scoring after training takes no more memory than training.
 
@@ -128,9 +128,9 @@ def charges_both_ways(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Devic
 
 def _require_text(tokens: Tokens, before: Tokens) -> None:
     if not len(tokens):
-        raise TooFewTokens("the text to score has no tokens; give the validation part at least one")
+        raise TooFewTokens("the text to score has no tokens; give the validation set at least one")
     if not len(before):
-        raise TooFewTokens("no token precedes the text to score, but its first needs one; give the training part's end")
+        raise TooFewTokens("no token precedes the text to score, but its first needs one; give the training set's end")
 
 
 def _at_once(gpt: GPT) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 # A stretch of so many characters is called verbatim. Two passages of English share fewer by chance: of tiny
-# Shakespeare's validation part 1.6 % stands in such stretches of the training part, nearly all of it names and titles.
+# Shakespeare's validation set 1.6 % stands in such stretches of the training set, nearly all of it names and titles.
 VERBATIM_CHARACTERS = 20
 
 # The other text is gone through in blocks of so many characters: some 30 MB of arrays, whatever its length.

@@ -53,7 +53,7 @@ class Batches:
     def __init__(self, tokens: Tokens, *, context: int, batch: int, seed: int) -> None:
         if len(tokens) <= context:
             raise TooFewTokens(
-                f"the training part has {len(tokens):,} tokens, but a window of context {context} needs "
+                f"the training set has {len(tokens):,} tokens, but a window of context {context} needs "
                 f"{context + 1:,}; give a smaller context or a longer text"
             )
         self.tokens, self.context, self.batch, self.seed = tokens, context, batch, seed

@@ -56,7 +56,7 @@ class TrainingSpec(BaseModel):
         default=1.0,
         gt=0,
         le=10,
-        description="of logits in training alone; above 1, what was learned by heart weighs less",
+        description="factor on the logits in training alone; above 1, the trained model is less over-confident",
     )
     input_noise: float = Field(
         default=0.0,
@@ -77,7 +77,7 @@ class TrainingSpec(BaseModel):
         default=2, ge=1, description="stop after so many legs without a better validation loss; null: never"
     )
     validation_tokens: int = Field(
-        default=131_072, ge=2, description="tokens of the validation part, from its start, scored after each leg"
+        default=131_072, ge=2, description="tokens of the validation set, from its start, scored after each leg"
     )
     seed: int = Field(
         default=1337, ge=0, lt=2**32, description="of the first weights, the order of the text, and dropout"
