@@ -203,7 +203,7 @@ def gc(
     from bardflow.storage.garbage import collect_garbage
     from bardflow.storage.refs import Refs
     from bardflow.storage.store import Store
-    from bardflow.tasks.turns import collecting_garbage
+    from bardflow.tasks.locks import collecting_garbage
 
     with collecting_garbage():
         collected = collect_garbage(Store(home()), Refs(home()), dry_run=dry_run)

@@ -80,7 +80,7 @@ def writing_app(name: str, model: Model) -> Starlette:
     )
     # One text at a time: two on the same cores would each take twice as long. A client that goes away while it waits,
     # or between two tokens, is cancelled there and frees the lock.
-    turn = asyncio.Lock()
+    lock = asyncio.Lock()
 
     def show(request: Request) -> Response:
         return HTMLResponse(page)
@@ -98,7 +98,7 @@ def writing_app(name: str, model: Model) -> Starlette:
 
         async def lines() -> AsyncIterator[str]:
             stream, written, held = TextStream(tokenizer), 0, None
-            async with turn:
+            async with lock:
                 drawing = sample_watched(gpt, ids.tolist(), spec, place, likeliest=LIKELIEST)
                 while written < wish.characters:
                     drawn = await run_in_threadpool(next, drawing)

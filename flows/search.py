@@ -15,6 +15,7 @@ from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
 from bardflow.tasks.answers import Asking
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
+from bardflow.tasks.locks import search_lock
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.saying import say
@@ -29,7 +30,6 @@ from bardflow.tasks.searching import (
     publish_search,
 )
 from bardflow.tasks.training import is_hopeless
-from bardflow.tasks.turns import searching
 
 LEARNING_RATES: dict[str, Range | list[Any]] = {
     "learning_rate": Range(low=1e-3, high=1e-2, log=True),
@@ -59,7 +59,7 @@ def search(
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
     # Two processes in one study would take each other's trials for dead.
-    with searching(corpus), Asking() as ask:
+    with search_lock(corpus), Asking() as ask:
         text = ask(clean_corpus, ask(fetch_source, described), described)
         search = Search(text, recipe, overrides, fields, seed)
         for trial in search.trials(trials):

@@ -13,12 +13,12 @@ from bardflow.tasks.answers import Asking
 from bardflow.tasks.champion import champion, crown, judge, note_text
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.evaluation import evaluate_model, measure_baselines, unspellable
+from bardflow.tasks.locks import training_lock
 from bardflow.tasks.planning import checked_limit
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.reporting import publish_report, show_in_prefect
 from bardflow.tasks.saying import say
-from bardflow.tasks.turns import turn
 
 
 @flow(
@@ -47,7 +47,7 @@ def train_gpt(
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
     checked_limit(memory_limit, chosen.training)
-    with turn(corpus), Asking() as ask:
+    with training_lock(corpus), Asking() as ask:
         text = ask(clean_corpus, ask(fetch_source, spec), spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         legs, model, evaluation = train_and_evaluate(ask, text, chosen, memory_limit)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bardflow.storage.handles import Evaluation, Handle, Model, Report
-from bardflow.storage.lineage import spelled
+from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import Entry, Refs
 from bardflow.storage.store import Store
 
@@ -74,7 +74,7 @@ def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> 
         handle = left.pop()
         if handle in held and handle not in found:
             found.add(handle)
-            left.extend(spelled(text) for text in store.origin(handle).inputs.values())
+            left.extend(handle_of(text) for text in store.origin(handle).inputs.values())
     return found
 
 

@@ -34,11 +34,11 @@ def lineage(store: Store, handle: Handle) -> list[Ancestor]:
             met.add(current)
             origin = store.origin(current)
             stack.append((current, origin))
-            stack.extend((spelled(text), None) for text in origin.inputs.values())
+            stack.extend((handle_of(text), None) for text in origin.inputs.values())
     return found
 
 
-def spelled(text: str) -> Handle:
+def handle_of(text: str) -> Handle:
     """Read a handle as an origin spells it: `token-shards/<digest>`.
 
     Raises:
@@ -50,7 +50,7 @@ def spelled(text: str) -> Handle:
     return KINDS[kind](digest=digest)
 
 
-def spell(handle: Handle) -> str:
+def text_of(handle: Handle) -> str:
     """The way an origin spells a handle: `token-shards/<digest>`."""
     return f"{handle.kind}/{handle.digest}"
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from bardflow.home import home, project_folder
 from bardflow.storage.handles import Handle
-from bardflow.storage.lineage import spell
+from bardflow.storage.lineage import text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store
 from bardflow.tasks.caching import SameQuestion
+from bardflow.tasks.locks import using_store
 from bardflow.tasks.saying import say
-from bardflow.tasks.turns import using_store
 
 P = ParamSpec("P")
 H = TypeVar("H", bound=Handle)
@@ -106,9 +106,9 @@ def origin(**measured: Any) -> Origin:
             continue
         match value:
             case Handle():
-                handles[name] = spell(value)
+                handles[name] = text_of(value)
             case [Handle(), *_]:
-                handles |= {f"{name}.{i}": spell(handle) for i, handle in enumerate(value)}
+                handles |= {f"{name}.{i}": text_of(handle) for i, handle in enumerate(value)}
             case BaseModel():
                 others[name] = value.model_dump(mode="json")
             case _:

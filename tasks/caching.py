@@ -29,7 +29,7 @@ class SameQuestion(CachePolicy):
         """`<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
         task = task_ctx.task
         asked = json.dumps(
-            {name: spelled(value) for name, value in inputs.items() if name not in self.circumstances},
+            {name: canonical(value) for name, value in inputs.items() if name not in self.circumstances},
             sort_keys=True,
             allow_nan=False,
         )
@@ -40,7 +40,7 @@ class SameQuestion(CachePolicy):
         return replace(self, circumstances=arguments)
 
 
-def spelled(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """An input as JSON, with its class's name, so that a corpus and a vocabulary of one digest differ.
 
     Raises:
@@ -51,7 +51,7 @@ def spelled(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, list | tuple):
-        return [spelled(item) for item in value]
+        return [canonical(item) for item in value]
     raise TypeError(f"a task's input is a handle, a spec, or a list of them, not {type(value).__name__}")
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from bardflow.model.scoring import Comparison, compare
 from bardflow.pages import experiment as pages
 from bardflow.storage.handles import Checkpoint, Evaluation, Model, Report
-from bardflow.storage.lineage import spelled
+from bardflow.storage.lineage import handle_of
 from bardflow.tasks.answers import origin, refs, store
 from bardflow.tasks.champion import LUCK, signed
 from bardflow.tasks.evaluation import charges_of, scores_of, write_json
@@ -61,7 +61,7 @@ def figures(model: Model, evaluation: Evaluation, last_leg: Checkpoint) -> Figur
 def legs_behind(last: Checkpoint) -> list[Checkpoint]:
     """The legs of a training that led to a checkpoint, first to last, without the one that nothing was trained for."""
     legs = [last]
-    while store().facts(before := spelled(store().origin(legs[0]).inputs["checkpoint"]))["step"]:
+    while store().facts(before := handle_of(store().origin(legs[0]).inputs["checkpoint"]))["step"]:
         legs.insert(0, Checkpoint(digest=before.digest))
     return legs
 

@@ -15,7 +15,7 @@ from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
 from bardflow.pages.run import Scores
 from bardflow.storage.documents import read_text
 from bardflow.storage.handles import Corpus, Evaluation, Model
-from bardflow.storage.lineage import spelled
+from bardflow.storage.lineage import handle_of
 from bardflow.tasks.answers import store
 from bardflow.tasks.card import model_card
 from bardflow.tasks.evaluation import scores_of
@@ -65,7 +65,7 @@ def export(model: Model, folder: Path) -> Scores | None:
 
 def corpus_of(model: Model) -> Corpus:
     """The text that a model was trained on."""
-    found = spelled(store().origin(model).inputs["corpus"])
+    found = handle_of(store().origin(model).inputs["corpus"])
     assert isinstance(found, Corpus)
     return found
 
@@ -76,7 +76,7 @@ def last_scores(model: Model) -> Scores | None:
     for handle in store().handles():
         if isinstance(handle, Evaluation):
             made = store().origin(handle)
-            if spelled(made.inputs["model"]) == model and spelled(made.inputs["corpus"]) == text:
+            if handle_of(made.inputs["model"]) == model and handle_of(made.inputs["corpus"]) == text:
                 found.append((made.at, handle.digest))
     return scores_of(Evaluation(digest=max(found)[1])) if found else None
 

@@ -13,7 +13,7 @@ from bardflow.errors import BardError
 from bardflow.home import REPORTS_SITE, home
 from bardflow.pages import run as pages
 from bardflow.storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from bardflow.storage.lineage import Ancestor, lineage, source_address, spelled
+from bardflow.storage.lineage import Ancestor, handle_of, lineage, source_address
 from bardflow.tasks.answers import origin, store
 from bardflow.tasks.caching import SAME_QUESTION
 from bardflow.tasks.evaluation import (
@@ -184,7 +184,7 @@ def show_in_prefect(corpus: str, report: Report) -> None:
 def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
     """A corpus's facts and where it came from."""
     facts, made = store().facts(corpus), store().origin(corpus)
-    source = spelled(made.inputs["source"])
+    source = handle_of(made.inputs["source"])
     files = store().manifest(source).files
     survey = facts["survey"]
     counted = {name: survey[name] for name in pages.CorpusFacts.model_fields if name in survey}
@@ -268,7 +268,7 @@ def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
         made_by=ancestor.origin.task,
         when=made_at(ancestor.handle),
         detail=detail(ancestor),
-        inputs=tuple(spelled(text).digest for text in ancestor.origin.inputs.values()),
+        inputs=tuple(handle_of(text).digest for text in ancestor.origin.inputs.values()),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from bardflow.storage.lineage import lineage, spell
+from bardflow.storage.lineage import lineage, text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store, StoreError
 
@@ -18,7 +18,7 @@ class Home(NamedTuple):
     refs: Refs
 
     def made(self, kind: type[Handle], text: str, **inputs: Handle) -> Handle:
-        came = {name: spell(handle) for name, handle in inputs.items()}
+        came = {name: text_of(handle) for name, handle in inputs.items()}
         origin = Origin(task="", inputs=came, spec={}, run=None, commit=None, packages={}, at="", measured={})
         with self.store.draft() as draft:
             (draft.folder / "file").write_text(text)

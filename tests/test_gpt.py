@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.gpt import GPT, build, count_parameters, working_copy
-from bardflow.model.networks.lean import Turn
 from bardflow.model.networks.modern import rotary_tables
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.training.checkpoints import NotAModel, load_model, save_model
@@ -126,8 +126,8 @@ def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(
 def test_rotary_attention_sees_only_the_distance_between_positions() -> None:
     cosine_TD, sine_TD = rotary_tables(32, 8)
     query_D, key_D = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()
-    turn = Turn(cosine_TD.double(), sine_TD.double())
-    queries_TD, keys_TD = turn.by(query_D.expand(32, 8)), turn.by(key_D.expand(32, 8))
+    rotary = RotaryEmbedding(cosine_TD.double(), sine_TD.double())
+    queries_TD, keys_TD = rotary.rotate(query_D.expand(32, 8)), rotary.rotate(key_D.expand(32, 8))
     scores_TT = queries_TD @ keys_TD.T
     for distance in range(-31, 32):
         diagonal = scores_TT.diagonal(distance)

@@ -17,7 +17,7 @@ from prefect import Flow, Task
 from pydantic import BaseModel
 
 from bardflow.storage.handles import Corpus, Vocabulary
-from bardflow.tasks.caching import SAME_QUESTION, SameQuestion, spelled
+from bardflow.tasks.caching import SAME_QUESTION, SameQuestion, canonical
 from bardflow.tasks.vocabulary import learn_vocabulary
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -240,12 +240,12 @@ def test_a_key_is_the_same_in_two_processes() -> None:
 
 def test_handles_of_different_kinds_ask_different_questions() -> None:
     digest = "ab" * 32
-    assert json.dumps(spelled(Corpus(digest=digest))) != json.dumps(spelled(Vocabulary(digest=digest)))
+    assert json.dumps(canonical(Corpus(digest=digest))) != json.dumps(canonical(Vocabulary(digest=digest)))
 
 
 def test_an_input_without_one_spelling_is_refused() -> None:
     with pytest.raises(TypeError, match="set"):
-        spelled({1, 2})
+        canonical({1, 2})
 
 
 def test_specs_are_frozen_and_closed() -> None:

@@ -14,7 +14,7 @@ from bardflow.identity import AsBefore, identity, restored
 from bardflow.model.training.loop import TrainingSpec
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
-from bardflow.tasks.caching import SAME_QUESTION, spelled
+from bardflow.tasks.caching import SAME_QUESTION, canonical
 from bardflow.tasks.corpus import clean_corpus
 from bardflow.tasks.evaluation import evaluate_model
 from bardflow.tasks.recipes import Recipe
@@ -78,14 +78,14 @@ def later(**fields: Any) -> type[TrainingSpec]:
 
 def test_a_field_that_was_added_later_and_says_as_before_changes_no_key() -> None:
     smoothing = Annotated[float, AsBefore(0.0), Field(ge=0, lt=1)]
-    of_today, kept = TrainingSpec(), spelled(TrainingSpec())
+    of_today, kept = TrainingSpec(), canonical(TrainingSpec())
     for default in (0.0, 0.1):
         spec = later(label_smoothing=(smoothing, default))
-        assert spelled(spec(label_smoothing=0.0)) == kept
-        assert spelled(spec(label_smoothing=0.2)) != kept
-    assert spelled(later(label_smoothing=(smoothing, 0.1))()) != kept, "another default is another question"
-    assert spelled(later(label_smoothing=(float, 0.0))()) != kept, "only what says so is left out"
-    assert spelled(of_today.model_copy(update={"steps": 1001})) != kept
+        assert canonical(spec(label_smoothing=0.0)) == kept
+        assert canonical(spec(label_smoothing=0.2)) != kept
+    assert canonical(later(label_smoothing=(smoothing, 0.1))()) != kept, "another default is another question"
+    assert canonical(later(label_smoothing=(float, 0.0))()) != kept, "only what says so is left out"
+    assert canonical(of_today.model_copy(update={"steps": 1001})) != kept
 
 
 def test_what_lacks_a_later_field_is_read_as_it_was_meant_whatever_the_default_is_by_then() -> None:
@@ -109,8 +109,8 @@ def test_specs_within_specs_and_in_lists_are_spelled_alike() -> None:
     assert identity(Outer()) == {"one": {"a": 1, "b": 3}, "several": [{"a": 1}, {"a": 1, "b": 4}]}
     assert identity(Outer(one=Inner(b=2)))["one"] == {"a": 1}
     assert restored(Outer, {"one": {"a": 5}}).one == Inner(a=5, b=2)
-    digest = hashlib.sha256(json.dumps(spelled([Outer()]), sort_keys=True).encode()).hexdigest()
-    assert digest == hashlib.sha256(json.dumps(spelled((Outer(),)), sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(canonical([Outer()]), sort_keys=True).encode()).hexdigest()
+    assert digest == hashlib.sha256(json.dumps(canonical((Outer(),)), sort_keys=True).encode()).hexdigest()
 
 
 def test_every_spec_is_read_back_from_its_identity() -> None:

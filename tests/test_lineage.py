@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from bardflow.storage.handles import Checkpoint, Corpus, Handle, Source, TokenShards, Vocabulary
-from bardflow.storage.lineage import lineage, spelled
+from bardflow.storage.lineage import handle_of, lineage
 from bardflow.storage.store import (
     LAYOUT,
     MANIFEST,
@@ -39,7 +39,7 @@ def test_lineage_lists_sources_first_and_each_object_once(store: Store) -> None:
     assert set(order) == {source, corpus, vocabulary, shards, begun, leg}
     for ancestor in ancestors:
         for spelling in ancestor.origin.inputs.values():
-            assert order.index(spelled(spelling)) < order.index(ancestor.handle)
+            assert order.index(handle_of(spelling)) < order.index(ancestor.handle)
     assert [ancestors[0].handle, ancestors[-1].handle] == [source, leg]
     assert ancestors[0].origin.task == "make_Source@1"
     assert ancestors[-1].manifest == store.manifest(leg)

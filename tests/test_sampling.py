@@ -199,10 +199,10 @@ def test_a_full_cache_says_what_to_do(spec: GPTSpec) -> None:
     assert cache.lengths.tolist() == [3, 3]
 
 
-def test_a_cache_takes_the_memory_that_it_says() -> None:
+def test_a_cache_takes_two_numbers_of_four_bytes_for_each_channel_and_a_row_of_it_takes_no_more() -> None:
     cache = KeyValueCache(layers=6, rows=1, heads=6, context=1024, head_width=64, device="cpu")
-    assert cache.bytes == 2 * 6 * 1024 * 384 * 4 == 18 * 2**20
-    assert cache.row(0).bytes == cache.bytes
+    assert sum(buffer.nbytes for buffer in (*cache.keys, *cache.values)) == 2 * 6 * 1024 * 384 * 4 == 18 * 2**20
+    assert cache.row(0).keys[0].data_ptr() == cache.keys[0].data_ptr()
 
 
 # Whatever the weights and the surroundings are, f32.

@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary
-from bardflow.storage.lineage import spell, spelled
+from bardflow.storage.lineage import handle_of, text_of
 from bardflow.storage.store import (
     LAYOUT,
     MANIFEST,
@@ -37,7 +37,7 @@ FILES = {"tokenizer.json": b'{"a": 1}\n', "nested/deep/vocabulary.txt": "合久�
 def origin(task: str = "make@1", **inputs: Handle) -> Origin:
     return Origin(
         task=task,
-        inputs={name: spell(handle) for name, handle in inputs.items()},
+        inputs={name: text_of(handle) for name, handle in inputs.items()},
         spec={},
         run=None,
         commit=None,
@@ -442,6 +442,6 @@ def test_a_handle_is_a_digest_and_nothing_else() -> None:
 
 def test_a_handle_survives_its_spelling() -> None:
     for handle_class in KINDS.values():
-        assert spelled(spell(handle_class(digest="ab" * 32))) == handle_class(digest="ab" * 32)
+        assert handle_of(text_of(handle_class(digest="ab" * 32))) == handle_class(digest="ab" * 32)
     with pytest.raises(StoreError, match="its kind should be one of source, corpus"):
-        spelled(f"picture/{'ab' * 32}")
+        handle_of(f"picture/{'ab' * 32}")

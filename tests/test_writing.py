@@ -109,6 +109,18 @@ def test_texts_are_what_their_tokens_decode_to_cut_to_the_asked_length(
         assert "".join(tokens) == decode(tokenizer, ids)[:characters]
 
 
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_text_ends_after_so_many_tokens(tokens: int) -> None:
+    tokenizer = learned("characters and bytes")
+    gpt = lively(GPTSpec(layers=1, heads=2, width=16, context=16), tokenizer.get_vocab_size())
+    pieces = list(write(gpt, tokenizer, "F", None, SamplingSpec(), CPU, rows=2, tokens=tokens))
+    ids = list(itertools.islice(sample(gpt, tokenizer.encode("F").ids, SamplingSpec(), CPU), tokens))
+    assert len(pieces) == 2 * tokens and "".join(text for row, text in pieces if row == 0) == decode(tokenizer, ids)
+    assert len("".join(text for _, text in write(gpt, tokenizer, "F", 3, SamplingSpec(), CPU, tokens=99))) == 3
+    with pytest.raises(ValueError, match="no end"):
+        write(gpt, tokenizer, "F", None, SamplingSpec(), CPU)
+
+
 def test_a_model_that_writes_nothing_but_bytes_comes_to_an_end() -> None:
     tokenizer = learned("characters and bytes")
     gpt = build(GPTSpec(layers=1, heads=2, width=16, context=16), tokenizer.get_vocab_size())

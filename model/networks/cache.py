@@ -58,11 +58,6 @@ class KeyValueCache:
         """Tokens a row can hold."""
         return self.keys[0].shape[2]
 
-    @property
-    def bytes(self) -> int:
-        """What it takes in memory."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in (*self.keys, *self.values))
-
     def row(self, b: int) -> Self:
         """One row, as a cache of its own in the same memory: what it reads, this one has read."""
         view = object.__new__(type(self))

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bardflow.model.networks.attention import attend, lean
+from bardflow.model.networks.attention import attend, in_bf16_on_cpu
 from bardflow.model.networks.cache import KeyValueCache, Reach
 from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
+from bardflow.model.networks.cpu_kernels import RotaryEmbedding, relu2_linear, rms_norm, rotary_attention
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.lean import Turn, relu2_linear, rms_norm, rotary_attention
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import fill
@@ -52,10 +52,10 @@ class ModernGPT(nn.Module):
         x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
-        turn = Turn(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
+        rotary = RotaryEmbedding(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
         for i, block in enumerate(self.blocks):
             masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
-            x_BTC = computed(block, recompute, fused, x_BTC, turn, *masks)
+            x_BTC = computed(block, recompute, fused, x_BTC, rotary, *masks)
         return norm(x_BTC)
 
     @torch.inference_mode()
@@ -69,11 +69,11 @@ class ModernGPT(nn.Module):
         """
         reach = cache.reach(ids_BT.shape[1])
         # A row's own positions stand for all its heads.
-        turn = Turn(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
         x_BTC = norm(self.tokens(ids_BT))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
-            x_BTC = block.extend(x_BTC, turn, cache, layer, reach)
+            x_BTC = block.extend(x_BTC, rotary, cache, layer, reach)
         cache.advance(ids_BT.shape[1])
         logits_BV: Tensor = self.head(norm(x_BTC[:, -1]))
         return logits_BV
@@ -150,14 +150,14 @@ class _Block(nn.Module):
         for linear in (self.attention_out, self.mlp_out):
             nn.init.zeros_(linear.weight)  # each block begins as the identity
 
-    def extend(self, x_BTC: Tensor, turn: Turn, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
+    def extend(self, x_BTC: Tensor, rotary: RotaryEmbedding, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
         """What `forward` computes, for tokens that follow the cache's."""
         B, T, C = x_BTC.shape
         h_BTC = norm(x_BTC)
         q_BTC, k_BTC, v_BTC = self.query(h_BTC), self.key(h_BTC), self.value(h_BTC)
         # Queries and keys are turned and normalised alike, so in one go: as many heads again.
         qk_BGTD = torch.cat((q_BTC, k_BTC), dim=-1).view(B, T, 2 * self.heads, C // self.heads).transpose(1, 2)
-        q_BHTD, k_BHTD = norm(turn.by(qk_BGTD)).chunk(2, dim=1)
+        q_BHTD, k_BHTD = norm(rotary.rotate(qk_BGTD)).chunk(2, dim=1)
         v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
         x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
         mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
@@ -166,35 +166,35 @@ class _Block(nn.Module):
     def forward(
         self,
         x_BTC: Tensor,
-        turn: Turn,
+        rotary: RotaryEmbedding,
         attention_mask_BTC: Tensor | None,
         mlp_mask_BTC: Tensor | None,
     ) -> Tensor:
-        attended_BTC = self.attention_out(self._attended(norm(x_BTC), turn))
+        attended_BTC = self.attention_out(self._attended(norm(x_BTC), rotary))
         x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
         return add_dropped(x_BTC, self._mlp(norm(x_BTC)), mlp_mask_BTC)
 
-    def _attended(self, h_BTC: Tensor, turn: Turn) -> Tensor:
+    def _attended(self, h_BTC: Tensor, rotary: RotaryEmbedding) -> Tensor:
         B, T, C = h_BTC.shape
-        if lean(h_BTC):
+        if in_bf16_on_cpu(h_BTC):
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-            return rotary_attention(F.linear(h_BTC, joint), turn, self.heads, EPSILON)
+            return rotary_attention(F.linear(h_BTC, joint), rotary, self.heads, EPSILON)
         if h_BTC.device.type != "cpu":
-            # One product, one norm and one turn instead of two or three: a launch costs more than it computes.
+            # One product, one norm and one rotation instead of two or three: a launch costs more than it computes.
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
             qkv_3BHTD = F.linear(h_BTC, joint).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-            q_BHTD, k_BHTD = norm(turn.by(qkv_3BHTD[:2])).unbind(0)
+            q_BHTD, k_BHTD = norm(rotary.rotate(qkv_3BHTD[:2])).unbind(0)
             return attend(q_BHTD, k_BHTD, qkv_3BHTD[2], None)
         shape = (B, T, self.heads, C // self.heads)
         q_BHTD = self.query(h_BTC).view(shape).transpose(1, 2)
         k_BHTD = self.key(h_BTC).view(shape).transpose(1, 2)
         v_BHTD = self.value(h_BTC).view(shape).transpose(1, 2)
-        q_BHTD, k_BHTD = norm(turn.by(q_BHTD)), norm(turn.by(k_BHTD))
+        q_BHTD, k_BHTD = norm(rotary.rotate(q_BHTD)), norm(rotary.rotate(k_BHTD))
         return attend(q_BHTD, k_BHTD, v_BHTD, None)
 
     def _mlp(self, h_BTC: Tensor) -> Tensor:
         a_BTF = self.mlp_in(h_BTC)
-        if lean(h_BTC) and self.squared_relu:
+        if in_bf16_on_cpu(h_BTC) and self.squared_relu:
             return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)
         mlp_BTC: Tensor = self.mlp_out(self.activation(a_BTF))
         return mlp_BTC
@@ -202,7 +202,7 @@ class _Block(nn.Module):
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, without weights."""
-    if lean(x):
+    if in_bf16_on_cpu(x):
         return rms_norm(x, EPSILON)
     return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
 

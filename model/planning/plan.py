@@ -341,7 +341,7 @@ def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine)
         if dropped:
             widths += 2
     elif on_our_own(machine):
-        widths = KEPT_LEAN[gpt.architecture] + (2 if dropped else 0)
+        widths = KEPT_ON_CPU[gpt.architecture] + (2 if dropped else 0)
     else:
         widths = KEPT_PLAIN[gpt.architecture] + (2 if dropped else 0)
     if gpt.architecture == "classic" and dropped:
@@ -352,7 +352,7 @@ def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine)
 
 
 def on_our_own(machine: Machine) -> bool:
-    """Whether blocks are computed by model.lean's and model.attention's functions, and not by torch's."""
+    """Whether blocks are computed by the functions of model.networks.cpu_kernels and attention, and not by torch's."""
     return machine.precision == "bf16" and machine.device == "cpu"
 
 
@@ -382,7 +382,7 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
 HOLES = {"modern": 0.9, "classic": 0.55}
 HOLES_BETWEEN = {"f32": 0.7, "bf16": 1.0}
 # Numbers of a width that a block keeps of each token, by our own functions and by torch's.
-KEPT_LEAN = {"modern": 11.2, "classic": 19.2}
+KEPT_ON_CPU = {"modern": 11.2, "classic": 19.2}
 KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}
 # Numbers of a width that stand beside them for each token while a block's gradient is taken.
 BLOCK_WIDTHS = 10

@@ -9,14 +9,14 @@ from bardflow.tasks.saying import say
 
 
 @contextmanager
-def turn(corpus: str) -> Iterator[None]:
+def training_lock(corpus: str) -> Iterator[None]:
     """Wait until no other run trains on the corpus, and keep others waiting."""
     with _locked(f"corpora/{corpus}", fcntl.LOCK_EX, f"another run is training on {corpus}: waiting for it to end"):
         yield
 
 
 @contextmanager
-def searching(corpus: str) -> Iterator[None]:
+def search_lock(corpus: str) -> Iterator[None]:
     """Wait until no other run searches on the corpus, and keep others waiting."""
     with _locked(f"searches/{corpus}", fcntl.LOCK_EX, f"another search on {corpus} runs: waiting for it to end"):
         yield

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from bardflow.tasks.answers import Asking
-from bardflow.tasks.turns import searching, turn, using_store
+from bardflow.tasks.locks import search_lock, training_lock, using_store
 from bardflow.tasks.vocabulary import learn_vocabulary
 from tests.conftest import CHECKOUT
 
 HOLDER = """
 import logging, sys
-from bardflow.tasks import turns
+from bardflow.tasks import locks
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 sys.stdout.reconfigure(line_buffering=True)
-with getattr(turns, sys.argv[1])(*sys.argv[2:]):
+with getattr(locks, sys.argv[1])(*sys.argv[2:]):
     print("has it")
     sys.stdin.read()
 """
@@ -76,7 +76,7 @@ def test_garbage_collection_waits_for_every_run_and_runs_wait_for_it() -> None:
 
 
 @pytest.mark.usefixtures("home")
-@pytest.mark.parametrize("lock", ["turn", "searching"])
+@pytest.mark.parametrize("lock", ["training_lock", "search_lock"])
 def test_one_run_at_a_time_on_a_corpus(lock: str) -> None:
     with holders((lock, "own")) as [first]:
         assert first.says() == "has it"
@@ -89,7 +89,7 @@ def test_one_run_at_a_time_on_a_corpus(lock: str) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_no_corpus_is_named_like_the_search_on_another() -> None:
-    with searching("own"), turn("own-sweep"), turn("own"), using_store(), using_store():
+    with search_lock("own"), training_lock("own-sweep"), training_lock("own"), using_store(), using_store():
         pass
 
 

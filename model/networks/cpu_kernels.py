@@ -21,7 +21,7 @@ def inverse_norms(x: Tensor, epsilon: float) -> Tensor:
     return norms.add_((C * epsilon) ** 0.5).reciprocal_()
 
 
-class Turn:
+class RotaryEmbedding:
     """Rotary positions: each pair (x_i, x_{i + D/2}) turned by its position's angle, clockwise as `nanochat` does.
 
     On a CPU the halves are swapped by a product, which is exact (its factors are 0, 1 and -1) and three times faster at
@@ -36,16 +36,16 @@ class Turn:
         zero = torch.zeros_like(one)
         self.swap_DD = torch.cat((torch.cat((zero, -one), 1), torch.cat((one, zero), 1)))
 
-    def by(self, x: Tensor) -> Tensor:
-        """x (..., T, D), turned."""
+    def rotate(self, x: Tensor) -> Tensor:
+        """x (..., T, D), rotated."""
         if x.device.type != "cpu":
             first, second = x.chunk(2, dim=-1)
             cosine, sine = (table.chunk(2, dim=-1)[0] for table in (self.cosine_TD, self.sine_TD))
             return torch.cat((first * cosine + second * sine, second * cosine - first * sine), dim=-1)
         return torch.addcmul(x * self.cosine_TD, x @ self.swap_DD, self.sine_TD)
 
-    def back(self, x: Tensor) -> Tensor:
-        """x (..., T, D), turned the other way: what a gradient does."""
+    def rotate_back(self, x: Tensor) -> Tensor:
+        """x (..., T, D), rotated back: what a gradient needs."""
         return torch.addcmul(x * self.cosine_TD, x @ self.swap_DD, self.sine_TD, value=-1)
 
 
@@ -92,7 +92,7 @@ class _RotaryAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv_BTE: Tensor, turn: Turn, heads: int, epsilon: float) -> Tensor:
+    def forward(ctx: Any, qkv_BTE: Tensor, rotary: RotaryEmbedding, heads: int, epsilon: float) -> Tensor:
         B, T, C = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
         H, D = heads, C // heads
         qkv_3BHTD = qkv_BTE.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
@@ -100,12 +100,12 @@ class _RotaryAttention(torch.autograd.Function):
         scale_2BHT1 = inverse_norms(qk_2BHTD, epsilon)
         # Keys get norm sqrt(D), queries 1 instead of sqrt(D): the scores' 1 / sqrt(D) is in them.
         scale_2BHT1[1] *= D**0.5
-        turned_2BHTD = turn.by(qk_2BHTD).mul_(scale_2BHT1)
+        turned_2BHTD = rotary.rotate(qk_2BHTD).mul_(scale_2BHT1)
         q_NTD, k_NTD = turned_2BHTD.view(2, B * H, T, D)
         v_NTE = beside_ones(qkv_3BHTD[2])
         mean_NTD, inverse_NT1 = weighted(q_NTD, k_NTD, v_NTE, exponentials)
         ctx.save_for_backward(mean_NTD, inverse_NT1, q_NTD, k_NTD, v_NTE, turned_2BHTD, scale_2BHT1)
-        ctx.turn = turn
+        ctx.rotary = rotary
         return mean_NTD.view(B, H, T, D).transpose(1, 2).reshape(B, T, C)
 
     @staticmethod
@@ -117,7 +117,7 @@ class _RotaryAttention(torch.autograd.Function):
         d_2BHTD = dqk_2NTD.view_as(turned_2BHTD)
         along_2BHT1 = (d_2BHTD * turned_2BHTD).sum(-1, keepdim=True).neg_()
         along_2BHT1[1] /= D
-        back_2BHTD = ctx.turn.back(d_2BHTD.addcmul_(turned_2BHTD, along_2BHT1).mul_(scale_2BHT1))
+        back_2BHTD = ctx.rotary.rotate_back(d_2BHTD.addcmul_(turned_2BHTD, along_2BHT1).mul_(scale_2BHT1))
         grad_BTE = g_BTC.new_empty(B, T, 3 * H * D)
         grad_3BHTD = grad_BTE.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
         grad_3BHTD[:2] = back_2BHTD
@@ -135,6 +135,6 @@ def relu2_linear(a_NF: Tensor, w_CF: Tensor) -> Tensor:
     return applied(_Relu2Linear, a_NF, w_CF)
 
 
-def rotary_attention(qkv_BTE: Tensor, turn: Turn, heads: int, epsilon: float) -> Tensor:
+def rotary_attention(qkv_BTE: Tensor, rotary: RotaryEmbedding, heads: int, epsilon: float) -> Tensor:
     """Causal attention (B, T, C) of turned and normalised queries and keys, from a joint projection (B, T, 3 C)."""
-    return applied(_RotaryAttention, qkv_BTE, turn, heads, epsilon)
+    return applied(_RotaryAttention, qkv_BTE, rotary, heads, epsilon)
