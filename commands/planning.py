@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from bardflow.home import home, project_folder
 from bardflow.model.machine import device as devices
 from bardflow.model.machine import memory
-from bardflow.model.planning import Parameters, Plan, cloud, disk_bytes, flops_per_step, parameters, probe
+from bardflow.model.networks import Parameters
+from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, parameters, probe
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
 from bardflow.sources.spec import load_corpus

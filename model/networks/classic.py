@@ -14,6 +14,7 @@ from bardflow.model.networks.attention import attend
 from bardflow.model.networks.autograd import applied, backward_from
 from bardflow.model.networks.cache import KeyValueCache, Reach
 from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.network import GPT, Kept, Parameters
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import require_alike
@@ -26,11 +27,47 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class ClassicGPT(nn.Module):
+class ClassicGPT(GPT):
     """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
 
+    MODEL_TYPE = "gpt2"
+    # On a CPU in bf16: its norms' inputs in f32 and outputs, and 8 C of the MLP's.
+    KEPT = Kept(on_cpu=19.2, elsewhere=17.0, holes=0.55, attention_mask=True)
+
+    @staticmethod
+    def check(spec: GPTSpec) -> None:
+        """It has all that a spec can ask for."""
+
+    @staticmethod
+    def count(spec: GPTSpec, vocabulary_size: int) -> Parameters:
+        """As `GPT.count`."""
+        C, table = spec.width, vocabulary_size * spec.width
+        norm = 2 * C if spec.biases else C
+        block = 12 * C * C + (9 * C if spec.biases else 0) + 2 * norm
+        embedding = (1 if spec.tied else 2) * table + spec.context * C
+        return Parameters(embedding=embedding, body=spec.layers * block + norm)
+
+    @staticmethod
+    def looked_up(spec: GPTSpec, vocabulary_size: int) -> int:
+        """Positions, and tokens where the head has a table of its own."""
+        return spec.context * spec.width + (0 if spec.tied else vocabulary_size * spec.width)
+
+    @staticmethod
+    def fields_of(config: dict[str, Any]) -> dict[str, Any]:
+        """As `GPT.fields_of`. GPT-2's files always have biases; where the model has none, they are zeros."""
+        return {
+            "layers": config["n_layer"],
+            "heads": config["n_head"],
+            "width": config["n_embd"],
+            "context": config["n_positions"],
+            "dropout": config["resid_pdrop"],
+            "activation": config["activation_function"],
+            "biases": True,
+            "tied": config["tie_word_embeddings"],
+        }
+
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, vocabulary_size)
         self.context, self.heads = spec.context, spec.heads
         self.activation, self.dropout = spec.activation, spec.dropout
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
@@ -50,19 +87,10 @@ class ClassicGPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
-        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
-        return logits_BTV
-
     def hidden(
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
-        """What the head reads, (B, T, C), in the type of the blocks' weights.
-
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
-        blocks by `torch.compile`.
-        """
+        """As `GPT.hidden`."""
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
         x_BTC = (rows_of(self.tokens.weight, ids_BT) + self.positions(positions_T)).to(dtype)
@@ -77,13 +105,7 @@ class ClassicGPT(nn.Module):
 
     @torch.inference_mode()
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
-
-        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
-
-        Raises:
-            CacheFull: they do not fit the context.
-        """
+        """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
         x_BTC = self.tokens(ids_BT) + reach.of(self.positions.weight)
         for layer, block in enumerate(self.blocks):
@@ -102,7 +124,7 @@ class ClassicGPT(nn.Module):
         tied = self.head.weight is self.tokens.weight
         config = {
             "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
+            "model_type": self.MODEL_TYPE,
             "vocab_size": vocabulary_size,
             "n_positions": self.context,
             "n_embd": width,
@@ -133,11 +155,7 @@ class ClassicGPT(nn.Module):
 
     @torch.no_grad()
     def load_transformers(self, weights: dict[str, Tensor]) -> None:
-        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
-
-        Raises:
-            model.weights.WrongWeights: they are not those of this model; nothing was copied.
-        """
+        """As `GPT.load_transformers`."""
         require_alike(self.to_transformers()[1], weights)
         self.tokens.weight.copy_(weights["transformer.wte.weight"])
         self.positions.weight.copy_(weights["transformer.wpe.weight"])
@@ -154,6 +172,8 @@ class ClassicGPT(nn.Module):
         if self.head.weight is not self.tokens.weight:
             self.head.weight.copy_(weights["lm_head.weight"])
 
+
+NETWORK = ClassicGPT
 
 BLOCK_NAMES = {
     "attention_norm": "ln_1",

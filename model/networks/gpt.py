@@ -1,4 +1,4 @@
-"""What a GPT is: the two architectures behind it, and where its parameters are.
+"""A GPT of a spec, its copy for computing in bf16, and the count of its parameters.
 
 Shapes in names: B batch, T time, C channels (width), H heads, D channels of a head, V vocabulary.
 """
@@ -8,18 +8,13 @@ import copy
 import torch
 from torch import nn
 
-from bardflow.model.networks.classic import ClassicGPT
-from bardflow.model.networks.modern import ModernGPT
+from bardflow.model.networks.network import GPT, network
 from bardflow.model.networks.spec import GPTSpec
-
-GPT = ClassicGPT | ModernGPT
 
 
 def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
     """A GPT with freshly drawn weights, from torch's global generator (seed it first)."""
-    if spec.architecture == "classic":
-        return ClassicGPT(spec, vocabulary_size)
-    return ModernGPT(spec, vocabulary_size)
+    return network(spec.architecture)(spec, vocabulary_size)
 
 
 def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:

@@ -11,6 +11,7 @@ from bardflow.model.networks.cache import KeyValueCache, Reach
 from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding, relu2_linear, rms_norm, rotary_attention
 from bardflow.model.networks.dropout import Dropout
+from bardflow.model.networks.network import GPT, Kept, Parameters
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import fill
@@ -19,11 +20,48 @@ EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
 
 
-class ModernGPT(nn.Module):
+class ModernGPT(GPT):
     """RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), query-key norm (Henry et al. 2020)."""
 
+    MODEL_TYPE = "nanochat"
+    # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (beside ones), attention's output twice and
+    # the MLP's 4 C.
+    KEPT = Kept(on_cpu=11.2, elsewhere=24.0, holes=0.9, attention_mask=False)
+
+    @staticmethod
+    def check(spec: GPTSpec) -> None:
+        """As `GPT.check`."""
+        if spec.width // spec.heads % 2:
+            raise ValueError(f"rotary positions need an even width/heads, but {spec.width}/{spec.heads} is odd")
+        if spec.biases or spec.tied:
+            raise ValueError(
+                "the modern architecture has no biases and its head is its own: set biases and tied to false"
+            )
+
+    @staticmethod
+    def count(spec: GPTSpec, vocabulary_size: int) -> Parameters:
+        """As `GPT.count`."""
+        return Parameters(embedding=2 * vocabulary_size * spec.width, body=spec.layers * 12 * spec.width**2)
+
+    @staticmethod
+    def looked_up(spec: GPTSpec, vocabulary_size: int) -> int:
+        """The table of tokens."""
+        return vocabulary_size * spec.width
+
+    @staticmethod
+    def fields_of(config: dict[str, Any]) -> dict[str, Any]:
+        """As `GPT.fields_of`."""
+        return {
+            "layers": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+            "width": config["hidden_size"],
+            "context": config["max_position_embeddings"],
+            "dropout": config["attention_dropout"],
+            "activation": config["hidden_act"],
+        }
+
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, vocabulary_size)
         self.context, self.heads = spec.context, spec.heads
         self.activation, self.dropout = spec.activation, spec.dropout
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
@@ -35,19 +73,10 @@ class ModernGPT(nn.Module):
         self.register_buffer("cosine_TD", cosine_TD, persistent=False)
         self.register_buffer("sine_TD", sine_TD, persistent=False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
-        logits_BTV: Tensor = self.head(self.hidden(ids_BT))
-        return logits_BTV
-
     def hidden(
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
-        """What the head reads, (B, T, C), in the type of the blocks' weights.
-
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
-        blocks by `torch.compile`.
-        """
+        """As `GPT.hidden`."""
         T = ids_BT.shape[1]
         x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
         if dropout is not None:
@@ -60,13 +89,7 @@ class ModernGPT(nn.Module):
 
     @torch.inference_mode()
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
-
-        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
-
-        Raises:
-            CacheFull: they do not fit the context.
-        """
+        """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
         # A row's own positions stand for all its heads.
         rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
@@ -83,7 +106,7 @@ class ModernGPT(nn.Module):
         vocabulary_size, width = self.tokens.weight.shape
         config = {
             "architectures": ["NanoChatForCausalLM"],
-            "model_type": "nanochat",
+            "model_type": self.MODEL_TYPE,
             "vocab_size": vocabulary_size,
             "hidden_size": width,
             "intermediate_size": 4 * width,
@@ -110,13 +133,11 @@ class ModernGPT(nn.Module):
 
     @torch.no_grad()
     def load_transformers(self, weights: dict[str, Tensor]) -> None:
-        """Take weights spelled as `to_transformers` spells them, into a model of the same shape.
-
-        Raises:
-            model.weights.WrongWeights: they are not those of this model; nothing was copied.
-        """
+        """As `GPT.load_transformers`."""
         fill(self.to_transformers()[1], weights)
 
+
+NETWORK = ModernGPT
 
 BLOCK_NAMES = {
     "query": "self_attn.q_proj",

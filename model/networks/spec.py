@@ -29,11 +29,7 @@ class GPTSpec(BaseModel):
     def _fits(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; give a multiple")
-        if self.architecture == "modern":
-            if self.width // self.heads % 2:
-                raise ValueError(f"rotary positions need an even width/heads, but {self.width}/{self.heads} is odd")
-            if self.biases or self.tied:
-                raise ValueError(
-                    "the modern architecture has no biases and its head is its own: set biases and tied to false"
-                )
+        from bardflow.model.networks.network import network  # which needs this class
+
+        network(self.architecture).check(self)
         return self

@@ -4,7 +4,6 @@ from bardflow.model.planning import cloud
 from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee
 from bardflow.model.planning.plan import (
     Machine,
-    Parameters,
     Parts,
     Plan,
     choose,
@@ -21,7 +20,6 @@ __all__ = [
     "WORTH",
     "Fit",
     "Machine",
-    "Parameters",
     "Parts",
     "Plan",
     "choose",

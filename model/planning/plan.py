@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bardflow.errors import BardError
 from bardflow.model.machine import Device, Execution, compiles
-from bardflow.model.networks import QUERIES, GPTSpec
+from bardflow.model.networks import QUERIES, GPTSpec, Parameters, network
 from bardflow.model.training import STACKED, STACKED_ON_A_CARD, TrainingSpec
 
 # A plan is kept this much below a limit: as much as plans were off (benchmarks/memory_plan.py).
@@ -21,20 +21,6 @@ MARGIN = 0.1
 
 class TooLittleMemory(BardError):
     """No way to compute a step fits into the limit."""
-
-
-class Parameters(BaseModel):
-    """Counts of parameters: tables indexed by vocabulary or position (a tied table counts once), and all the rest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    embedding: int
-    body: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.embedding + self.body
 
 
 class Machine(BaseModel):
@@ -99,13 +85,8 @@ class Plan(BaseModel):
 
 
 def parameters(gpt: GPTSpec, vocabulary_size: int) -> Parameters:
-    """The parameters of `model.gpt.build(gpt, vocabulary_size)`, without building it."""
-    C, table = gpt.width, vocabulary_size * gpt.width
-    if gpt.architecture == "modern":
-        return Parameters(embedding=2 * table, body=gpt.layers * 12 * C * C)
-    norm = 2 * C if gpt.biases else C
-    block = 12 * C * C + (9 * C if gpt.biases else 0) + 2 * norm
-    return Parameters(embedding=(1 if gpt.tied else 2) * table + gpt.context * C, body=gpt.layers * block + norm)
+    """The parameters of `model.networks.build(gpt, vocabulary_size)`, without building it."""
+    return network(gpt.architecture).count(gpt, vocabulary_size)
 
 
 def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
@@ -115,11 +96,7 @@ def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
     4 N backward, where N leaves out what is only looked up; attention's products over the whole context, though half of
     it is masked. What is computed twice to save memory does not count.
     """
-    counted = parameters(gpt, vocabulary_size).total
-    if gpt.architecture == "classic":
-        counted -= gpt.context * gpt.width
-    if not gpt.tied:
-        counted -= vocabulary_size * gpt.width
+    counted = parameters(gpt, vocabulary_size).total - network(gpt.architecture).looked_up(gpt, vocabulary_size)
     return 6 * counted + 12 * gpt.layers * gpt.width * gpt.context
 
 
@@ -328,26 +305,16 @@ def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Mach
 
 
 def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
-    """What a block keeps of each token.
-
-    In bf16 on a CPU, in widths C, a modern block keeps two norms' outputs, turned queries and keys, values (beside
-    ones), attention's output twice and the MLP's 4 C; a classic one its norms' inputs in f32, outputs, and 8 C of the
-    MLP's.
-    """
+    """What a block keeps of each token."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
-    dropped = gpt.dropout > 0
-    if execution.recompute:
-        widths = 1.0
-        if dropped:
-            widths += 2
-    elif on_our_own(machine):
-        widths = KEPT_ON_CPU[gpt.architecture] + (2 if dropped else 0)
-    else:
-        widths = KEPT_PLAIN[gpt.architecture] + (2 if dropped else 0)
-    if gpt.architecture == "classic" and dropped:
+    kept, dropped = network(gpt.architecture).KEPT, gpt.dropout > 0
+    widths = 1.0 if execution.recompute else kept.on_cpu if on_our_own(machine) else kept.elsewhere
+    if dropped:
+        widths += 2
+    if kept.attention_mask and dropped:
         # A mask of heads x T for a token; where attention with dropout is written out, weights and their product too.
-        kept = 1 if execution.recompute or on_our_own(machine) else 3
-        widths += kept * gpt.heads * gpt.context / C
+        tables = 1 if execution.recompute or on_our_own(machine) else 3
+        widths += tables * gpt.heads * gpt.context / C
     return int(number * C * widths)
 
 
@@ -359,7 +326,7 @@ def on_our_own(machine: Machine) -> bool:
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     """What stands beside them for each token while one block's gradient is taken."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
-    written_out = gpt.architecture == "classic" and gpt.dropout and not on_our_own(machine)
+    written_out = network(gpt.architecture).KEPT.attention_mask and gpt.dropout and not on_our_own(machine)
     table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
@@ -374,15 +341,12 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
     """
     if machine.device != "cpu":
         return 0
-    share = HOLES[gpt.architecture] if on_our_own(machine) else HOLES["classic"]
+    share = network(gpt.architecture).KEPT.holes if on_our_own(machine) else HOLES
     return int(max(passing * share, gradients * HOLES_BETWEEN[execution.optimizer_state]))
 
 
-# As a share of what comes and goes, by architecture, and of all gradients, by the type of the state at rest.
-HOLES = {"modern": 0.9, "classic": 0.55}
+# As a share of what comes and goes by torch's own functions, and of all gradients, by the type of the state at rest.
+HOLES = 0.55
 HOLES_BETWEEN = {"f32": 0.7, "bf16": 1.0}
-# Numbers of a width that a block keeps of each token, by our own functions and by torch's.
-KEPT_ON_CPU = {"modern": 11.2, "classic": 19.2}
-KEPT_PLAIN = {"modern": 24.0, "classic": 17.0}
 # Numbers of a width that stand beside them for each token while a block's gradient is taken.
 BLOCK_WIDTHS = 10

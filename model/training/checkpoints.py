@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bardflow.errors import BardError
 from bardflow.identity import identity, restored
-from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build
+from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build, network
 from bardflow.model.training.loop import Snapshot
 
 # One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.
@@ -58,31 +58,11 @@ def spec_of(config: dict[str, Any]) -> GPTSpec:
         ValueError: it is of another architecture, or of one of ours with values that ours does not have.
         KeyError: it lacks a field.
     """
-    match config["model_type"]:
-        case "gpt2":
-            return GPTSpec(
-                architecture="classic",
-                layers=config["n_layer"],
-                heads=config["n_head"],
-                width=config["n_embd"],
-                context=config["n_positions"],
-                dropout=config["resid_pdrop"],
-                activation=config["activation_function"],
-                biases=True,  # GPT-2's files always have them; where the model was trained without, they are zeros
-                tied=config["tie_word_embeddings"],
-            )
-        case "nanochat":
-            return GPTSpec(
-                architecture="modern",
-                layers=config["num_hidden_layers"],
-                heads=config["num_attention_heads"],
-                width=config["hidden_size"],
-                context=config["max_position_embeddings"],
-                dropout=config["attention_dropout"],
-                activation=config["hidden_act"],
-            )
-        case other:
-            raise ValueError(f"its model_type is {other!r}, but gpt2 or nanochat is expected")
+    architectures = get_args(GPTSpec.model_fields["architecture"].annotation)
+    kinds = {network(name).MODEL_TYPE: name for name in architectures}
+    if (name := kinds.get(config["model_type"])) is None:
+        raise ValueError(f"its model_type is {config['model_type']!r}, but {' or '.join(kinds)} is expected")
+    return GPTSpec(architecture=name, **network(name).fields_of(config))
 
 
 def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
