@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bardflow.model.machine.device import Device
 from bardflow.model.networks.spec import GPTSpec
-from bardflow.model.training.loop import TrainingSpec, begin, learning_rate_factor, make_optimizers, restore
-from bardflow.model.training.optimizers import AdamW, Muon, round_at_random
+from bardflow.model.training.loop import TrainingSpec, begin, learning_rate_factor, restore
+from bardflow.model.training.optimizers import OPTIMIZERS, AdamW, Muon, round_at_random
 
 CPU = Device("cpu", "f32")
 BETAS = (0.9, 0.99)
@@ -90,7 +90,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     gpt = restore(begin(CLASSIC, 23, 1))
     names = {id(p): name for name, p in gpt.named_parameters()}
     spec = TrainingSpec(optimizer="muon", weight_decay=0.3)
-    tables, vectors, *muons = make_optimizers(gpt, spec, CPU)
+    tables, vectors, *muons = OPTIMIZERS[spec.optimizer].make(dict(gpt.named_parameters()), spec, CPU)
     assert {names[id(p)] for p in tables.parameters} == {"tokens.weight", "positions.weight"}
     assert all(p.dim() == 1 for p in vectors.parameters)
     assert all(isinstance(muon, Muon) for muon in muons)

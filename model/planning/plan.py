@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from bardflow.errors import BardError
 from bardflow.model.machine import Device, Execution, compiles
 from bardflow.model.networks import QUERIES, GPTSpec, Parameters, network
-from bardflow.model.training import STACKED, STACKED_ON_A_CARD, TrainingSpec
+from bardflow.model.training import OPTIMIZERS, STACKED, STACKED_ON_A_CARD, TrainingSpec
 
 # A plan is kept this much below a limit: as much as plans were off (benchmarks/memory_plan.py).
 MARGIN = 0.1
@@ -122,9 +122,7 @@ def disk_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execu
 
 def optimizer_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
     """What the optimizer remembers: AdamW two numbers a parameter, Muon one for each of the blocks' matrices."""
-    numbers = 2 * parameters(gpt, vocabulary_size).total
-    if training.optimizer == "muon":
-        numbers -= block_matrices(gpt)
+    numbers = OPTIMIZERS[training.optimizer].numbers(parameters(gpt, vocabulary_size).total, block_matrices(gpt))
     return numbers * (4 if execution.optimizer_state == "f32" else 2)
 
 
@@ -247,7 +245,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
         held = {"base": machine.base, "optimizer": state, "holes": holes}
         return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
-    largest = orthogonalising_bytes(gpt, number, machine) if training.optimizer == "muon" else 0
+    largest = orthogonalising_bytes(gpt, number, machine) if OPTIMIZERS[training.optimizer].stacked else 0
     return Plan(
         execution=execution,
         machine=machine,

@@ -28,7 +28,7 @@ from bardflow.model.networks import (
     working_copy,
 )
 from bardflow.model.training.batches import Batches, Tokens, with_noise
-from bardflow.model.training.optimizers import AdamW, Muon, Optimizer, RandomBits, owners, stacks
+from bardflow.model.training.optimizers import OPTIMIZERS, Optimizer, RandomBits, owners
 from bardflow.model.training.replay import Replayed
 
 
@@ -168,7 +168,7 @@ class Training:
         hand_over = weakref.WeakMethod(self._hand_over)
         for theirs in self.copies:
             theirs.register_post_accumulate_grad_hook(partial(_call, hand_over))  # type: ignore[no-untyped-call]
-        self.optimizers = make_optimizers(self.gpt, spec, device)
+        self.optimizers = OPTIMIZERS[spec.optimizer].make(dict(self.gpt.named_parameters()), spec, device)
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
@@ -196,10 +196,10 @@ class Training:
                 loss = self._compute(given)
             self.step += 1
             if self.step == until and not torch.isfinite(loss):
+                rates = (f"{name} than {getattr(spec, name):g}" for name in OPTIMIZERS[spec.optimizer].rates)
                 raise Diverged(
                     f"the loss at step {self.step:,} is {loss.item()}: the weights have run away; give a smaller "
-                    f"learning_rate than {spec.learning_rate:g}"
-                    + (f" or muon_learning_rate than {spec.muon_learning_rate:g}" if spec.optimizer == "muon" else "")
+                    f"{' or '.join(rates)}"
                 )
             yield Step(self.step, loss, spec.learning_rate * given.factor, given.charged)
         del compute  # with what was recorded, whose memory scoring can use
@@ -350,35 +350,6 @@ def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor
         for key, value in owner.begun(parameter.new_empty(0)).items()
     }
     require_alike(expected, saved, also=(torch.bfloat16,))
-
-
-def make_optimizers(gpt: GPT, spec: TrainingSpec, device: Device) -> list[Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest.
-
-    Only matrices and tables decay, as in nanoGPT.
-    """
-    named = dict(gpt.named_parameters())
-    matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
-    if spec.optimizer != "muon":
-        matrices = set()
-    rest = [p for n, p in named.items() if n not in matrices]
-    tables, vectors = [p for p in rest if p.dim() >= 2], [p for p in rest if p.dim() < 2]
-    adamws = [
-        AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
-        for parameters, decay in ((tables, spec.weight_decay), (vectors, 0.0))
-        if parameters
-    ]
-    muons = [
-        Muon(
-            stack,
-            peak=spec.muon_learning_rate,
-            weight_decay=spec.weight_decay,
-            momentum=0.95,
-            precision=device.dtype,
-        )
-        for stack in stacks(named[n] for n in sorted(matrices))
-    ]
-    return [*adamws, *muons]
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:

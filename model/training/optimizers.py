@@ -2,14 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from bardflow.model.machine import Device
 from bardflow.model.networks import Bits
+
+if TYPE_CHECKING:
+    from bardflow.model.training.loop import TrainingSpec
 
 # Where random bits come from: numpy on the host, or a graphics card itself.
 RandomBits = np.random.Generator | Bits
@@ -229,3 +234,54 @@ def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
 def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:
     """Which optimizer owns a parameter, by the parameter's id."""
     return {id(p): o for o in optimizers for p in o.parameters}
+
+
+class Choice(NamedTuple):
+    """An optimizer that `TrainingSpec.optimizer` can name: a new one is an entry of OPTIMIZERS and its name there.
+
+    `make` makes it for parameters by name; `numbers` is how many numbers it remembers for so many parameters, of which
+    so many are the blocks' matrices; `rates` are the spec's learning rates that it uses; `stacked` is whether it
+    computes with matrices in stacks.
+    """
+
+    make: "Callable[[Mapping[str, Tensor], TrainingSpec, Device], list[Optimizer]]"
+    numbers: Callable[[int, int], int]
+    rates: tuple[str, ...]
+    stacked: bool
+
+
+def adamw_alone(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
+    """AdamW for everything. Only matrices and tables decay, as in nanoGPT."""
+    tables, vectors = [p for p in named.values() if p.dim() >= 2], [p for p in named.values() if p.dim() < 2]
+    return [
+        AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
+        for parameters, decay in ((tables, spec.weight_decay), (vectors, 0.0))
+        if parameters
+    ]
+
+
+def muon_and_adamw(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, and AdamW for the rest."""
+    matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
+    muons = [
+        Muon(
+            stack,
+            peak=spec.muon_learning_rate,
+            weight_decay=spec.weight_decay,
+            momentum=0.95,
+            precision=device.dtype,
+        )
+        for stack in stacks(named[n] for n in sorted(matrices))
+    ]
+    return [*adamw_alone({n: p for n, p in named.items() if n not in matrices}, spec, device), *muons]
+
+
+OPTIMIZERS = {
+    "adamw": Choice(adamw_alone, lambda all_, matrices: 2 * all_, ("learning_rate",), stacked=False),
+    "muon": Choice(
+        muon_and_adamw,
+        lambda all_, matrices: 2 * all_ - matrices,
+        ("learning_rate", "muon_learning_rate"),
+        stacked=True,
+    ),
+}
