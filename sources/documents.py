@@ -85,7 +85,7 @@ def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: 
         unit = "document" if by_document else "character"
         part = "training" if border <= 0 else "validation"
         raise CorpusError(
-            f"A split by {spec.by} with validation = {spec.validation} leaves the {part} part of "
+            f"A split by {spec.by} with validation = {spec.validation} leaves the {part} set of "
             f"{total:,} {unit}{'' if total == 1 else 's'} empty. Use more text, another validation share"
             + (', or by = "position".' if by_document else ".")
         )
