@@ -1,4 +1,4 @@
-"""Garbage collection, the only code that deletes: artifacts that no name refers to, and drafts of dead processes."""
+"""Garbage collection, which deletes artifacts that no name refers to, and drafts of dead processes."""
 
 import os
 import re

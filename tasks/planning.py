@@ -22,8 +22,8 @@ def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, 
     """Choose how to compute the training within the limit. Always asked: what is free is another matter each time.
 
     Raises:
-        model.memory.BadLimit: the limit is not a number of bytes.
-        model.plan.TooLittleMemory: nothing fits into it; the message names the least that would do.
+        model.machine.memory.BadLimit: the limit is not a number of bytes.
+        model.planning.plan.TooLittleMemory: nothing fits into it; the message names the least that would do.
     """
     size = store().facts(vocabulary)["size"]
     plan = planned(gpt, size, training, memory_limit)
@@ -54,7 +54,7 @@ def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int
     """The limit in bytes, from the argument or else from BARDFLOW_MEMORY_LIMIT; None where neither is given.
 
     Raises:
-        model.memory.BadLimit: it is not a number of bytes.
+        model.machine.memory.BadLimit: it is not a number of bytes.
     """
     given = memory_limit if memory_limit is not None else os.environ.get(LIMIT_VARIABLE) or None
     return None if given is None else memory.limit_bytes(given, devices.choose(training.precision))

@@ -13,7 +13,7 @@ class Dropout:
     """The masks of one step. Each place in the model has a stream of its own, from which windows draw in order.
 
     A step that is a number draws on the CPU, from numpy's SFC64, four elements a draw: torch's generator needs one draw
-    an element on one core. A step that is a tensor draws on its device (`model.bits`). Either way a share is rounded to
+    an element on one core. A step that is a tensor draws on its device (`bits.py`). Either way a share is rounded to
     65,536ths, and what is kept is scaled accordingly. `fused` draws by `torch.compile`.
     """
 

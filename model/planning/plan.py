@@ -26,7 +26,7 @@ class TooLittleMemory(BardError):
 class Machine(BaseModel):
     """Where a training is planned to run. `base` is what the process holds before it: the interpreter and libraries.
 
-    `compiles` is whether `torch.compile` works there (`model.device.compiles`).
+    `compiles` is whether `torch.compile` works there (`model.machine.compiles`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -328,7 +328,7 @@ def restore(snapshot: Snapshot) -> GPT:
     """The snapshot's model, on the CPU.
 
     Raises:
-        model.weights.WrongWeights: the snapshot's weights are not those of its model.
+        model.networks.WrongWeights: the snapshot's weights are not those of its model.
     """
     with torch.random.fork_rng(devices=[]):
         gpt = build(snapshot.gpt, snapshot.vocabulary_size)
@@ -340,7 +340,7 @@ def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor
     """Refuse saved optimizer state that is not that of all these parameters.
 
     Raises:
-        model.weights.WrongWeights: a key is missing or belongs to no parameter, or a shape or a type is another.
+        model.networks.WrongWeights: a key is missing or belongs to no parameter, or a shape or a type is another.
     """
     expected = {
         # Begun for no elements: which names there are, and which are scalars. On torch's meta device the first
