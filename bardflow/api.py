@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,19 @@ def train(
     command += [word for name, value in overrides.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
     said: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None and running.stderr is not None
+    # Into a file: a pipe that nobody reads meanwhile holds 64 KiB, and a sample may be longer.
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, encoding="utf-8") as running,
+    ):
+        assert running.stderr is not None
         for line in running.stderr:
             said.append(line)
             if not quiet:
                 print(line, end="", file=sys.stderr)
-        result = running.stdout.read()
+        running.wait()
+        output.seek(0)
+        result = output.read()
     if running.returncode:
         start = max((i for i, line in enumerate(said) if line.startswith("bard: ")), default=max(0, len(said) - 20))
         raise BardError("".join(said[start:]).removeprefix("bard: ").strip() or f"`{' '.join(command)}` failed")

@@ -19,8 +19,8 @@ from bardflow.toml import closest, read_toml
 RECIPES_FOLDER = "recipes"
 BUILT_IN = Path(str(resources.files("bardflow"))) / RECIPES_FOLDER
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-# Names that stand beside a recipe's under a corpus: `<corpus>/text`, `<corpus>/champion`.
-RESERVED_NAMES = frozenset({"text", "champion"})
+# Names that stand beside a recipe's under a corpus, as in `<corpus>/text`.
+RESERVED_NAMES = frozenset({"text", "champion", "evaluated"})
 
 RecipeName = Annotated[
     str, Field(pattern=f"^{NAME.pattern}$", description="A file of recipes/ without .toml; `bard recipe list` has all.")

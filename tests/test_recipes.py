@@ -142,7 +142,7 @@ def test_a_mistake_in_a_recipes_file_is_said_with_file_field_and_what_is_legal(
         load_recipe("own")
 
 
-@pytest.mark.parametrize("name", ["text", "champion"])
+@pytest.mark.parametrize("name", ["text", "champion", "evaluated"])
 def test_a_recipe_is_not_called_as_what_stands_beside_it(recipes: Path, name: str) -> None:
     (recipes / f"{name}.toml").write_text(OWN)
     with pytest.raises(RecipeError, match="rename the file"):

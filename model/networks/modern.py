@@ -62,8 +62,6 @@ class ModernGPT(GPT):
 
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__(spec, vocabulary_size)
-        self.context, self.heads = spec.context, spec.heads
-        self.activation, self.dropout = spec.activation, spec.dropout
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
         self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
         self.head = nn.Linear(spec.width, vocabulary_size, bias=False)

@@ -53,10 +53,6 @@ class GPT(nn.Module, ABC):
     MODEL_TYPE: ClassVar[str]
     KEPT: ClassVar[Kept]
 
-    context: int
-    heads: int
-    activation: str
-    dropout: float
     tokens: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear
@@ -64,6 +60,8 @@ class GPT(nn.Module, ABC):
     @abstractmethod
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__()
+        self.context, self.heads = spec.context, spec.heads
+        self.activation, self.dropout = spec.activation, spec.dropout
 
     @staticmethod
     @abstractmethod
