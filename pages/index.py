@@ -8,7 +8,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from pydantic import AwareDatetime, Field
 
 from bardflow.pages.drawing import GRID, PAPER, VALIDATION, inline_svg, plain_axes
-from bardflow.pages.run import Bits, Count, PageModel
+from bardflow.pages.parts import Count, PageModel
+from bardflow.pages.run import Bits
 from bardflow.pages.template import fill
 
 

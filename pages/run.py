@@ -1,27 +1,21 @@
 """The report of one training run: what it shows, as frozen values, and the HTML and Markdown pages made of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from bardflow.pages import wording
 from bardflow.pages.lineage_drawing import Node, lineage_drawing
 from bardflow.pages.loss_chart import Series, Times, loss_chart, thinned
+from bardflow.pages.parts import Count, PageModel, Part, charts_of, markdown_of, markdown_table, shown
 from bardflow.pages.template import fill
 
-Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Bits = Annotated[float, Field(ge=0)]
-
-
-class PageModel(BaseModel):
-    """What every part of a page shares: frozen, no unknown field, no NaN and no infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CleanedStep(PageModel):
@@ -159,21 +153,6 @@ class Surprise(PageModel):
     likeliest: tuple[Alternative, ...] = ()
 
 
-class Memorised(PageModel):
-    """How much of the samples stands word for word in the training set, beside as much of the validation set.
-
-    Shares are of characters in verbatim stretches, of at least `characters` each; the longest ones are quoted.
-    `searched_characters` says how much of the training set's end was searched where that was not all of it.
-    """
-
-    characters: Count
-    sampled_share: Annotated[float, Field(ge=0, le=1)]
-    sampled_longest: str
-    validation_share: Annotated[float, Field(ge=0, le=1)]
-    validation_longest: str
-    searched_characters: Count | None = None
-
-
 class Cost(PageModel):
     """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one.
 
@@ -225,10 +204,20 @@ class RunPage(PageModel):
     stopped_early: bool
     samples: tuple[Sample, ...]
     rival_samples: tuple[Sample, ...] = ()
-    memorised: Memorised | None = None
     surprises: tuple[Surprise, ...] = ()
+    parts: tuple[Part, ...] = ()
     cost: Cost
     lineage: tuple[LineageStep, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_0_1(cls, values: Any) -> Any:
+        # Its pages had a field for what is now a part, and the parts are made anew from the evaluation.
+        return (
+            {name: value for name, value in values.items() if name != "memorised"}
+            if isinstance(values, dict)
+            else values
+        )
 
     @model_validator(mode="after")
     def _overrides_are_settings(self) -> Self:
@@ -260,6 +249,8 @@ def render(page: RunPage) -> str:
         curve=_curve_view(page),
         planned=_planned(page.cost),
         lineage=_lineage_views(page),
+        charts=charts_of(page.parts),
+        shown=shown,
         tasks=list(dict.fromkeys(step.made_by for step in page.lineage)),
     )
 
@@ -300,10 +291,11 @@ def markdown(page: RunPage, report: Path, link: str) -> str:
         *(cell(remark.text) for remark in _remarks(page)),
         wording.full_report(report, link),
         "## Score over the whole validation set",
-        _markdown_table(("measure", "value"), measures),
+        markdown_table(("measure", "value"), measures),
         "## Beside other ways to predict the same text (bits per character, lower is better)",
-        _markdown_table(("predictor", "bits per character", "against this model"), rows),
+        markdown_table(("predictor", "bits per character", "against this model"), rows),
         "\n".join(notes),
+        *markdown_of(page.parts),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -443,9 +435,3 @@ def _verdict_name(verdict: Verdict) -> str:
 def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
-
-
-def _markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table whose cells are Markdown already: the first column of words, numbers after it."""
-    lines = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,6 @@
 """The page to write with a model: a text, what the model adds to it, and what it held for likely at each place."""
 
-from bardflow.pages.run import Count, PageModel
+from bardflow.pages.parts import Count, PageModel
 from bardflow.pages.template import fill
 
 

@@ -1,6 +1,7 @@
 """A corpus at rest: rows of text, each with the number of its document, in a train and a validation split."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -55,3 +56,15 @@ def read_text(folder: Path, split: str) -> Iterator[str]:
     """The split's text in pieces; joined, they are the split."""
     for _, text in read_documents(folder, split):
         yield text
+
+
+def read_end(folder: Path, split: str, characters: int) -> Iterable[str]:
+    """The fewest pieces at the split's end that have so many characters; no more of it is ever in memory."""
+    tail: deque[str] = deque()
+    held = 0
+    for piece in read_text(folder, split):
+        tail.append(piece)
+        held += len(piece)
+        while held - len(tail[0]) >= characters:
+            held -= len(tail.popleft())
+    return tail

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from bardflow.model.networks import GPTSpec
 from bardflow.pages.run import Scores
@@ -16,11 +16,11 @@ def model_card(
     vocabulary: dict[str, Any],
     scores: Scores | None = None,
 ) -> str:
-    """What the model is, what it was trained on, and what it is not good for. `corpus` and `vocabulary` are facts.
+    """The card of a model: its size, its training text, its limits. `corpus` and `vocabulary` are facts of artifacts.
 
     With its scores, the card has them in words and in the head, where the Hub looks for them (`model-index`).
     """
-    head: dict[str, Any] = {
+    head = {
         "language": corpus["language"],
         "license": "other",
         "license_name": corpus["licence"],
@@ -28,21 +28,29 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["bardflow", "character-level" if vocabulary["kind"] == "char" else "bpe"],
     }
-    if scores is not None:
-        metrics = [
-            {"type": "bits_per_character", "value": round(scores.bits_per_character, 4), "name": "Bits per character"},
-            {"type": "bits_per_byte", "value": round(scores.bits_per_byte, 4), "name": "Bits per UTF-8 byte"},
-            {"type": "loss", "value": round(scores.nats_per_token, 4), "name": "Nats per token"},
+    results = (
+        []
+        if scores is None
+        else [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="text",
+                dataset_name=f"{corpus['title']}, validation set",
+                metric_type=metric,
+                metric_value=round(value, 4),
+                metric_name=name,
+            )
+            for metric, name, value in (
+                ("bits_per_character", "Bits per character", scores.bits_per_character),
+                ("bits_per_byte", "Bits per UTF-8 byte", scores.bits_per_byte),
+                ("loss", "Nats per token", scores.nats_per_token),
+            )
         ]
-        result = {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": f"{corpus['title']}, held out", "type": "text"},
-            "metrics": metrics,
-        }
-        head["model-index"] = [{"name": corpus["name"], "results": [result]}]
+    )
+    data = ModelCardData(**head, **({"model_name": corpus["name"], "eval_results": results} if results else {}))
     survey, text = corpus["survey"], corpus["text"]
     return f"""---
-{yaml.safe_dump(head, allow_unicode=True, sort_keys=False).strip()}
+{data.to_yaml(original_order=[*head, "model-index"])}
 ---
 
 # A small GPT of {corpus["title"]}
@@ -81,13 +89,13 @@ def scored(scores: Scores | None) -> str:
     if scores is None:
         return ""
     overlapping = (
-        f"| bits per character, windows overlapping by half | {scores.sliding_bits_per_character:.4f} |\n"
+        f"| bits per character, overlapping windows | {scores.sliding_bits_per_character:.4f} |\n"
         if scores.sliding_bits_per_character is not None
         else ""
     )
     return f"""## Scores
 
-Over the whole held-out text, every character charged, in disjoint windows of the context.
+Over the whole validation set, in disjoint windows of the context length.
 
 | measure | value |
 |---|---|

@@ -9,7 +9,8 @@ from bardflow.model.networks import GPTSpec
 from bardflow.model.planning import Machine, choose, settled_bytes, step_seconds
 from bardflow.model.scoring import Comparison
 from bardflow.model.training import TrainingSpec
-from bardflow.pages import experiment as pages
+from bardflow.pages.experiment import ExperimentPage
+from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards, Vocabulary
 from bardflow.tasks.answers import store
 from bardflow.tasks.caching import SAME_QUESTION
@@ -84,7 +85,7 @@ def publish_vocabularies(
         title = store().facts(corpus)["title"]
         answer.append(_which(title, best, against))
         parts.append(_vocabulary_part(title, here, best, against, seconds))
-    page = pages.ExperimentPage(
+    page = ExperimentPage(
         experiment="compare-vocabularies",
         title="Vocabularies compared",
         question=f"Which vocabulary predicts a text best with the same network body and {budget}? Losses in nats per "
@@ -118,13 +119,13 @@ def _which(title: str, best: _Tried, against: dict[str, Comparison]) -> str:
 
 def _vocabulary_part(
     title: str, here: list[_Tried], best: _Tried, against: dict[str, Comparison], seconds: float | None
-) -> pages.Part:
+) -> Part:
     columns = (
         "vocabulary", "bits per character", "against the best", "nats per token", "tokens", "characters per token",
         "context, tokens", "context, characters", "embedding", "body", "steps", "seconds", "characters seen, M",
         "characters a second", "peak, MB",
     )  # fmt: skip
-    rows: list[tuple[pages.Cell, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     for t in here:
         f = t.figures
         rows.append(
@@ -136,12 +137,12 @@ def _vocabulary_part(
                 round(f.peak_bytes / 1e6),
             )
         )  # fmt: skip
-    chart = pages.Chart(
+    chart = Chart(
         title="Bits per character against the length of a token",
         x_label="characters per token",
         y_label="bits per character",
         lines=tuple(
-            pages.Line(
+            Line(
                 name=t.name,
                 x=(t.figures.characters_per_token,),
                 y=(t.figures.bits_per_character,),
@@ -152,7 +153,7 @@ def _vocabulary_part(
         ),
         log_x=True,
     )
-    table = pages.Table(
+    table = Table(
         title="Every vocabulary",
         columns=columns,
         rows=tuple(rows),
@@ -163,7 +164,7 @@ def _vocabulary_part(
     )
     took = {t.name: t.figures.seconds for t in here}
     findings = (said,) if seconds and (said := strayed(took, seconds)) else ()
-    return pages.Part(title=title, findings=findings, charts=(chart,), tables=(table,))
+    return Part(title=title, findings=findings, charts=(chart,), tables=(table,))
 
 
 def strayed(took: dict[str, float], seconds: float) -> str:

@@ -1,7 +1,7 @@
 """From an address to cleaned, cut and split documents."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +15,7 @@ from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
 from bardflow.tasks.answers import origin, store
 from bardflow.tasks.caching import SAME_QUESTION
-from bardflow.tasks.saying import DownloadBar, say
+from bardflow.tasks.saying import Progress, say, watched
 
 RAW = "raw"  # the source's files stand in a folder of their own: one of them may be called manifest.json
 
@@ -25,18 +25,15 @@ def fetch_source(corpus: CorpusSpec) -> Source:
     """Bring the raw files here. Always asked, never cached: only the source itself knows whether it changed."""
     with store().draft() as draft:
         (draft.folder / RAW).mkdir()
-        bar = DownloadBar(f"fetching {corpus.name}")
-        try:
+        with Progress(f"fetching {corpus.name}", "B") as progress:
             fetched = fetch(
                 corpus,
                 draft.folder / RAW,
                 downloads=home() / "downloads",
                 mirror=os.environ.get("CORPORA_MIRROR") or None,
-                progress=bar,
+                progress=progress,
                 project=project_folder(),
             )
-        finally:
-            bar.close()
         say(f"{corpus.name}: {fetched.why}")
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 
@@ -46,8 +43,14 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
     with store().draft() as draft:
         reading = read(corpus, store().folder(source) / RAW)
-        characters, documents = extent(reading)
-        parts = split(reading, corpus.split, characters, documents)
+        characters, documents = extent(
+            watched(reading, doing=f"reading {corpus.name}", unit="character", size=lambda piece: len(piece.text))
+        )
+
+        def counted(parts: Iterable[tuple[Part, Piece]], doing: str) -> Iterator[tuple[Part, Piece]]:
+            return watched(parts, doing=doing, unit="character", total=characters, size=lambda part: len(part[1].text))
+
+        parts = counted(split(reading, corpus.split, characters, documents), f"cleaning {corpus.name}")
         written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in parts))
 
         def again() -> Iterator[tuple[Part, Piece]]:
@@ -62,7 +65,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "licence": corpus.licence,
             "published": [figure.model_dump() for figure in corpus.published],
             "cleaned": [step.model_dump() for step in reading.cleaned],
-            "survey": survey(again()).model_dump(mode="json"),
+            "survey": survey(counted(again(), f"surveying {corpus.name}")).model_dump(mode="json"),
             "text": written.model_dump(),
         }
         return store().keep(draft, Corpus, facts, origin())

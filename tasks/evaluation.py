@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from bardflow.model.machine import device
 from bardflow.model.networks import GPT
 from bardflow.model.sampling import SamplingSpec, write
 from bardflow.model.scoring import (
-    VERBATIM_CHARACTERS,
     Charges,
     Guess,
     baselines,
@@ -27,7 +24,6 @@ from bardflow.model.scoring import (
     decompress,
     guesses,
     total,
-    verbatim,
 )
 from bardflow.model.training import load_model
 from bardflow.model.vocabulary import (
@@ -40,17 +36,18 @@ from bardflow.model.vocabulary import (
     load,
     spellings,
 )
-from bardflow.pages.run import Alternative, Baseline, Memorised, Sample, Scores, Surprise
-from bardflow.storage.documents import read_text
+from bardflow.pages.run import Alternative, Baseline, Sample, Scores, Surprise
+from bardflow.storage.documents import read_end, read_text
 from bardflow.storage.handles import Baselines, Corpus, Evaluation, Model
+from bardflow.tasks import memorised
 from bardflow.tasks.answers import origin, store
 from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.saying import Progress, watched
 
 SCORES = "scores.json"
 SAMPLES = "samples.json"
 CHARGES = "charges.npy"
 COMPRESSED = "validation.coded"
-MEMORISED = "memorised.json"
 SURPRISES = "surprises.json"
 BASELINES = "baselines.json"
 # What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
@@ -111,12 +108,17 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
     gpt.to(place.name)
     survey = store().facts(corpus)["survey"]
 
-    before = last_tokens(tokenizer, read_text(text, "train"), gpt.context + 1)
+    before = last_tokens(tokenizer, text, gpt.context + 1)
     tokens = np.concatenate(list(encode(tokenizer, read_text(text, "validation"))))
-    charged, sliding = charges_both_ways(gpt, tokens, before=before, device=place)
-    coded = compress(gpt, tokens, before=int(before[-1]), device=place) if spec.compress else None
-    if coded is not None:
-        read_back = decode(tokenizer, decompress(gpt, coded, before=int(before[-1]), device=place))
+    with Progress("scoring the validation set", "token", len(tokens)) as progress:
+        charged, sliding = charges_both_ways(gpt, tokens, before=before, device=place, progress=progress)
+    coded = None
+    if spec.compress:
+        with Progress("compressing the validation set", "token", len(tokens)) as progress:
+            coded = compress(gpt, tokens, before=int(before[-1]), device=place, progress=progress)
+        with Progress("decompressing it", "token", len(tokens)) as progress:
+            ids = decompress(gpt, coded, before=int(before[-1]), device=place, progress=progress)
+        read_back = decode(tokenizer, ids)
         if read_back != "".join(read_text(text, "validation")):
             raise BitsNotReal(
                 f"{model} compressed the validation set to {len(coded):,} bytes, but what was read back is another "
@@ -138,8 +140,8 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
         if samples:
-            found = memorised(samples, text, survey["train_characters"])
-            write_json(draft.folder / MEMORISED, found.model_dump(mode="json", exclude_none=True))
+            found = memorised.memorised((sample.text for sample in samples), text, survey["train_characters"])
+            write_json(draft.folder / memorised.FILE, found.model_dump(mode="json", exclude_none=True))
         opening = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
         expected = guesses(gpt, opening, before=before, device=place, likeliest=LIKELIEST)
         shown = surprises(tokenizer, opening.tolist(), expected)
@@ -151,17 +153,18 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         return store().keep(draft, Evaluation, facts, origin())
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=SAME_QUESTION)
 def measure_baselines(corpus: Corpus) -> Baselines:
     """Compressors and an n-gram model on the same split, and the figures that others have published for it."""
     folder, facts = store().folder(corpus), store().facts(corpus)
     measured = baselines.measure(
-        "".join(last_pieces(read_text(folder, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:],
+        "".join(read_end(folder, "train", LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:],
         "".join(read_text(folder, "validation")),
         train_characters=facts["survey"]["train_characters"],
     )
     listed = [
-        Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note) for b in measured
+        Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note)
+        for b in watched(measured, doing="measuring baselines", unit="baseline", note=lambda b: b.name)
     ]
     listed += [Baseline(kind="published", **figure) for figure in facts["published"]]
     with store().draft() as draft:
@@ -183,44 +186,9 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
     return None
 
 
-def last_tokens(tokenizer: Tokenizer, pieces: Iterable[str], count: int) -> TokenIds:
-    """The last `count` tokens of a text, fewer where it has fewer."""
-    return np.concatenate(list(encode(tokenizer, last_pieces(pieces, count * CHARACTERS_A_TOKEN))))[-count:]
-
-
-def last_pieces(pieces: Iterable[str], characters: int) -> deque[str]:
-    """The fewest pieces at a text's end that hold so many characters; no more of it is ever in memory."""
-    tail: deque[str] = deque()
-    held = 0
-    for piece in pieces:
-        tail.append(piece)
-        held += len(piece)
-        while held - len(tail[0]) >= characters:
-            held -= len(tail.popleft())
-    return tail
-
-
-def memorised(samples: list[Sample], text: Path, train_characters: int) -> Memorised:
-    """What of the samples stands in the training set, and of as much text from the validation set's start.
-
-    Of a training set longer than LOOK_BACK_CHARACTERS its end is searched, and the answer says so.
-    """
-    train = "".join(last_pieces(read_text(text, "train"), LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:]
-    length, genuine = sum(len(sample.text) for sample in samples), ""
-    for piece in read_text(text, "validation"):
-        genuine = (genuine + piece)[:length]
-        if len(genuine) == length:
-            break
-    found = [verbatim(sample.text, train) for sample in samples]
-    reference = verbatim(genuine, train)
-    return Memorised(
-        characters=VERBATIM_CHARACTERS,
-        sampled_share=sum(f.share * len(s.text) for f, s in zip(found, samples, strict=True)) / length,
-        sampled_longest=max((f.longest for f in found), key=len),
-        validation_share=reference.share,
-        validation_longest=reference.longest,
-        searched_characters=len(train) if len(train) < train_characters else None,
-    )
+def last_tokens(tokenizer: Tokenizer, text: Path, count: int) -> TokenIds:
+    """The last `count` tokens of a corpus's training set, fewer where it has fewer."""
+    return np.concatenate(list(encode(tokenizer, read_end(text, "train", count * CHARACTERS_A_TOKEN))))[-count:]
 
 
 def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
@@ -279,12 +247,6 @@ def charges_of(evaluation: Evaluation) -> Charges:
 def surprises_of(evaluation: Evaluation) -> list[Surprise]:
     """The passage with its surprise."""
     return SURPRISE_LIST.validate_json((store().folder(evaluation) / SURPRISES).read_bytes())
-
-
-def memorised_of(evaluation: Evaluation) -> Memorised | None:
-    """How much of an evaluation's samples stands in the training set; None where none were drawn."""
-    path = store().folder(evaluation) / MEMORISED
-    return Memorised.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def baselines_of(measured: Baselines) -> list[Baseline]:

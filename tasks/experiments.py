@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bardflow.model.scoring import Comparison, compare
 from bardflow.pages import experiment as pages
+from bardflow.pages.experiment import ExperimentPage
 from bardflow.storage.handles import Checkpoint, Evaluation, Model, Report
 from bardflow.storage.lineage import handle_of
 from bardflow.tasks.answers import origin, refs, store
@@ -76,7 +77,7 @@ def interval(found: Comparison) -> str:
     return f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)})"
 
 
-def keep_experiment(page: pages.ExperimentPage) -> Report:
+def keep_experiment(page: ExperimentPage) -> Report:
     """Keep an experiment's page as JSON and HTML."""
     with store().draft() as draft:
         write_json(draft.folder / PAGE, page.model_dump(mode="json"))
@@ -86,7 +87,7 @@ def keep_experiment(page: pages.ExperimentPage) -> Report:
 
 def show_experiment(name: str, report: Report, *, by: str) -> str:
     """Give an experiment's report its name, put its tables where Prefect's UI shows them, and say its answer."""
-    page = pages.ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
+    page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
     head = refs().head(name)
     if head is None or head.handle != report:
         refs().move(name, report, after=head, by=by, why=page.answer[0])

@@ -7,7 +7,8 @@ from prefect import task
 
 from bardflow.model.planning import WORTH, Fit, fit, foreseen_knee, knee
 from bardflow.model.scoring import Comparison
-from bardflow.pages import experiment as pages
+from bardflow.pages.experiment import ExperimentPage
+from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
 from bardflow.tasks.answers import store
 from bardflow.tasks.caching import SAME_QUESTION
@@ -41,7 +42,7 @@ def publish_ladder(
         f"character. {stopped}",
         _next(rungs, curve, next_rung, next_flops_factor),
     )
-    rows: list[tuple[pages.Cell, ...]] = [
+    rows: list[tuple[Cell, ...]] = [
         (
             name, f.parameters, f.body_parameters, f"{f.bits_per_character:.4f}", interval(pair) if pair else "",
             pair.verdict if pair else "", round(f.seconds, 1), round(f.characters_seen / f.seconds),
@@ -54,16 +55,16 @@ def publish_ladder(
     charts = [_ladder_chart(label, x, losses, names, at) for label, x in measured.items()]
     if curve is not None:
         dense = [sizes[0] * (3 * sizes[-1] / sizes[0]) ** (i / 60) for i in range(61)]
-        fitted = pages.Line(
+        fitted = Line(
             name=f"fit: {curve.floor:.3f} + {curve.amplitude:.3g} / body^{curve.exponent:.2f}",
             x=tuple(dense),
             y=tuple(curve.at(n) for n in dense),
             style="line",
         )
-        own = pages.Line(name="measured", x=tuple(sizes), y=tuple(losses), labels=tuple(names), style="points")
+        own = Line(name="measured", x=tuple(sizes), y=tuple(losses), labels=tuple(names), style="points")
         charts.insert(
             0,
-            pages.Chart(
+            Chart(
                 title="Bits per character against parameters of the body, and a power law through it",
                 x_label="parameters of the body",
                 y_label="bits per character",
@@ -72,7 +73,7 @@ def publish_ladder(
                 marked=(sizes[at], "knee") if at < len(rungs) - 1 else None,
             ),
         )
-    table = pages.Table(
+    table = Table(
         title="The rungs",
         columns=(
             "layers x width", "parameters", "body", "bits per character", "against the rung before", "verdict",
@@ -83,21 +84,21 @@ def publish_ladder(
         note="The knee stands out, or the last rung where none was met. Steps and batch are equal; "
         "learning rates follow the width (ARCHITECTURE.md).",
     )  # fmt: skip
-    page = pages.ExperimentPage(
+    page = ExperimentPage(
         experiment="scaling-ladder",
         title=f"Scaling ladder: {title}",
         question="How large a model pays on this text, and what would the next size cost?",
         created=max(made_at(evaluation) for evaluation in evaluations),
         answer=answer,
-        parts=(pages.Part(title="Loss and cost", charts=tuple(charts), tables=(table,)),),
+        parts=(Part(title="Loss and cost", charts=tuple(charts), tables=(table,)),),
         lineage=tuple(f"{name}: {model}" for name, model in zip(names, models, strict=True)),
     )
     return keep_experiment(page)
 
 
-def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[str], at: int) -> pages.Chart:
-    line = pages.Line(name="measured", x=tuple(x), y=tuple(losses), labels=tuple(names))
-    return pages.Chart(
+def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[str], at: int) -> Chart:
+    line = Line(name="measured", x=tuple(x), y=tuple(losses), labels=tuple(names))
+    return Chart(
         title=f"Bits per character against {label}",
         x_label=label,
         y_label="bits per character",

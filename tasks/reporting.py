@@ -1,8 +1,9 @@
 """The page about a run, put together from what lies in the store."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from bardflow.errors import BardError
 from bardflow.home import REPORTS_SITE, home
 from bardflow.pages import run as pages
+from bardflow.pages.parts import Part
 from bardflow.storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from bardflow.storage.lineage import Ancestor, handle_of, lineage, source_address
 from bardflow.tasks.answers import origin, store
@@ -19,21 +21,24 @@ from bardflow.tasks.caching import SAME_QUESTION
 from bardflow.tasks.evaluation import (
     EvaluationSpec,
     baselines_of,
-    memorised_of,
     samples_of,
     scores_of,
     surprises_of,
     write_json,
 )
+from bardflow.tasks.memorised import memorised_section
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 
 PAGE = "page.json"
 HTML = "report.html"
 METRICS = "metrics.jsonl"
+# Further sections of a report: each says what it shows of a model, or None where it has nothing to show.
+Section = Callable[[Model, Evaluation, Corpus], Part | None]
+SECTIONS: tuple[Section, ...] = (memorised_section,)
 
 
-@task(version="3", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=SAME_QUESTION)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -63,15 +68,15 @@ def publish_report(
         stopped_early=store().facts(legs[-1])["step"] < recipe.training.steps,
         samples=tuple(samples_of(evaluation)),
         rival_samples=tuple(samples_of(rival)) if rival else (),
-        memorised=memorised_of(evaluation),
         surprises=tuple(surprises_of(evaluation)),
+        parts=sections(model, evaluation, corpus),
         cost=cost(legs),
         lineage=tuple(lineage_step(ancestor) for ancestor in lineage(store(), model)),
     )
     return keep_page(page)
 
 
-@task(version="3", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=SAME_QUESTION)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
@@ -86,11 +91,16 @@ def rescore_report(
                 "scores": scores_of(evaluation),
                 "baselines": tuple(baselines_of(baselines)),
                 "samples": tuple(samples_of(evaluation)),
-                "memorised": memorised_of(evaluation),
+                "parts": sections(model, evaluation, corpus),
                 "surprises": tuple(surprises_of(evaluation)),
             }
         )
     )
+
+
+def sections(model: Model, evaluation: Evaluation, corpus: Corpus) -> tuple[Part, ...]:
+    """The further sections of a report that have something to show."""
+    return tuple(part for section in SECTIONS if (part := section(model, evaluation, corpus)))
 
 
 def made_at(handle: Handle) -> datetime:
@@ -138,7 +148,13 @@ def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
 
 def page_of(report: Report) -> pages.RunPage:
     """The figures on a report's page."""
-    return pages.RunPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
+    return _page_at(store().folder(report) / PAGE)
+
+
+@lru_cache(maxsize=8)
+def _page_at(path: Path) -> pages.RunPage:
+    # 400 kB take 15 ms, and a run asks three times; an artifact never changes.
+    return pages.RunPage.model_validate_json(path.read_bytes())
 
 
 def evaluated_with(report: Report) -> EvaluationSpec:

@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -16,43 +17,62 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(message: str) -> None:
-    """A line of the run's story."""
+    """Log a line, for the terminal and for Prefect."""
     LOGGER.info(message)
 
 
-def watched(items: Iterable[T], *, total: int, doing: str, unit: str, note: Callable[[T], str]) -> Iterator[T]:
-    """Hand out the items under a progress bar; where there is no terminal, with a line every 15 seconds instead.
+class Progress:
+    """A progress bar of something that takes long; where there is no terminal, a line every 15 seconds instead.
 
-    `note` says the last item in a few words; it is called at most once a second.
+    `total` is None where it is not known. What is over within half a second shows nothing.
     """
-    noted = said = time.monotonic()
-    done = 0
-    with tqdm(
-        total=total, desc=doing, unit=unit, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True
-    ) as bar:
+
+    def __init__(self, doing: str, unit: str, total: int | None = None) -> None:
+        self.doing, self.unit, self.done = doing, unit, 0
+        self.bar = tqdm(
+            total=total, desc=doing, unit=unit if unit == "B" else f" {unit}s", unit_scale=True, delay=0.5, leave=False,
+            dynamic_ncols=True, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.total = total
+        self.noted = self.said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Say how much is done in all, and of how much where that is known only now."""
+        if total is not None:
+            self.total = self.bar.total = total
+        self.advance(done - self.done)
+
+    def advance(self, count: int = 1, note: Callable[[], str] | None = None) -> None:
+        """Say how much more is done; `note` adds a few words, and is called at most once a second."""
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if not self.bar.disable and note is not None and now - self.noted > 1:
+            self.bar.set_postfix_str(note(), refresh=False)
+            self.noted = now
+        elif self.bar.disable and now - self.said > SECONDS_BETWEEN_LINES:
+            of = f" of {self.total:,}" if self.total is not None else ""
+            say(f"{self.doing}: {self.done:,}{of} {self.unit}s{f', {note()}' if note is not None else ''}")
+            self.said = now
+
+
+def watched(
+    items: Iterable[T],
+    *,
+    doing: str,
+    unit: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda _: 1,
+    note: Callable[[T], str] | None = None,
+) -> Iterator[T]:
+    """Hand out the items under a progress bar; `size` says how many units an item is, `note` a few words about it."""
+    with Progress(doing, unit, total) as progress:
         for item in items:
             yield item
-            done += 1
-            bar.update()
-            now = time.monotonic()
-            if not bar.disable and now - noted > 1:
-                bar.set_postfix_str(note(item), refresh=False)
-                noted = now
-            elif bar.disable and now - said > SECONDS_BETWEEN_LINES:
-                say(f"{doing}: {done:,} of {total:,} {unit}s, {note(item)}")
-                said = now
-
-
-class DownloadBar:
-    """A progress bar in bytes that a download calls with (bytes so far, bytes in all or None)."""
-
-    def __init__(self, doing: str) -> None:
-        self.bar = tqdm(desc=doing, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False, delay=0.5)
-
-    def __call__(self, done: int, total: int | None) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        """Take the bar off the screen."""
-        self.bar.close()
+            progress.advance(size(item), None if note is None else partial(note, item))

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from bardflow.errors import BardError
 from bardflow.home import home
-from bardflow.pages import experiment as pages
+from bardflow.pages.experiment import ExperimentPage
+from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
 from bardflow.tasks.answers import store
 from bardflow.tasks.caching import SAME_QUESTION
@@ -226,19 +227,19 @@ def publish_search(
         f"character. {stopped} were stopped early."
         + (f" {len(failed)} more could not be trained; their errors are listed." if failed else ""),
     )
-    rows: list[tuple[pages.Cell, ...]] = [(tried[i], f"{reached[i]:.4f}", endings[i]) for i in order]
+    rows: list[tuple[Cell, ...]] = [(tried[i], f"{reached[i]:.4f}", endings[i]) for i in order]
     numbers = tuple(float(i + 1) for i in range(len(reached)))
     so_far = tuple(min(reached[: i + 1]) for i in range(len(reached)))
-    chart = pages.Chart(
+    chart = Chart(
         title="Every trial, and the best so far",
         x_label="trial",
         y_label="bits per character",
         lines=(
-            pages.Line(name="trial", x=numbers, y=tuple(reached), style="points"),
-            pages.Line(name="best so far", x=numbers, y=so_far, style="line"),
+            Line(name="trial", x=numbers, y=tuple(reached), style="points"),
+            Line(name="best so far", x=numbers, y=so_far, style="line"),
         ),
     )
-    table = pages.Table(
+    table = Table(
         title="Trials, the best first",
         columns=("fields", "bits per character", "ended"),
         rows=tuple(rows),
@@ -246,13 +247,13 @@ def publish_search(
         note="Of the lowest leg, on the part of the validation text that legs are scored on. Chosen by that text, the "
         "best trial's figure flatters it a little.",
     )
-    page = pages.ExperimentPage(
+    page = ExperimentPage(
         experiment="search",
         title=f"Hyperparameter search: {title}",
         question=f"Which values reach the fewest bits per character? Searched: {searched}.",
         created=made_at(evaluation),
         answer=answer,
-        parts=(pages.Part(title="Trials", findings=tuple(failed), charts=(chart,), tables=(table,)),),
+        parts=(Part(title="Trials", findings=tuple(failed), charts=(chart,), tables=(table,)),),
         lineage=(f"the best: {model}",),
     )
     return keep_experiment(page)

@@ -12,6 +12,7 @@ from bardflow.storage.handles import Corpus, TokenShards, Vocabulary
 from bardflow.storage.shards import ShardSpec, TokenIds, write_shards
 from bardflow.tasks.answers import origin, store
 from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.saying import Progress, watched
 
 
 class NoSuchVocabulary(BardError):
@@ -44,7 +45,13 @@ def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
     survey = store().facts(corpus)["survey"]
     with store().draft() as draft:
         tokenizer = learn(
-            lambda: read_text(store().folder(corpus), "train"),
+            lambda: watched(
+                read_text(store().folder(corpus), "train"),
+                doing="reading the training set",
+                unit="character",
+                total=survey["train_characters"],
+                size=len,
+            ),
             spec,
             characters=survey["train_characters"],
             unseen=survey["unseen_distinct"] > 0,
@@ -57,13 +64,15 @@ def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
     """Write both parts as token ids, document by document, as a stream."""
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
-    folder = store().folder(corpus)
+    folder, survey = store().folder(corpus), store().facts(corpus)["survey"]
 
     def rows() -> Iterator[tuple[str, int, TokenIds]]:
-        for part in SPLITS:
-            numbers = (document for document, _ in read_documents(folder, part))
-            for document, ids in zip(numbers, encode(tokenizer, read_text(folder, part)), strict=True):
-                yield part, document, ids
+        with Progress("tokenizing", "character", survey["characters"]) as progress:
+            for part in SPLITS:
+                pieces = read_documents(folder, part)
+                for (document, text), ids in zip(pieces, encode(tokenizer, read_text(folder, part)), strict=True):
+                    yield part, document, ids
+                    progress.advance(len(text))
 
     with store().draft() as draft:
         tokens = write_shards(draft.folder, rows(), spec, dtype=token_dtype(tokenizer.get_vocab_size()))

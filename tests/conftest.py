@@ -26,6 +26,7 @@ os.environ.update(
     PREFECT_RESULTS_PERSIST_BY_DEFAULT="true",
     PREFECT_RESULTS_DEFAULT_SERIALIZER="json",
     PREFECT_LOGGING_TO_API_ENABLED="false",
+    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL",
     # The tests' models are so small that a second thread only waits, and on a busy machine it waits long.
     OMP_NUM_THREADS="1",
 )
@@ -35,6 +36,9 @@ settings.register_profile("bardflow", deadline=None, suppress_health_check=[Heal
 settings.load_profile("bardflow")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+# The longest files first, so that no process is left with one of them at the end.
+LONG = ("test_cli.py", "test_train_gpt.py", "test_up.py", "test_training.py", "test_experiments.py")
 
 from bardflow.tasks.recipes import load_recipe  # noqa: E402
 
@@ -49,6 +53,11 @@ licence = "CC0-1.0"
 [source]
 path = "texts/own.txt"
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests by how long their file takes."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +79,8 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[None]:
-    """A real Prefect server with a database of its own; without the heartbeat, which costs each flow a second."""
-    from prefect.events.worker import EventsWorker
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
+def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[str]:
+    """The API address of a real Prefect server with a database of its own."""
     from bardflow.commands.up import server
 
     here = tmp_path_factory.mktemp("server")
@@ -83,11 +89,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: P
     patch.setenv("BARDFLOW_HOME", str(here))
     with server() as url:
         patch.undo()
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
-            EventsWorker.drain_all(timeout=60)
+        yield url
         patch.setenv("BARDFLOW_HOME", str(here))
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server_url: str) -> Iterator[None]:
+    """Let the flows of this process use the server; without the heartbeat, which costs each flow a second."""
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+        EventsWorker.drain_all(timeout=60)
 
 
 @pytest.fixture
@@ -152,6 +167,17 @@ def give_database(home: Path, database: Path) -> None:
     """A home that Prefect's server finds its database in."""
     (home / "prefect").mkdir(parents=True)
     shutil.copy(database, home / "prefect")
+
+
+@contextmanager
+def served_by(home: Path, url: str) -> Iterator[None]:
+    """Let the commands of a home use a server, as beside a `bard up`: each starts sooner without one of its own."""
+    from bardflow.commands.processes import holding
+
+    with holding(home / "up.lock") as lock:
+        lock.write(url)
+        lock.flush()
+        yield
 
 
 def make_project(folder: Path, database: Path | None = None) -> Path:

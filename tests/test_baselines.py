@@ -9,6 +9,7 @@ import pytest
 
 from bardflow.model.scoring import baselines
 from bardflow.model.scoring.baselines import (
+    FILE_UNITS,
     UNICODE,
     BaselineError,
     compressed,
@@ -133,7 +134,7 @@ def test_an_order_beyond_the_training_text_is_its_length() -> None:
 
 @pytest.mark.parametrize(("train", "validation"), [("", "a"), ("a", "")])
 def test_an_empty_text_is_an_error(train: str, validation: str) -> None:
-    for score in (kneser_ney, order_zero, measure):
+    for score in (kneser_ney, order_zero, lambda *texts: list(measure(*texts))):
         with pytest.raises(BaselineError, match="need at least one"):
             score(train, validation)
 
@@ -163,11 +164,15 @@ def test_context_helps_on_both_scripts(shakespeare: tuple[str, str], real_text: 
         assert ladder[0] < uniform(len(set(train + validation)))
 
 
-def test_a_text_that_only_repeats_the_training_text_is_never_charged_less_than_nothing() -> None:
+def test_a_text_that_only_repeats_the_training_text_never_costs_a_compressor_nothing() -> None:
     line = "Sing, muse, of the flow of bards.\n"
     for count in (90, 300, 810, 2_000):
         for baseline in measure(line * count, line * (count // 9)):
-            assert baseline.bits_per_character >= 0, (baseline, count)
+            if baseline.kind == "compressor":
+                added = round(baseline.bits_per_character * len(line) * (count // 9) / 8)
+                least = FILE_UNITS[baseline.name.split()[0]]
+                assert added >= least, (baseline, count)
+                assert ("the least that a file's size shows" in baseline.note) == (added == least)
 
 
 @pytest.fixture

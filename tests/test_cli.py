@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from bardflow.commands import cli
 from bardflow.storage.store import Store
-from tests.conftest import CHECKOUT, make_project, own_text
+from tests.conftest import CHECKOUT, make_project, own_text, served_by
 
 SETTINGS = ("steps=90", "leg_steps=30", "samples=1", "sample_characters=40", "vocabulary_byte_fallback=always")
 ARGUMENTS = ["train", "own", "--recipe", "tiny", *(word for text in SETTINGS for word in ("--set", text))]
@@ -44,12 +44,13 @@ def typed(project: Path, *arguments: str, **more: str) -> Said:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> tuple[Path, dict[str, Any], str]:
-    """A project in which one model was trained, what `--json` said, and the story on standard error."""
-    project = make_project(tmp_path_factory.mktemp("trained") / "project", prefect_database)
-    said = typed(project, *ARGUMENTS, "--json")
-    assert said.code == 0, said.err
-    return project, json.loads(said.out), said.err
+def trained(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """A project in which one model was trained, what `--json` said, and the log on standard error."""
+    project = make_project(tmp_path_factory.mktemp("trained") / "project")
+    with served_by(project / "home", server_url):
+        said = typed(project, *ARGUMENTS, "--json")
+        assert said.code == 0, said.err
+        yield project, json.loads(said.out), said.err
 
 
 @pytest.fixture
@@ -293,32 +294,33 @@ def served(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_text_at_an_address_is_added_and_trained_with_no_code(
-    tmp_path: Path, served: str, prefect_database: Path
-) -> None:
-    project = make_project(tmp_path / "project", prefect_database)
+def test_a_text_at_an_address_is_added_and_trained_with_no_code(tmp_path: Path, served: str, server_url: str) -> None:
+    project = make_project(tmp_path / "project")
     said = typed(project, "corpus", "add", "ballad", "--from", served, "--json")
     assert said.code == 0, said.err
     added = json.loads(said.out)
     assert added["survey"]["characters"] == len(own_text()) and added["fetched"]["address"] == served
-    said = typed(project, "train", "ballad", "--recipe", "tiny", "--set", "steps=4", "--set", "leg_steps=4", "--json")
+    with served_by(project / "home", server_url):
+        quick = ("--recipe", "tiny", "--set", "steps=4", "--set", "leg_steps=4", "--json")
+        said = typed(project, "train", "ballad", *quick)
     assert said.code == 0, said.err
     assert json.loads(said.out)["corpus"] == "ballad"
 
 
 def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(
-    tmp_path: Path, prefect_database: Path
+    tmp_path: Path, server_url: str
 ) -> None:
-    project = make_project(tmp_path / "project", prefect_database)
+    project = make_project(tmp_path / "project")
     gone = 'title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n'
     (project / "corpora" / "tiny-shakespeare.toml").write_text(gone)
     (project / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
     quick = ("--recipe", "tiny", "--set", "steps=2", "--set", "leg_steps=2")
-    named = typed(project, "train", "tiny-shakespeare", *quick)
+    with served_by(project / "home", server_url):
+        named = typed(project, "train", "tiny-shakespeare", *quick)
+        unnamed = typed(project, "train", *quick)
     assert named.code == 1 and named.out == ""
     for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
         assert word in named.err, word
-    unnamed = typed(project, "train", *quick)
     assert unnamed.code == 0, unnamed.err
     assert unnamed.err.count("127.0.0.1:9") >= 2
     assert unnamed.err.strip().rpartition("This was the synthetic corpus")[1]

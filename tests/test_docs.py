@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from bardflow.commands.cli import app
-from tests.conftest import CHECKOUT, give_database
+from tests.conftest import CHECKOUT, served_by
 from tests.test_deployments import DEPLOYMENTS, flow_of
 
 PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md")])
@@ -80,12 +80,12 @@ def require_deployment(name: str, parameters: list[str]) -> None:
 
 
 def test_the_python_example_runs(
-    project: Path, prefect_database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Path, server_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    give_database(project / "home", prefect_database)
     (project / "corpora" / "synthetic.toml").write_bytes((CHECKOUT / "corpora" / "synthetic.toml").read_bytes())
     [example] = re.findall(r"^```python\n(.*?)^```", (CHECKOUT / "docs" / "python.md").read_text(), re.M | re.DOTALL)
-    exec(compile(example, "docs/python.md", "exec"), {})
+    with served_by(project / "home", server_url):
+        exec(compile(example, "docs/python.md", "exec"), {})
     said = capsys.readouterr().out
     assert "report.html" in said and re.search(r"\d\.\d{3} nats per token, \d\.\d{3} bits per character\n$", said)

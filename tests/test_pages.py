@@ -1,5 +1,6 @@
 """What a run's page promises: it stands alone, it is honest, it is the same twice, and no text can break it."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bardflow.pages import wording
+from bardflow.pages.parts import Chart, Line, Part, Table
 from bardflow.pages.run import (
     Alternative,
     Baseline,
@@ -27,7 +29,6 @@ from bardflow.pages.run import (
     Cost,
     CurvePoint,
     LineageStep,
-    Memorised,
     ModelFacts,
     RunPage,
     Sample,
@@ -122,12 +123,17 @@ def a_page(**changes: Any) -> RunPage:
         stopped_early=True,
         samples=(Sample(prompt="卻說", text="曹操大笑。\n\n眾皆拜服。", temperature=0.8, seed=7),),
         rival_samples=(Sample(prompt="卻說", text="曹操大怒。", temperature=0.8, seed=7),),
-        memorised=Memorised(
-            characters=20,
-            sampled_share=0.125,
-            sampled_longest="眾皆拜服曹操大笑",
-            validation_share=0.01,
-            validation_longest="卻說曹操",
+        parts=(
+            Part(
+                title="Memorised",
+                findings=("A sentence of the section.",),
+                charts=(Chart(title="A chart", x_label="x", y_label="y", lines=(Line(name="a", x=(1,), y=(2,)),)),),
+                tables=(
+                    Table(title="Memorised", columns=("text", "share"), rows=(("samples", 0.125),), note="A note."),
+                ),
+                quotes=("眾皆拜服曹操大笑",),
+                language="zh-Hant",
+            ),
         ),
         surprises=(
             Surprise(text="卻", bits=0.4, likeliest=(Alternative(text="卻", share=0.75),)),
@@ -291,18 +297,18 @@ def test_the_champions_samples_stand_beside_this_models() -> None:
     assert "曹操大怒" not in words(render(a_page(rival_samples=())))
 
 
-def test_what_was_learned_by_heart_stands_beside_what_is_common_anyway() -> None:
-    shown = words(render(a_page()))
-    assert "samples 12.5 % 8 characters" in shown and "validation set 1.0 % 4 characters" in shown
-    assert "眾皆拜服曹操大笑" in shown
-    assert "Memorised" not in words(render(a_page(memorised=None)))
+def test_a_further_section_is_shown_with_its_table_chart_and_quotation_and_in_markdown() -> None:
+    page, shown = a_page(), words(render(a_page()))
+    for word in ("Memorised A sentence of the section. A chart", "samples 0.125 A note. 眾皆拜服曹操大笑"):
+        assert word in shown
+    assert '<blockquote lang="zh-Hant"' in render(page)
+    assert "## Memorised\n\nA sentence of the section.\n\n| text | share |" in markdown(page, REPORT, LINK)
+    assert "Memorised" not in words(render(a_page(parts=())))
 
 
-def test_where_the_end_of_a_long_training_part_was_searched_alone_the_page_says_so() -> None:
-    whole = a_page().memorised
-    assert whole is not None and "characters were searched" not in words(render(a_page()))
-    part = whole.model_copy(update={"searched_characters": 8_388_608})
-    assert "of which the last 8,388,608 characters were searched" in words(render(a_page(memorised=part)))
+def test_a_page_of_version_0_1_opens() -> None:
+    written = a_page(parts=()).model_dump(mode="json") | {"memorised": {"sampled_share": 0.1}}
+    assert RunPage.model_validate_json(json.dumps(written)) == a_page(parts=())
 
 
 def test_the_proof_says_how_far_the_file_is_from_the_score() -> None:
@@ -378,7 +384,15 @@ def hostile_page(text: str) -> RunPage:
         samples=(Sample(prompt=text, text=text, temperature=1, seed=0),),
         rival_samples=(Sample(prompt=text, text=text, temperature=1, seed=0),),
         surprises=(Surprise(text=text, bits=1, likeliest=(Alternative(text=text, share=0.5),)),),
-        memorised=a_page().memorised.model_copy(update=dict.fromkeys(("sampled_longest", "validation_longest"), text)),
+        parts=(
+            Part(
+                title=text,
+                findings=(text,),
+                tables=(Table(title=text, columns=(text, text), rows=((text, text),), note=text),),
+                quotes=(text,),
+                language=text,
+            ),
+        ),
         cost=page.cost.model_copy(update={"device": text, "precision": text, "software": {text: text}}),
         lineage=tuple(
             s.model_copy(update=dict.fromkeys(("kind", "digest", "made_by", "detail"), text)) for s in page.lineage
@@ -416,7 +430,7 @@ def test_no_text_changes_the_shape_of_a_markdown_table(text: str) -> None:
 
 def test_markdown_has_two_tables_and_the_reports_path() -> None:
     text = markdown(a_page(), REPORT, LINK)
-    measures, predictors = tables(text)
+    measures, predictors = tables(markdown(a_page(parts=()), REPORT, LINK))
     assert [len(measures[0]), len(predictors[0])] == [2, 3]
     assert set(measures[1]) <= {" --- ", " ---: "}
     # One row each for the header, the rule, five baselines, the champion and this model.

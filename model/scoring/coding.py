@@ -12,7 +12,7 @@ that the token is one of the rare ones, then which of them it is, by their share
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import constriction
@@ -27,6 +27,7 @@ from bardflow.model.sampling import empty_cache, in_f32
 from bardflow.model.training import Tokens
 
 Ids = npt.NDArray[np.int64]
+Progress = Callable[[int], None]
 
 # So many tokens are a stretch: stretches are read side by side, and what precedes each but the first is written out.
 STRETCH_TOKENS = 2**13
@@ -41,8 +42,11 @@ class NotCoded(BardError):
     """A file was not written by `compress` for this model."""
 
 
-def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> bytes:
-    """The tokens, as few bytes as the model's shares of them allow. `before` is the token that precedes the text."""
+def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device, progress: Progress | None = None) -> bytes:
+    """The tokens, as few bytes as the model's shares of them allow. `before` is the token that precedes the text.
+
+    `progress` hears how many tokens are coded.
+    """
     gpt = in_f32(gpt.eval())
     ids = np.asarray(tokens[0 : len(tokens)], np.int64)
     first, rows = _stretches(len(ids), gpt.context)
@@ -60,14 +64,15 @@ def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device) -> bytes:
             _encode_rare(coder, int(ids[at[row]]), shares_bV[row])
         return ids[at]
 
-    for _ in _passes(gpt, len(ids), precede, device, known):
-        pass
+    _passes(gpt, len(ids), precede, device, known, progress)
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     return HEADER.pack(len(ids)) + words.astype("<u4").tobytes()
 
 
-def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device) -> Ids:
+def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device, progress: Progress | None = None) -> Ids:
     """The tokens behind a file that `compress` wrote with the same model, `before` and device.
+
+    `progress` hears how many tokens are read.
 
     Raises:
         NotCoded: the file is too short or is none of its files.
@@ -91,8 +96,7 @@ def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device) -> Ids:
         return ids[at]
 
     precede = np.array([before, *(coder.decode(_uniform(gpt), rows - 1) if rows > 1 else ())], np.int64)
-    for _ in _passes(gpt, count, precede, device, read):
-        pass
+    _passes(gpt, count, precede, device, read, progress)
     return ids
 
 
@@ -112,11 +116,13 @@ def _passes(
     precede: Ids,
     device: Device,
     settle: Callable[[Ids, npt.NDArray[np.float32]], Ids],
-) -> Iterator[None]:
+    progress: Progress | None,
+) -> None:
     """Token after token of all stretches: `settle` gets their places and shares, and says which tokens they are."""
     first, rows = _stretches(count, gpt.context)
     cache = empty_cache(gpt, rows, device)
     current = precede.copy()
+    done = 0
     ends = np.append(first[1:], count)
     for step in range(int((ends - first).max())):
         if step % gpt.context == 0:
@@ -127,7 +133,9 @@ def _passes(
         # A stretch that has ended is still read, so that all passes are of one shape; nobody asks what it says.
         going = np.flatnonzero(first + step < ends)
         current[going] = settle(first[going] + step, np.ascontiguousarray(shares_BV[going]))
-        yield
+        done += len(going)
+        if progress is not None:
+            progress(done)
 
 
 def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """How well a model predicts a text: every token charged, in nats."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,10 +95,13 @@ def charges(
 
 
 @torch.inference_mode()
-def charges_both_ways(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device) -> tuple[Charges, Charges]:
+def charges_both_ways(
+    gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, progress: Callable[[int], None] | None = None
+) -> tuple[Charges, Charges]:
     """`charges` in disjoint windows, and in windows that follow by half a context, in two thirds of the time of both.
 
-    Every second window of the latter is one of the former: its first half is charged too.
+    Every second window of the latter is one of the former: its first half is charged too. `progress` hears how many
+    tokens are scored.
 
     Raises:
         TooFewTokens: as `charges`.
@@ -118,6 +121,8 @@ def charges_both_ways(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Devic
                 disjoint[first : done + new] = nats_T
                 done_disjoint = done + new
             done += new
+        if progress is not None:
+            progress(done)
     if done_disjoint < len(tokens):
         # The last disjoint window is shorter than half a context, or the context is odd and few windows fall together.
         rest = done_disjoint // context * context
