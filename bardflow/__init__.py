@@ -9,7 +9,7 @@ __all__ = ["LoadedModel", "TextScore", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: torch takes a second, and `bard --help` needs none of it.
+    # Imported on first use: torch takes a second, and `bard --help` needs none of it.
     if name in __all__:
         from bardflow import api
 

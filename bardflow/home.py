@@ -75,7 +75,7 @@ def prefect_environment() -> dict[str, str]:
     prefect.mkdir(parents=True, exist_ok=True)
     proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
     return computing_environment() | {
-        # One database and one result store for `bard up` and for temporary servers: they share the cached answers.
+        # One database and one result store for `bard up` and for temporary servers: they share the cached results.
         "PREFECT_HOME": str(prefect),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
@@ -83,7 +83,7 @@ def prefect_environment() -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         # Plugins print a traceback where prefect is imported in a running loop; ours serves typed commands only.
         "PREFECT_PLUGINS_ENABLED": "false",
-        # The story that our own code tells stands among the logs of a run.
+        # Lines that our own code logs are among the logs of a run.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -1,13 +1,13 @@
-"""What makes a spec the question that it is: all its fields, but for those added later that say "as before".
+"""The part of a spec that belongs in cache keys: all fields except later ones whose value means "as before".
 
-A spec's JSON stands in cache keys and in artifacts, and so in their digests. A field that is added to it would change
-them all, and everything would be computed again, although nothing else is asked than before. So a field that is added
-says which of its values means what the code did before there was such a field; equal to that, it is left out:
+A spec's JSON is part of cache keys and of artifacts, so of their digests. A new field would change all of them, and
+everything would be computed again. So a new field declares the value that means what the code did before the field
+existed. With that value, the field is left out:
 
     label_smoothing: Annotated[float, AsBefore(0.0), Field(ge=0, lt=1)] = 0.1
 
-That value stays for ever; the default may be another, and may change. Leaving out whatever equals the default would
-serve answers of the old default for questions with the new one.
+That value never changes; the default may be different, and may change. Leaving out fields that equal their default
+would return old results after a default changed.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class AsBefore:
-    """Stands in the annotation of a field that was added later: the value that means what was done before."""
+    """Annotation of a field that was added later: the value that means what the code did before."""
 
     value: Any
 

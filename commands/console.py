@@ -25,14 +25,14 @@ LOOPBACK = "127.0.0.1"
 
 
 def prepare_prefect() -> None:
-    """Set this process up before Prefect is imported: Prefect's settings, and who tells the story of a run."""
+    """Set this process up before Prefect is imported: Prefect's settings, and the log on the terminal."""
     os.environ.update(prefect_environment())
-    # The story of a run is told by the logger `bardflow`; Prefect's own lines go to its database.
+    # The terminal shows what the logger `bardflow` logs; Prefect's own lines go to its database.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-    story = logging.StreamHandler(sys.stderr)
-    story.setFormatter(logging.Formatter("%(message)s"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("bardflow")
-    logger.addHandler(story)
+    logger.addHandler(handler)
     logger.propagate = False
 
 

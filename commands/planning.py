@@ -1,4 +1,4 @@
-"""`bard plan`: will it fit, how long does it take, is the cloud worth it; asked before anything is trained."""
+"""`bard plan`: will it fit, how long does it take, is the cloud worth it; calculated before anything is trained."""
 
 import os
 from typing import Any
@@ -13,9 +13,9 @@ from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, par
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
 from bardflow.sources.spec import load_corpus
-from bardflow.tasks.answers import refs, store
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.run import refs, store
 
 
 class Offer(BaseModel):

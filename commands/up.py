@@ -58,7 +58,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all of prefect.yaml, and a worker.
 
     Runs that are under way when it stops are put back to Scheduled; the next `bard up` takes them up, and their
-    finished tasks are answered from the cache. Runs that a killed `bard up` left behind are treated alike.
+    finished tasks come from the cache. Runs that a killed `bard up` left behind are treated alike.
 
     Raises:
         UpError: `bard up` already runs in this project, the port is taken, or a part did not start or ended by itself.

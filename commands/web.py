@@ -22,10 +22,10 @@ from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode
 from bardflow.pages import writing
 from bardflow.storage.handles import Model, Report
 from bardflow.storage.store import Store
-from bardflow.tasks.answers import store
 from bardflow.tasks.evaluation import opening
 from bardflow.tasks.index import write_index
 from bardflow.tasks.reporting import html_of
+from bardflow.tasks.run import store
 
 LIKELIEST = 8
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

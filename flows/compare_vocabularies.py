@@ -10,12 +10,12 @@ from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.handles import Corpus, Vocabulary
-from bardflow.tasks.answers import Asking, store
 from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.run import Run, store
 from bardflow.tasks.saying import say
 from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
 
@@ -46,18 +46,18 @@ def compare_vocabularies(
     specs = {name: vocabulary_named(name) for name in vocabularies}
     chosen = recipe_named(recipe, overrides)
     texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
-    with Asking() as ask:
+    with Run() as run:
         names: list[str] = []
         on: list[Corpus] = []
         learned: list[Vocabulary] = []
         reaches: list[float] = []
         fitted: list[Recipe] = []
         for corpus, described in texts.items():
-            text = ask(clean_corpus, ask(fetch_source, described), described)
+            text = run(clean_corpus, run(fetch_source, described), described)
             for name, spec in specs.items():
                 say(f"{corpus}: {name}")
-                vocabulary = ask(learn_vocabulary, text, spec)
-                reach = characters_per_token(text, ask(tokenize_corpus, text, vocabulary, chosen.shards))
+                vocabulary = run(learn_vocabulary, text, spec)
+                reach = characters_per_token(text, run(tokenize_corpus, text, vocabulary, chosen.shards))
                 names.append(name)
                 on.append(text)
                 learned.append(vocabulary)
@@ -71,9 +71,9 @@ def compare_vocabularies(
         runs: list[Trained] = []
         for name, text, one, count in zip(names, on, fitted, steps, strict=True):
             say(f"{store().facts(text)['title']}, {name}: {count:,} steps")
-            runs.append(train_and_evaluate(ask, text, with_steps(one, count)))
+            runs.append(train_and_evaluate(run, text, with_steps(one, count)))
         said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
-        report = ask(
+        report = run(
             publish_vocabularies,
             names,
             on,
@@ -84,7 +84,7 @@ def compare_vocabularies(
             seconds if budget == "time" else None,
         )
         where = show_experiment(NAME, report, by="compare-vocabularies")
-    ran = ask.ran("train_leg")
+    ran = run.ran("train_leg")
     return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
 
 

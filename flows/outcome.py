@@ -2,9 +2,9 @@
 
 from bardflow.outcome import Outcome
 from bardflow.storage.handles import Model, Report
-from bardflow.tasks.answers import Asking, refs
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.reporting import html_of, page_of
+from bardflow.tasks.run import Run, refs
 from bardflow.tasks.saying import say
 
 # Where new tokens were written, the first of these that ran is the reason.
@@ -16,21 +16,21 @@ NEW_TOKENS = {
 
 
 def outcome(
-    corpus: str, recipe: Recipe, model: Model, report: Report, ask: Asking, *, moved: bool, recalled: bool
+    corpus: str, recipe: Recipe, model: Model, report: Report, run: Run, *, moved: bool, recalled: bool
 ) -> Outcome:
-    """Sum up a run, and say it. `moved`: it seated a champion; `recalled`: it was judged by an earlier run."""
+    """Sum up a run and log it. `moved`: the champion was replaced; `recalled`: an earlier run made the decision."""
     page = page_of(report)
-    legs, legs_run = (sum(a.task == "train_leg" and a.ran >= ran for a in ask.asked) for ran in (False, True))
-    rebuilt = [f"{asked.handle} was {asked.rebuilt}" for asked in ask.asked if asked.rebuilt]
+    legs, legs_run = (sum(a.task == "train_leg" and a.ran >= ran for a in run.calls) for ran in (False, True))
+    rebuilt = [f"{call.handle} was {call.rebuilt}" for call in run.calls if call.rebuilt]
     if rebuilt:
         why = f"{'; '.join(rebuilt)}; made again"
     elif legs_run:
-        why = f"{reason(ask)} ({legs_run} of {legs} checkpoints trained)"
-    elif ask.ran("clean_corpus"):
+        why = f"{reason(run)} ({legs_run} of {legs} checkpoints trained)"
+    elif run.ran("clean_corpus"):
         why = f"the corpus is new or changed, but all {legs} checkpoints were trained on the same tokens before"
     else:
         why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} checkpoints came from the cache"
-    seat = refs().head(f"{corpus}/champion")
+    current = refs().head(f"{corpus}/champion")
     verdict = page.verdict.reason
     if recalled and not moved:
         verdict = f"this run was judged before ({verdict})"
@@ -45,7 +45,7 @@ def outcome(
         sample=page.samples[0].text if page.samples else "",
         champion_moved=moved,
         verdict=verdict,
-        champion=seat.digest if seat else "",
+        champion=current.digest if current else "",
         model=model.digest,
         report=str(html_of(report)),
     )
@@ -53,10 +53,10 @@ def outcome(
     return summary
 
 
-def reason(ask: Asking) -> str:
+def reason(run: Run) -> str:
     """Why training ran: what is new among the things it was made from."""
-    if ask.ran("tokenize_corpus"):
-        return next(said for task, said in NEW_TOKENS.items() if ask.ran(task))
-    if ask.ran("begin_training"):
+    if run.ran("tokenize_corpus"):
+        return next(said for task, said in NEW_TOKENS.items() if run.ran(task))
+    if run.ran("begin_training"):
         return "a model of this shape and seed was not begun before"
     return "these training settings were not run before, or not to the end"

@@ -6,9 +6,9 @@ from prefect.artifacts import create_table_artifact
 from bardflow.flows.each_corpus import each_corpus, require_all
 from bardflow.flows.parameters import Corpora
 from bardflow.sources.spec import CorpusSpec
-from bardflow.tasks.answers import Asking
 from bardflow.tasks.champion import note_text
 from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 
 
@@ -22,10 +22,10 @@ def refresh_corpora(corpora: Corpora | None = None) -> dict[str, str]:
     Raises:
         BardError: a corpus could not be brought here; the message has each one's reason.
     """
-    with Asking() as ask:
+    with Run() as run:
 
         def look(spec: CorpusSpec) -> str:
-            text = ask(clean_corpus, ask(fetch_source, spec), spec)
+            text = run(clean_corpus, run(fetch_source, spec), spec)
             said = note_text(spec.name, text, by="refresh-corpora")
             say(f"{spec.name}: {said}")
             return said

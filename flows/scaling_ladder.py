@@ -7,12 +7,12 @@ from bardflow.flows.parameters import Bits, Count
 from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.spec import load_corpus
-from bardflow.tasks.answers import Asking
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import interval, show_experiment
 from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
 from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 
 
@@ -39,14 +39,14 @@ def scaling_ladder(
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
-    with Asking() as ask:
-        text = ask(clean_corpus, ask(fetch_source, described), described)
+    with Run() as run:
+        text = run(clean_corpus, run(fetch_source, described), described)
         rungs: list[Trained] = []
         best, idle = 0, 0
         shape = RUNGS[0]
         while True:
             say(f"rung {len(rungs) + 1}: {shape[0]} layers of width {shape[1]}")
-            rungs.append(train_and_evaluate(ask, text, with_steps(of_size(chosen, *shape), steps)))
+            rungs.append(train_and_evaluate(run, text, with_steps(of_size(chosen, *shape), steps)))
             if len(rungs) > 1:
                 paid, found = pays(rungs[-1].evaluation, rungs[best].evaluation, least_gain)
                 verdict = "it pays" if paid else "it does not pay"
@@ -57,10 +57,10 @@ def scaling_ladder(
                 stopped = f"Stopped by itself: {idle} rungs in a row did not pay."
                 break
             if len(rungs) >= most_rungs:
-                stopped = f"Stopped after {most_rungs} rungs, as asked."
+                stopped = f"Stopped after {most_rungs} rungs, as call."
                 break
             shape = following
-        report = ask(
+        report = run(
             publish_ladder,
             text,
             [rung.model for rung in rungs],
@@ -71,7 +71,7 @@ def scaling_ladder(
             following[0] * following[1] ** 2 / (shape[0] * shape[1] ** 2),
         )
         where = show_experiment(f"experiments/scaling-ladder-{corpus}", report, by="scaling-ladder")
-    ran = ask.ran("train_leg")
+    ran = run.ran("train_leg")
     return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
 
 

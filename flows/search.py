@@ -12,12 +12,12 @@ from bardflow.flows.training import LEGS, train_and_evaluate
 from bardflow.home import project_folder
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
-from bardflow.tasks.answers import Asking
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.locks import search_lock
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
 from bardflow.tasks.recipes import recipe as recipe_named
+from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 from bardflow.tasks.searching import (
     PATIENCE,
@@ -59,14 +59,14 @@ def search(
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
     # Two processes in one study would take each other's trials for dead.
-    with search_lock(corpus), Asking() as ask:
-        text = ask(clean_corpus, ask(fetch_source, described), described)
+    with search_lock(corpus), Run() as run:
+        text = run(clean_corpus, run(fetch_source, described), described)
         search = Search(text, recipe, overrides, fields, seed)
         for trial in search.trials(trials):
             drawn = search.fields(trial)
             try:
                 chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
-                reached, ending = tried(ask, text, chosen, search, trial)
+                reached, ending = tried(run, text, chosen, search, trial)
             except BardError as error:
                 # These fields cannot be trained on this text; others can.
                 say(f"trial {trial.number}: {drawn}: {error}")
@@ -85,9 +85,9 @@ def search(
             raise SearchError("\n".join([f"None of the {len(failed)} trials could be trained:", *failed]))
         best = min(over, key=lambda ended: ended.bits or 0.0)
         again = train_and_evaluate(
-            ask, text, in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
+            run, text, in_legs(recipe_named(recipe, overrides_from(overrides.changes() | best.fields)))
         )
-        report = ask(
+        report = run(
             publish_search,
             text,
             [ended.said for ended in over],
@@ -99,11 +99,11 @@ def search(
             f"{', '.join(sorted(fields))} of {base.name}",
         )
         where = show_experiment(f"experiments/search-{corpus}", report, by="search")
-    name = "Completed" if ask.ran("train_leg") else "Unchanged"
+    name = "Completed" if run.ran("train_leg") else "Unchanged"
     return Completed(name=name, message=where, data=where)  # type: ignore[return-value]
 
 
-def tried(ask: Asking, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:
+def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:
     """Train a trial: bits per character after each leg, and how it ended.
 
     Raises:
@@ -126,7 +126,7 @@ def tried(ask: Asking, text: Corpus, chosen: Recipe, search: Search, trial: Tria
         ending = STOPPED
         return "this trial is worse than half of the others at this point"
 
-    train_and_evaluate(ask, text, chosen, stop=hopeless)
+    train_and_evaluate(run, text, chosen, stop=hopeless)
     return reached, ending
 
 

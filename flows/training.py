@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from bardflow.model.planning import Plan
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
-from bardflow.tasks.answers import Asking
 from bardflow.tasks.evaluation import evaluate_model
 from bardflow.tasks.planning import plan_training
 from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 from bardflow.tasks.training import begin_training, best, export_model, is_hopeless, train_leg
 from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus
@@ -29,26 +29,26 @@ Stop = Callable[[list[Checkpoint], TokenShards], str | None]
 
 
 def train_and_evaluate(
-    ask: Asking, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
+    run: Run, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
 ) -> Trained:
     """Vocabulary, shards, legs, model, evaluation: everything between a text and its scores."""
-    vocabulary = ask(learn_vocabulary, text, chosen.vocabulary)
-    shards = ask(tokenize_corpus, text, vocabulary, chosen.shards)
+    vocabulary = run(learn_vocabulary, text, chosen.vocabulary)
+    shards = run(tokenize_corpus, text, vocabulary, chosen.shards)
     # Last: what learning words and encoding leave behind in memory stands there through the training.
     plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
-    legs = train(ask, vocabulary, shards, chosen, plan, stop)
-    model = ask(export_model, best(legs), vocabulary, text)
-    return Trained(legs, model, ask(evaluate_model, model, text, chosen.evaluation))
+    legs = train(run, vocabulary, shards, chosen, plan, stop)
+    model = run(export_model, best(legs), vocabulary, text)
+    return Trained(legs, model, run(evaluate_model, model, text, chosen.evaluation))
 
 
 def train(
-    ask: Asking, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan, stop: Stop | None
+    run: Run, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan, stop: Stop | None
 ) -> list[Checkpoint]:
     """Leg after leg, until the last step, or until the validation loss no longer falls, or `stop` says so."""
-    checkpoint = ask(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
+    checkpoint = run(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
     legs: list[Checkpoint] = []
     for until in chosen.training.leg_ends():
-        checkpoint = ask(train_leg, checkpoint, shards, chosen.training, until, plan)
+        checkpoint = run(train_leg, checkpoint, shards, chosen.training, until, plan)
         legs.append(checkpoint)
         why = stop(legs, shards) if stop else None
         if is_hopeless(legs, chosen.training.patience):

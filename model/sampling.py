@@ -265,7 +265,7 @@ def write(
 
     Raises:
         ValueError: neither is given.
-        SamplingError: the prompt is empty, or no row is asked for; while drawing: the model's logits are not finite.
+        SamplingError: the prompt is empty, or `rows` is not positive; while drawing: the model's logits are not finite.
         UnknownCharacter: the vocabulary cannot spell the prompt.
     """
     if characters is None and tokens is None:

@@ -68,7 +68,7 @@ TokenType = np.dtype[np.unsignedinteger]
 
 
 class VocabularyError(BardError):
-    """A vocabulary cannot be learned, opened or applied as asked."""
+    """A vocabulary cannot be learned, opened or applied."""
 
 
 class UnknownCharacter(VocabularyError):
@@ -115,7 +115,7 @@ class VocabularySpec(BaseModel):
     `learn_from`
         Merges are learned from at most this many characters, evenly spread over the training set, which bounds memory:
         2.4 GB (bpe) and 1.5 GB (bpe-char) at the default, measured on random Chinese, where no words repeat.
-        Which characters there are is always asked of the whole training set.
+        The alphabet always comes from the whole training set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -33,7 +33,7 @@ class Standing(PageModel):
 
 
 class Reign(PageModel):
-    """A champion's taking the seat: who moved it, when and why."""
+    """A change of the champion: by which run or person, when and why."""
 
     number: Count
     when: AwareDatetime
@@ -70,7 +70,7 @@ class ExperimentLink(PageModel):
 
 
 class Scheduled(PageModel):
-    """A deployment and when it runs; empty where it waits to be asked."""
+    """A deployment and when it runs; empty where it has no schedule."""
 
     deployment: str
     description: str

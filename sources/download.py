@@ -182,7 +182,7 @@ def download(
 ) -> Download:
     """Bring the file at `url` into `downloads`, copy it to `target` and say how it came.
 
-    A file that is there is asked for only if changed; a part is gone on with if the server says it is still the same.
+    A file that is there is downloaded again only if it changed; a partial one is resumed if the server has the same.
     Raises FetchError (unreachable, refused, gone), ChecksumError (other bytes than `sha256`, after one fresh try where
     the download had been resumed) and CorpusError (more than `max_bytes`).
     """

@@ -66,7 +66,7 @@ def fetch(
     """Put the raw files of the corpus into the empty folder `into`.
 
     Files over http(s) are kept in `downloads`, so that an unchanged one is not sent twice; `mirror` is a folder or a
-    base URL laid out `<corpus>/<file name>` that is asked first. `project` is where relative paths start.
+    base URL laid out `<corpus>/<file name>` that is tried first. `project` is where relative paths start.
     `progress(bytes so far, bytes in all if known)` is called as they come.
     Raises FetchError if the source cannot be reached, ChecksumError if the bytes are not those that `sha256` pins, and
     CorpusError if there is nothing to fetch or too much.

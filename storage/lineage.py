@@ -8,7 +8,7 @@ from bardflow.storage.store import Manifest, Origin, Store, StoreError
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One object on the way from a source to the object asked about."""
+    """One artifact between a source and the given artifact."""
 
     handle: Handle
     manifest: Manifest

@@ -35,7 +35,7 @@ NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class StoreError(BardError):
-    """The store was asked for something that it does not hold, or holds damaged."""
+    """An artifact is not in the store, or is damaged."""
 
 
 class ObjectMissing(StoreError):

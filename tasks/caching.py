@@ -1,4 +1,4 @@
-"""When an answer may be used again: the same task, the same version of it, the same inputs."""
+"""When a cached result is used: for the same task, version and inputs."""
 
 import hashlib
 import json
@@ -13,31 +13,30 @@ from bardflow.identity import identity
 
 
 @dataclass
-class SameQuestion(CachePolicy):
+class CacheByInputs(CachePolicy):
     """A key from the task's name and version and from its inputs, and from nothing else.
 
-    Prefect's own `INPUTS` leaves out the name, so that two tasks with equal inputs would serve each other's answers.
-    `circumstances` are the arguments that say how to compute and not what, such as a memory limit: an answer that was
-    computed under others is the answer all the same.
+    Prefect's own `INPUTS` leaves out the name, so two tasks with equal inputs would share results.
+    `ignored` names arguments that say how to compute but do not change the result, such as a memory limit.
     """
 
-    circumstances: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
         """`<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
         task = task_ctx.task
-        asked = json.dumps(
-            {name: canonical(value) for name, value in inputs.items() if name not in self.circumstances},
+        key = json.dumps(
+            {name: canonical(value) for name, value in inputs.items() if name not in self.ignored},
             sort_keys=True,
             allow_nan=False,
         )
-        return f"{task.name}-{task.version}-{hashlib.sha256(asked.encode()).hexdigest()}"
+        return f"{task.name}-{task.version}-{hashlib.sha256(key.encode()).hexdigest()}"
 
-    def apart_from(self, *arguments: str) -> "SameQuestion":
-        """The same policy for a task that takes these arguments as circumstances."""
-        return replace(self, circumstances=arguments)
+    def ignoring(self, *arguments: str) -> "CacheByInputs":
+        """The same policy, without these arguments in the key."""
+        return replace(self, ignored=arguments)
 
 
 def canonical(value: Any) -> Any:
@@ -55,4 +54,4 @@ def canonical(value: Any) -> Any:
     raise TypeError(f"a task's input is a handle, a spec, or a list of them, not {type(value).__name__}")
 
 
-SAME_QUESTION = SameQuestion()
+CACHE_BY_INPUTS = CacheByInputs()

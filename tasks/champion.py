@@ -1,4 +1,4 @@
-"""The seat of a corpus's best model: who sits there, who may take it, and how that is written down."""
+"""The champion of a corpus: the comparison with a new model, the replacement, and its history."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ from bardflow.model.scoring import CONFIDENCE, compare
 from bardflow.pages.run import Verdict
 from bardflow.storage.handles import Corpus, Evaluation, Model, Report
 from bardflow.storage.refs import Entry, RefMoved
-from bardflow.tasks.answers import refs, store
 from bardflow.tasks.evaluation import charges_of, scores_of
+from bardflow.tasks.run import refs, store
 from bardflow.tasks.saying import say
 
 # What a training's seed alone brings: the standard deviation of bits per character as a share of them
@@ -18,15 +18,15 @@ LUCK = 0.006
 LEAST_DIGEST = 4
 
 
-class Seat(NamedTuple):
-    """A corpus's champion and the move that seated it."""
+class Champion(NamedTuple):
+    """A corpus's champion, and the entry of its history that made it so."""
 
     model: Model
     entry: Entry
 
 
-class Judgement(NamedTuple):
-    """A verdict, the head of the champion's history it was made against, and whether an earlier run made it.
+class Decision(NamedTuple):
+    """A verdict, the number of the history's entry that it was made against, and whether an earlier run made it.
 
     `rival` is the champion's evaluation where the model was compared with one.
     """
@@ -37,7 +37,7 @@ class Judgement(NamedTuple):
     recalled: bool
 
 
-def champion(corpus: str) -> Seat | None:
+def champion(corpus: str) -> Champion | None:
     """The corpus's champion, or None where there is none or its model is gone from the store."""
     entry = refs().head(f"{corpus}/champion")
     if entry is None:
@@ -46,42 +46,42 @@ def champion(corpus: str) -> Seat | None:
     if harm := store().damage(model):
         say(f"{corpus}/champion points at {model}, which is {harm}: so the corpus counts as having no champion")
         return None
-    return Seat(model, entry)
+    return Champion(model, entry)
 
 
-def judge(
+def decide(
     corpus: str,
     recipe: str,
     model: Model,
     evaluation: Evaluation,
-    seat: Seat | None,
+    current: Champion | None,
     rival: Evaluation | str | None,
     *,
     recall: bool = True,
-) -> Judgement:
-    """Whether the model takes the seat: only if it surely needs fewer bits per character on the same text.
+) -> Decision:
+    """Compare a model with the champion: it replaces it only if it is better with 95 % confidence on the same text.
 
-    The first judgement of a model under one evaluation stands: asked again, it is read from the recipe's history, so
+    The first decision on a model and evaluation stands: a repeated run reads it from the recipe's history, so
     that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
-    it cannot be scored there. Without `recall` it is judged anew: the seat was moved since this run's own judgement.
+    it cannot be scored there. Without `recall` it is compared anew: the champion changed since this run's own decision.
     """
     for entry in reversed(refs().history(f"{corpus}/{recipe}")) if recall else ():
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
             verdict = Verdict.model_validate(entry.notes["verdict"])
-            return Judgement(verdict, entry.notes["against"], still_there(entry.notes.get("rival")), True)
+            return Decision(verdict, entry.notes["against"], still_there(entry.notes.get("rival")), True)
     head = refs().head(f"{corpus}/champion")
     against = head.number if head else 0
     own = scores_of(evaluation).bits_per_character
-    if seat is None or rival is None:
-        return Judgement(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, None, False)
-    name = f"{seat.entry.notes['recipe']} {seat.model.short}"
+    if current is None or rival is None:
+        return Decision(Verdict(moved=True, reason=f"the first champion of {corpus}"), against, None, False)
+    name = f"{current.entry.notes['recipe']} {current.model.short}"
     if isinstance(rival, str):
         reason = f"the champion before it, {name}, cannot be scored on the text as it is now: {rival}"
-        return Judgement(Verdict(moved=True, reason=reason), against, None, False)
+        return Decision(Verdict(moved=True, reason=reason), against, None, False)
     theirs = scores_of(rival).bits_per_character
-    if seat.model == model:
+    if current.model == model:
         verdict = Verdict(moved=False, reason="the same model is the champion already")
-        return Judgement(verdict, against, None, False)
+        return Decision(verdict, against, None, False)
     found = compare(charges_of(evaluation), charges_of(rival), luck=LUCK * theirs)
     interval = f"{CONFIDENCE:.0%} interval {signed(found.low)} to {signed(found.high)}".replace("%", " %")
     apart = f"{abs(own - theirs):.4f} bits per character"
@@ -98,7 +98,7 @@ def judge(
         rival_bits_per_character=theirs,
         interval=(found.low, found.high),
     )
-    return Judgement(verdict, against, rival, False)
+    return Decision(verdict, against, rival, False)
 
 
 def still_there(digest: str | None) -> Evaluation | None:
@@ -121,70 +121,69 @@ def signed(bits: float) -> str:
     return f"{bits:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
-def crown(
-    corpus: str, recipe: str, model: Model, evaluation: Evaluation, judgement: Judgement, report: Report, *, by: str
+def update_champion(
+    corpus: str, recipe: str, model: Model, evaluation: Evaluation, decision: Decision, report: Report, *, by: str
 ) -> bool:
-    """Write the run into its recipe's history and, if so judged, seat the model. Done twice it changes nothing.
+    """Add the run to its recipe's history and, if so decided, make the model champion. Repeating it changes nothing.
 
-    Returns whether the champion moved now.
+    Returns whether the champion was replaced.
 
     Raises:
-        storage.refs.RefMoved: somebody else moved the seat since the judgement (a rollback); judge again.
+        storage.refs.RefMoved: the champion changed since the decision (a rollback); compare again.
     """
-    verdict = judgement.verdict
-    seat = refs().head(f"{corpus}/champion")
-    sat = (seat.number if seat else 0) == judgement.against
-    if not sat and not judgement.recalled:
-        raise RefMoved(f"{corpus}/champion was moved while this model was judged")
+    verdict = decision.verdict
+    current = refs().head(f"{corpus}/champion")
+    unchanged = (current.number if current else 0) == decision.against
+    if not unchanged and not decision.recalled:
+        raise RefMoved(f"{corpus}/champion changed while this model was compared")
     notes = {
         "model": model.digest,
         "evaluation": evaluation.digest,
         "verdict": verdict.model_dump(mode="json"),
-        "against": judgement.against,
-        "rival": judgement.rival.digest if judgement.rival else None,
+        "against": decision.against,
+        "rival": decision.rival.digest if decision.rival else None,
     }
     history = refs().head(f"{corpus}/{recipe}")
     if history is None or history.handle != report or history.notes != notes:
         refs().move(f"{corpus}/{recipe}", report, after=history, by=by, why=verdict.reason, notes=notes)
-    if not verdict.moved or not sat:
+    if not verdict.moved or not unchanged:
         return False
     notes = {"recipe": recipe, "report": report.digest, "evaluation": evaluation.digest}
-    refs().move(f"{corpus}/champion", model, after=seat, by=by, why=verdict.reason, notes=notes)
+    refs().move(f"{corpus}/champion", model, after=current, by=by, why=verdict.reason, notes=notes)
     return True
 
 
 class NoSuchChampion(BardError):
-    """A rollback to a champion that there never was, or from a seat that nobody had before."""
+    """A rollback to a model that was never champion, or where there was no earlier champion."""
 
 
-def seats(history: list[Entry]) -> list[Entry]:
-    """The champions that came one after the other, as if what was rolled back had not been: the last one sits now."""
+def line_of_champions(history: list[Entry]) -> list[Entry]:
+    """The champions in succession, without those that were rolled back; the last one is the champion now."""
     line: list[Entry] = []
     for entry in history:
         back_to = entry.notes.get("back_to")
-        line = [seat for seat in line if back_to is None or seat.number < back_to] + [entry]
+        line = [earlier for earlier in line if back_to is None or earlier.number < back_to] + [entry]
     return line
 
 
 def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[Entry, Entry]:
-    """Seat an earlier champion again: the one before, or the one of that number or digest in the history.
+    """Champion an earlier champion again: the one before, or the one of that number or digest in the history.
 
-    A model that is in the history but not in the line of seats (it was rolled back) can be put back the same way. The
-    history is never rewritten, a rollback is a further move of it. It waits for no training: one that is under way
-    meets whoever sits there when it ends.
+    A model that was rolled back can be put back the same way. The history is never rewritten: a rollback adds an entry.
+    It does not wait for active runs; they compare with the champion at their end.
 
     Returns:
-        The move that was rolled back from, and the new one.
+        The entry that was rolled back, and the new one.
 
     Raises:
         NoSuchChampion: there is none before, or none of that name; the message says which there are.
-        storage.refs.RefMoved: somebody else moved the seat in between.
+        storage.refs.RefMoved: the champion changed in between.
     """
     name = f"{corpus}/champion"
     history = refs().history(name)
     if not history:
         raise NoSuchChampion(f"{corpus} has no champion yet, so there is none to roll back from; train one first")
-    now, line = history[-1], seats(history)
+    now, line = history[-1], line_of_champions(history)
     known = "; ".join(f"{entry.number} {entry.handle}, {entry.at[:16]}" for entry in history)
     if to is None:
         if len(line) < 2:
@@ -207,9 +206,9 @@ def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[
         chosen = found[-1]
     if harm := store().damage(chosen.handle):
         raise NoSuchChampion(f"{chosen.handle} is {harm}; train it again, or roll back to another: {known}")
-    seated = [seat.number for seat in line]
+    numbers = [earlier.number for earlier in line]
     notes = {key: value for key, value in chosen.notes.items() if key != "back_to"}
-    if chosen.number in seated:
+    if chosen.number in numbers:
         notes["back_to"] = chosen.number
     said = f"put back in place of {now.handle}{f': {why}' if why else ''}"
     return now, refs().move(name, chosen.handle, after=now, by=by, why=said, notes=notes)
@@ -223,7 +222,7 @@ def named_by(to: str, history: list[Entry]) -> list[Entry]:
 
 
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:
-    """Remember which text a corpus has now, and say in words what changed since the last look."""
+    """Store which text a corpus has now, and say in words what changed since the last run."""
     noted, moved = refs().point(f"{corpus}/text", text, by=by, why=lambda before: changed(before, text))
     return noted.why if moved else f"unchanged since {noted.at[:16].replace('T', ' ')} UTC"
 

@@ -12,10 +12,10 @@ from bardflow.model.training import TrainingSpec
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards, Vocabulary
-from bardflow.tasks.answers import store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.experiments import Figures, compared, figures, interval, keep_experiment
 from bardflow.tasks.reporting import made_at
+from bardflow.tasks.run import store
 
 # Steps are tried for so much of the time that they shall fill, in so many rounds, to find out how many fill it.
 TRIED = 0.05
@@ -24,15 +24,15 @@ ROUNDS = 3
 OFF_BUDGET = 0.15
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def steps_within(
     vocabularies: list[Vocabulary], gpts: list[GPTSpec], trainings: list[TrainingSpec], seconds: float
 ) -> list[int]:
     """How many steps of each fill so many seconds on this machine, by taking some. At least 20.
 
     All are tried in turn, in several rounds, and the fastest round counts: what else the machine does meanwhile only
-    adds time, and shall not cost one of them its steps. The answer is kept like every other, so that an experiment that
-    is asked again trains nothing again.
+    adds time, and shall not cost one of them its steps. The result is cached, so an experiment that is
+    repeated trains nothing again.
     """
     here = {precision: devices.choose(precision) for precision in {training.precision for training in trainings}}
     base = {precision: settled_bytes(device) for precision, device in here.items()}
@@ -59,7 +59,7 @@ def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
     return characters / tokens
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def publish_vocabularies(
     names: list[str],
     corpora: list[Corpus],

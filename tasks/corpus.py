@@ -13,8 +13,8 @@ from bardflow.sources.spec import CorpusSpec
 from bardflow.sources.survey import survey
 from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
-from bardflow.tasks.answers import origin, store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
 RAW = "raw"  # the source's files stand in a folder of their own: one of them may be called manifest.json
@@ -22,7 +22,7 @@ RAW = "raw"  # the source's files stand in a folder of their own: one of them ma
 
 @task(version="1", cache_policy=NO_CACHE)
 def fetch_source(corpus: CorpusSpec) -> Source:
-    """Bring the raw files here. Always asked, never cached: only the source itself knows whether it changed."""
+    """Fetch the raw files. Always runs, never cached: only the source knows whether it changed."""
     with store().draft() as draft:
         (draft.folder / RAW).mkdir()
         with Progress(f"fetching {corpus.name}", "B") as progress:
@@ -38,7 +38,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
     with store().draft() as draft:

@@ -40,8 +40,8 @@ from bardflow.pages.run import Alternative, Baseline, Sample, Scores, Surprise
 from bardflow.storage.documents import read_end, read_text
 from bardflow.storage.handles import Baselines, Corpus, Evaluation, Model
 from bardflow.tasks import memorised
-from bardflow.tasks.answers import origin, store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, watched
 
 SCORES = "scores.json"
@@ -69,7 +69,7 @@ SURPRISE_LIST = TypeAdapter(list[Surprise])
 
 
 class EvaluationSpec(BaseModel):
-    """What is asked of a trained model beside its score."""
+    """What an evaluation measures in addition to the score."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,7 +95,7 @@ class EvaluationSpec(BaseModel):
     )
 
 
-@task(version="4", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=CACHE_BY_INPUTS)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
     """Charge the model for every character of the validation set, in f32, and let it write.
 
@@ -153,7 +153,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         return store().keep(draft, Evaluation, facts, origin())
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def measure_baselines(corpus: Corpus) -> Baselines:
     """Compressors and an n-gram model on the same split, and the figures that others have published for it."""
     folder, facts = store().folder(corpus), store().facts(corpus)

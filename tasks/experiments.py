@@ -8,10 +8,10 @@ from bardflow.pages import experiment as pages
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.storage.handles import Checkpoint, Evaluation, Model, Report
 from bardflow.storage.lineage import handle_of
-from bardflow.tasks.answers import origin, refs, store
 from bardflow.tasks.champion import LUCK, signed
 from bardflow.tasks.evaluation import charges_of, scores_of, write_json
 from bardflow.tasks.reporting import HTML, PAGE, address_of, html_of
+from bardflow.tasks.run import origin, refs, store
 from bardflow.tasks.saying import say
 
 

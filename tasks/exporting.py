@@ -16,12 +16,12 @@ from bardflow.pages.run import Scores
 from bardflow.storage.documents import read_text
 from bardflow.storage.handles import Corpus, Evaluation, Model
 from bardflow.storage.lineage import handle_of
-from bardflow.tasks.answers import store
 from bardflow.tasks.card import model_card
 from bardflow.tasks.evaluation import scores_of
+from bardflow.tasks.run import store
 
 CARD = "README.md"
-# What `transformers` may be off by in f32, and how many windows of the validation set are asked.
+# What `transformers` may be off by in f32, and how many windows of the validation set are compared.
 TOLERANCE = 1e-3
 WINDOWS = 8
 

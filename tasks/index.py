@@ -17,8 +17,8 @@ from bardflow.sources.spec import RESERVED_NAMES, CorpusError, corpus_names, loa
 from bardflow.storage.handles import Evaluation, Handle, Report
 from bardflow.storage.refs import Entry
 from bardflow.storage.store import StoreError, set_mode
-from bardflow.tasks.answers import refs, store
 from bardflow.tasks.reporting import PAGE, link_to, page_of
+from bardflow.tasks.run import refs, store
 
 INDEX = "index.html"
 EXPERIMENTS = "experiments"
@@ -106,7 +106,7 @@ def facts_of(handle: Handle) -> dict[str, Any] | None:
 
 
 def reign(entry: Entry) -> pages.Reign:
-    """A move of the champion's seat, with its score where that still is in the store."""
+    """A move of the champion's current, with its score where that still is in the store."""
     scored, report = facts_of(Evaluation(digest=entry.notes["evaluation"])), Report(digest=entry.notes["report"])
     return pages.Reign(
         number=entry.number,

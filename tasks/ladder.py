@@ -10,13 +10,13 @@ from bardflow.model.scoring import Comparison
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report
-from bardflow.tasks.answers import store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.experiments import Figures, compared, figures, interval, keep_experiment
 from bardflow.tasks.reporting import made_at
+from bardflow.tasks.run import store
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
 def publish_ladder(
     corpus: Corpus,
     models: list[Model],

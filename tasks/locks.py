@@ -24,14 +24,14 @@ def search_lock(corpus: str) -> Iterator[None]:
 
 @contextmanager
 def using_store() -> Iterator[None]:
-    """Share the lease on the store: while anyone has it, no garbage is deleted. Waits for garbage collection to end."""
+    """Hold the store lock, shared with other runs, so no garbage is deleted. Waits for garbage collection to end."""
     with _locked("store", fcntl.LOCK_SH, "waiting for garbage collection to end"):
         yield
 
 
 @contextmanager
 def collecting_garbage() -> Iterator[None]:
-    """Take the lease on the store alone: waits until no run is under way, and keeps new ones waiting then."""
+    """Hold the store lock alone: waits until no run is active; new runs wait until it is released."""
     waiting = "waiting for active runs to end, because their artifacts have no name yet"
     with _locked("store", fcntl.LOCK_EX, waiting):
         yield

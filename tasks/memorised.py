@@ -10,7 +10,7 @@ from bardflow.pages.parts import Part, Table
 from bardflow.pages.wording import share
 from bardflow.storage.documents import read_end, read_text
 from bardflow.storage.handles import Corpus, Evaluation, Model
-from bardflow.tasks.answers import store
+from bardflow.tasks.run import store
 
 FILE = "memorised.json"
 # Of a longer training set, the end is searched.

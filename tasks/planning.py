@@ -11,7 +11,7 @@ from bardflow.model.networks import GPTSpec
 from bardflow.model.planning import Machine, Parts, Plan, choose, flops_per_step, parameters, settled_bytes
 from bardflow.model.training import TrainingSpec
 from bardflow.storage.handles import Vocabulary
-from bardflow.tasks.answers import store
+from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 
 LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
@@ -19,7 +19,7 @@ LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
 
 @task(version="1", cache_policy=NO_CACHE)
 def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
-    """Choose how to compute the training within the limit. Always asked: what is free is another matter each time.
+    """Choose how to compute the training within the limit. Never cached, because free memory changes.
 
     Raises:
         model.machine.memory.BadLimit: the limit is not a number of bytes.

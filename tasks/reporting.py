@@ -16,8 +16,7 @@ from bardflow.pages import run as pages
 from bardflow.pages.parts import Part
 from bardflow.storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from bardflow.storage.lineage import Ancestor, handle_of, lineage, source_address
-from bardflow.tasks.answers import origin, store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.evaluation import (
     EvaluationSpec,
     baselines_of,
@@ -28,6 +27,7 @@ from bardflow.tasks.evaluation import (
 )
 from bardflow.tasks.memorised import memorised_section
 from bardflow.tasks.recipes import Recipe
+from bardflow.tasks.run import origin, store
 from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 
 PAGE = "page.json"
@@ -38,7 +38,7 @@ Section = Callable[[Model, Evaluation, Corpus], Part | None]
 SECTIONS: tuple[Section, ...] = (memorised_section,)
 
 
-@task(version="4", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=CACHE_BY_INPUTS)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -76,7 +76,7 @@ def publish_report(
     return keep_page(page)
 
 
-@task(version="4", cache_policy=SAME_QUESTION)
+@task(version="4", cache_policy=CACHE_BY_INPUTS)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:

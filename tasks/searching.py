@@ -19,12 +19,12 @@ from bardflow.home import home
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.pages.parts import Cell, Chart, Line, Part, Table
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
-from bardflow.tasks.answers import store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.evaluation import scores_of
 from bardflow.tasks.experiments import keep_experiment
 from bardflow.tasks.recipes import FIELDS, Overrides, RecipeError, overrides_from
 from bardflow.tasks.reporting import made_at
+from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 from bardflow.toml import closest
 
@@ -86,7 +86,7 @@ class Tried:
 class Search:
     """A study: it hands out fields to try, hears of each leg, and says when a trial is hopeless.
 
-    The same question (corpus text, recipe, overrides, space, seed) is the same study, in whatever process: what was
+    The same inputs (corpus text, recipe, overrides, space, seed) give the same study, in whatever process: what was
     tried stays tried, and a trial whose process died is tried again.
 
     Raises:
@@ -103,14 +103,14 @@ class Search:
                 raise RecipeError(f"the list of values for {name} is empty; give at least one")
         if not space:
             raise RecipeError("no field to search over was given; give some, such as learning_rate")
-        question = {
+        inputs = {
             "text": text.digest,
             "recipe": recipe,
             "overrides": overrides.changes(),
             "space": {n: v.model_dump() if isinstance(v, Range) else v for n, v in sorted(space.items())},
             "seed": seed,
         }
-        self.name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+        self.name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         self.space, self.seed = space, seed
         folder = home() / "searches"
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
     return per_token * tokens / characters / math.log(2)
 
 
-@task(version="2", cache_policy=SAME_QUESTION)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def publish_search(
     corpus: Corpus,
     tried: list[str],

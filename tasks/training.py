@@ -1,4 +1,4 @@
-"""Training as a fold over legs: a checkpoint in, a checkpoint out, each leg an answer that is kept."""
+"""Training in legs: each takes a checkpoint and returns one, and is cached."""
 
 import json
 import time
@@ -30,9 +30,9 @@ from bardflow.model.training import (
 from bardflow.model.vocabulary import TOKENIZER_FILE, load
 from bardflow.storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
 from bardflow.storage.shards import read_shards
-from bardflow.tasks.answers import origin, store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.card import model_card
+from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import say, watched
 
 LOG = "log.jsonl"
@@ -49,7 +49,7 @@ class LogLine(BaseModel):
     learning_rate: float
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
 def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoint:
     """Draw the first weights."""
     with store().draft() as draft:
@@ -58,11 +58,11 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
         return store().keep(draft, Checkpoint, {"step": 0}, origin())
 
 
-@task(version="2", cache_policy=SAME_QUESTION.apart_from("plan"))
+@task(version="2", cache_policy=CACHE_BY_INPUTS.ignoring("plan"))
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
     """Train from the checkpoint until so many steps have been taken in all, then score the validation set.
 
-    The plan says how a step is computed, not what, so a leg that was computed under another plan is the answer too.
+    The plan says how a step is computed, not its result, so the cache key omits it.
     """
     device = devices.choose(spec.precision)
     of_this_leg = memory.forget_peak(device)
@@ -120,7 +120,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
         return store().keep(draft, Checkpoint, facts, origin(**measured))
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
 def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus) -> Model:
     """Write the checkpoint's model as a folder that `transformers` opens, with its tokenizer and a card."""
     snapshot = load_snapshot(store().folder(checkpoint))

@@ -10,8 +10,8 @@ from bardflow.model.vocabulary import TOKENIZER_FILE, VocabularySpec, encode, le
 from bardflow.storage.documents import SPLITS, read_documents, read_text
 from bardflow.storage.handles import Corpus, TokenShards, Vocabulary
 from bardflow.storage.shards import ShardSpec, TokenIds, write_shards
-from bardflow.tasks.answers import origin, store
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, watched
 
 
@@ -39,7 +39,7 @@ def vocabulary_named(name: str) -> VocabularySpec:
         ) from error
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
 def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
     """Learn a vocabulary from the training set alone (but see `byte_fallback` in its spec)."""
     survey = store().facts(corpus)["survey"]
@@ -60,7 +60,7 @@ def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
         return store().keep(draft, Vocabulary, {"kind": spec.kind, "size": tokenizer.get_vocab_size()}, origin())
 
 
-@task(version="1", cache_policy=SAME_QUESTION)
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
     """Write both parts as token ids, document by document, as a stream."""
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)

@@ -32,10 +32,10 @@ from bardflow.home import home
 from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee
 from bardflow.storage.handles import Report
 from bardflow.storage.lineage import lineage
-from bardflow.tasks.answers import refs, store
 from bardflow.tasks.comparing import steps_of_the_fastest, strayed
 from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor
 from bardflow.tasks.recipes import Overrides, RecipeError
+from bardflow.tasks.run import refs, store
 from bardflow.tasks.searching import Range
 from bardflow.tasks.vocabulary import NoSuchVocabulary, vocabulary_named
 from tests.conftest import CHECKOUT, RECIPES
@@ -214,11 +214,11 @@ def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
     deaths: list[int] = []
 
-    def dies(ask: Any, text: Any, chosen: Any, **kwargs: Any) -> Any:
+    def dies(run: Any, text: Any, chosen: Any, **kwargs: Any) -> Any:
         if chosen.training.learning_rate == 0.5:
             deaths.append(1)
             raise MemoryError("as good as a kill: the process does not come to write anything down")
-        return train_and_evaluate(ask, text, chosen, **kwargs)
+        return train_and_evaluate(run, text, chosen, **kwargs)
 
     monkeypatch.setattr("bardflow.flows.search.train_and_evaluate", dies)
 

@@ -17,7 +17,7 @@ from prefect import Flow, Task
 from pydantic import BaseModel
 
 from bardflow.storage.handles import Corpus, Vocabulary
-from bardflow.tasks.caching import SAME_QUESTION, SameQuestion, canonical
+from bardflow.tasks.caching import CACHE_BY_INPUTS, CacheByInputs, canonical
 from bardflow.tasks.vocabulary import learn_vocabulary
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_imports_go_down_and_through_doors(room: str) -> None:
         ("bardflow/home.py", "bardflow.storage.store.Store"),
         ("model/networks/gpt.py", "bardflow.model.training.Training"),
         ("model/vocabulary.py", "bardflow.home.home"),
-        ("storage/store.py", "bardflow.tasks.answers.store"),
+        ("storage/store.py", "bardflow.tasks.run.store"),
         ("tasks/index.py", "bardflow.flows.training.Trained"),
         ("flows/train_gpt.py", "bardflow.commands.up.server"),
         ("flows/train_gpt.py", "bardflow.model.training.loop.Training"),
@@ -183,28 +183,28 @@ def test_every_task_has_a_version_and_a_policy_of_ours() -> None:
         assert isinstance(task, Task)
         assert task.version, name
         # Asked each time: only the source knows whether it changed, and only the machine what it has free.
-        assert isinstance(task.cache_policy, SameQuestion) == (name not in ("fetch_source", "plan_training")), name
+        assert isinstance(task.cache_policy, CacheByInputs) == (name not in ("fetch_source", "plan_training")), name
 
 
 def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
     left_out = {}
     for name, task in members("tasks", Task).items():
         assert isinstance(task, Task)
-        if isinstance(task.cache_policy, SameQuestion):
+        if isinstance(task.cache_policy, CacheByInputs):
             assert set(task.cache_policy.circumstances) <= set(inspect.signature(task.fn).parameters), name
             left_out[name] = task.cache_policy.circumstances
     assert {name: arguments for name, arguments in left_out.items() if arguments} == {"train_leg": ("plan",)}
 
 
 def test_a_circumstance_is_in_no_key_and_everything_else_is() -> None:
-    def key(policy: SameQuestion, **inputs: Any) -> str | None:
+    def key(policy: CacheByInputs, **inputs: Any) -> str | None:
         return policy.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {})  # type: ignore[arg-type]
 
-    policy = SAME_QUESTION.apart_from("threads")
-    assert key(policy, seed=1, threads=2) == key(policy, seed=1, threads=3) == key(SAME_QUESTION, seed=1)
+    policy = CACHE_BY_INPUTS.ignoring("threads")
+    assert key(policy, seed=1, threads=2) == key(policy, seed=1, threads=3) == key(CACHE_BY_INPUTS, seed=1)
     assert key(policy, seed=1, threads=2) != key(policy, seed=2, threads=2)
     assert key(policy, seed=1, threads={2}) == key(policy, seed=1, threads=2), "what is left out needs no spelling"
-    assert SAME_QUESTION.circumstances == ()
+    assert CACHE_BY_INPUTS.circumstances == ()
 
 
 def test_every_flow_is_deployed() -> None:
@@ -218,11 +218,11 @@ KEY = """
 import json, sys
 from bardflow.model.vocabulary import VocabularySpec
 from bardflow.storage.handles import Corpus
-from bardflow.tasks.caching import SAME_QUESTION
+from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.vocabulary import learn_vocabulary
 from types import SimpleNamespace
 inputs = {"corpus": Corpus(digest="0" * 64), "spec": VocabularySpec(kind="bpe", size=512)}
-print(SAME_QUESTION.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {}))
+print(CACHE_BY_INPUTS.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {}))
 """
 
 

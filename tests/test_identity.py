@@ -14,7 +14,7 @@ from bardflow.identity import AsBefore, identity, restored
 from bardflow.model.training.loop import TrainingSpec
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
-from bardflow.tasks.caching import SAME_QUESTION, canonical
+from bardflow.tasks.caching import CACHE_BY_INPUTS, canonical
 from bardflow.tasks.corpus import clean_corpus
 from bardflow.tasks.evaluation import evaluate_model
 from bardflow.tasks.recipes import Recipe
@@ -43,7 +43,7 @@ GOLDEN_CORPORA = {
 
 
 def key(task: Task[..., Any], **inputs: Any) -> str:
-    made = SAME_QUESTION.compute_key(SimpleNamespace(task=task), inputs, {})  # type: ignore[arg-type]
+    made = CACHE_BY_INPUTS.compute_key(SimpleNamespace(task=task), inputs, {})  # type: ignore[arg-type]
     assert made is not None and made.startswith(f"{task.name}-{task.version}-")
     return made.rpartition("-")[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bardflow.tasks.answers import Asking
 from bardflow.tasks.locks import search_lock, training_lock, using_store
+from bardflow.tasks.run import Run
 from bardflow.tasks.vocabulary import learn_vocabulary
 from tests.conftest import CHECKOUT
 
@@ -95,10 +95,10 @@ def test_no_corpus_is_named_like_the_search_on_another() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_questions_are_asked_under_the_lease_alone() -> None:
-    ask = Asking()
-    with pytest.raises(RuntimeError, match="with Asking"):
-        ask(learn_vocabulary)
+    run = Run()
+    with pytest.raises(RuntimeError, match="with Run"):
+        run(learn_vocabulary)
     with holders(("collecting_garbage",)) as [collection]:
         assert collection.says() == "has it"
-    with ask, holders(("collecting_garbage",)) as [collection]:
+    with run, holders(("collecting_garbage",)) as [collection]:
         assert collection.says().startswith("waiting for active runs")

@@ -19,11 +19,11 @@ from bardflow.sources.spec import CorpusError
 from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import KINDS, Corpus, Evaluation, Model, Report
 from bardflow.storage.refs import Refs
-from bardflow.tasks.answers import refs, store
-from bardflow.tasks.champion import NoSuchChampion, crown, named_by, note_text, rollback
+from bardflow.tasks.champion import NoSuchChampion, named_by, note_text, rollback, update_champion
 from bardflow.tasks.index import write_index
 from bardflow.tasks.recipes import Overrides, RecipeError
 from bardflow.tasks.reporting import page_of
+from bardflow.tasks.run import refs, store
 from bardflow.tasks.vocabulary import tokenize_corpus
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
@@ -329,9 +329,9 @@ def test_a_rollback_while_a_training_ends_makes_it_judge_again(monkeypatch: pyte
         if not crowned:
             rollback("own", to=None, by="a test", why=None)
         crowned.append("tried")
-        return crown(*args, **kwargs)
+        return update_champion(*args, **kwargs)
 
-    monkeypatch.setattr("bardflow.flows.train_gpt.crown", meanwhile)
+    monkeypatch.setattr("bardflow.flows.train_gpt.update_champion", meanwhile)
     third = run(steps=30, leg_steps=30)
     assert len(crowned) == 2
     assert store().find(first.model).short in third.verdict, "judged against the one that sits there now"

@@ -28,12 +28,12 @@ from bardflow.model.sampling import SamplingSpec, sample, sample_watched
 from bardflow.model.training.checkpoints import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
 from bardflow.storage.handles import Model, Report
-from bardflow.tasks.answers import refs, store
 from bardflow.tasks.champion import rollback
 from bardflow.tasks.exporting import ExportError, check, export, push
 from bardflow.tasks.index import write_index
 from bardflow.tasks.recipes import Overrides, overrides_from
 from bardflow.tasks.reporting import METRICS, address_of, page_of, write_tensorboard
+from bardflow.tasks.run import refs, store
 from tests.conftest import serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}

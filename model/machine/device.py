@@ -1,4 +1,4 @@
-"""Where the arithmetic runs, and in which precision: circumstance, never part of a question."""
+"""Where the arithmetic runs, and in which precision. Not part of any cache key."""
 
 import importlib.util
 import os

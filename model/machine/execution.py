@@ -1,4 +1,4 @@
-"""How a step is computed: circumstance, like the device. It changes memory and speed, the result only by rounding."""
+"""How a step is computed. It changes memory and speed, and the result only by rounding."""
 
 from collections.abc import Callable
 from functools import cache

@@ -64,7 +64,7 @@ def head_loss(
     With it comes its gradient with respect to `hidden_BTC`; that with respect to the head is added to `head_VC.grad`.
     Logits exist for `tokens` tokens at a time and gradients are computed with them, so that a batch needs tokens x V
     and not B x T x V (Wijmans et al. 2024 go further and never hold a whole row). `charged` is a number, or a scalar
-    tensor on a graphics card, which is not asked for its value. There `fused` computes by `torch.compile`.
+    tensor on a GPU, which is not read back. There `fused` computes by `torch.compile`.
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
     weight_VC = (head_VC if scale == 1 else head_VC * scale).to(hidden_NC.dtype)
@@ -72,7 +72,7 @@ def head_loss(
         head_VC.grad = torch.zeros_like(head_VC)
     piece: Callable[..., tuple[Tensor, Tensor]] = _piece
     if isinstance(charged, Tensor):
-        piece = compiled(_piece_on_a_card) if fused else _piece_on_a_card
+        piece = compiled(_piece_on_gpu) if fused else _piece_on_gpu
     if isinstance(charged, Tensor) and (missing := -len(weight_VC) % ALIGNED):
         weight_VC = F.pad(weight_VC, (0, 0, 0, missing))
     total = torch.zeros((), device=hidden_NC.device)
@@ -104,7 +104,7 @@ def _piece(
     return nats, logs_nV.to(hidden_nC.dtype)
 
 
-def _piece_on_a_card(
+def _piece_on_gpu(
     hidden_nC: Tensor, weight_WC: Tensor, targets_n: Tensor, charged: int | Tensor, vocabulary_size: int
 ) -> tuple[Tensor, Tensor]:
     """The same in fewer passes over memory, of logits whose columns from `vocabulary_size` on are padding."""

@@ -104,7 +104,7 @@ def step_seconds(
     Bytes are moved for each parameter by the optimizer (weight, gradient and two moments, read and written), and for
     each kept activation four times (written, read, and the same for its gradient).
     """
-    # A card without bf16 products, asked for them, has its f32 units.
+    # A card without bf16 units computes in f32.
     products = flops_per_step(gpt, vocabulary_size, training) * (4 / 3 if execution.recompute else 1)
     tokens = training.batch * gpt.context
     moved = 28 * parameters(gpt, vocabulary_size).total

@@ -59,7 +59,7 @@ def foreseen_knee(fitted: Fit, sizes: Sequence[float], costs: Sequence[float]) -
 def knee(costs: Sequence[float], losses: Sequence[float]) -> int:
     """The cheapest point after which no point brings WORTH fewer bits for each doubling of the cost.
 
-    So it is asked of every later point and not only of the next: one rung that was unlucky ends nothing.
+    So it must hold for all later points, not only the next: a single unlucky rung ends nothing.
     """
     order = sorted(range(len(costs)), key=lambda i: costs[i])
     for place, i in enumerate(order):

@@ -83,7 +83,7 @@ def each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Stored(Mapping[str, Tensor]):
-    """A safetensors file's tensors by name, each mapped into memory when it is asked for and gone when it is let go.
+    """A safetensors file's tensors by name, each mapped into memory when it is read, and unmapped when it is deleted.
 
     Copied from here one by one into a model or an optimizer, a file is never in memory beside its copy.
     """
@@ -108,7 +108,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def load_snapshot(folder: Path) -> Snapshot:
-    """Read what `save_snapshot` wrote. Its tensors come when they are asked for, so the folder must stay.
+    """Read what `save_snapshot` wrote. Its tensors are read on use, so the folder must stay.
 
     Raises:
         NotAModel: the folder lacks one of the files, or they hold something else.

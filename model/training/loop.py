@@ -37,7 +37,7 @@ class Diverged(BardError):
 
 
 class TrainingSpec(BaseModel):
-    """How a GPT is trained. Everything here changes the weights that come out, so all of it is part of the question."""
+    """How a GPT is trained. Every field changes the resulting weights, so every field is part of the cache key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -124,7 +124,7 @@ class Inputs:
     step: Any
 
     @classmethod
-    def on_a_card(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
+    def on_gpu(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
         """Tensors to be filled."""
         inputs_BT, targets_BT = torch.zeros(2, spec.batch, context, dtype=torch.int64, device=device.name)
         charged, factor = torch.zeros(2, device=device.name)
@@ -183,7 +183,7 @@ class Training:
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
-        inputs = Inputs.on_a_card(spec, self.gpt.context, self.device) if self.device.is_card else None
+        inputs = Inputs.on_gpu(spec, self.gpt.context, self.device) if self.device.is_card else None
         compute: Callable[[], Tensor] | None = partial(self._compute, inputs) if inputs else None
         if compute and self.device.name == "cuda":
             compute = Replayed(compute, recorded=self.execution.recorded)

@@ -1,4 +1,4 @@
-"""Asking a task and believing its answer only when the object behind it is whole."""
+"""A run of a flow: tasks from the cache or run anew, with a check that each artifact is complete."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ from bardflow.storage.handles import Handle
 from bardflow.storage.lineage import text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store
-from bardflow.tasks.caching import SameQuestion
+from bardflow.tasks.caching import CacheByInputs
 from bardflow.tasks.locks import using_store
 from bardflow.tasks.saying import say
 
@@ -28,17 +28,17 @@ PACKAGES = ("bardflow", "torch", "numpy", "tokenizers", "datasets", "pyarrow", "
 
 
 def store() -> Store:
-    """This machine's objects."""
+    """The store in this project's home."""
     return Store(home())
 
 
 def refs() -> Refs:
-    """This machine's names."""
+    """The names in this project's home."""
     return Refs(home())
 
 
-class Asked(NamedTuple):
-    """One step of a run: the task's name, whether it ran, and why it had to although it had been answered before."""
+class TaskCall(NamedTuple):
+    """One call of a task: its name, whether it ran, and why it had to run although its result was cached."""
 
     task: str
     handle: Handle
@@ -46,35 +46,35 @@ class Asked(NamedTuple):
     rebuilt: str | None
 
 
-class Asking:
-    """One run's questions in order: each is answered from Prefect's cache or by running the task.
+class Run:
+    """The tasks of one run in order: each result comes from Prefect's cache, or the task runs.
 
-    Entered, it shares the lease on the store: what its answers point to has no name before the run's end, and is not
-    deleted as garbage meanwhile.
+    Use it as a context manager. It holds the store lock, so that garbage collection deletes none of its artifacts:
+    they have no name before the run's end.
     """
 
     def __init__(self) -> None:
-        self.asked: list[Asked] = []
-        self._lease: AbstractContextManager[None] | None = None
+        self.calls: list[TaskCall] = []
+        self._lock: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
-        self._lease = using_store()
-        self._lease.__enter__()
+        self._lock = using_store()
+        self._lock.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        assert self._lease is not None
-        self._lease.__exit__(*raised)
-        self._lease = None
+        assert self._lock is not None
+        self._lock.__exit__(*raised)
+        self._lock = None
 
     def __call__(self, task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
-        """Ask a task. A cached answer whose object is missing or damaged is made again, and the run says so.
+        """Call a task. If the artifact of a cached result is missing or damaged, run it again and log that.
 
         Raises:
-            RuntimeError: this was not entered (`with Asking() as ask`), so garbage collection could delete the answers.
+            RuntimeError: outside of `with Run() as run`: garbage collection could delete the artifacts.
         """
-        if self._lease is None:
-            raise RuntimeError("questions are asked while the store's lease is held: `with Asking() as ask`")
+        if self._lock is None:
+            raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
         state: Any = task(*args, **kwargs, return_state=True)
         handle: H = state.result()
         ran, rebuilt = state.name != "Cached", None
@@ -83,13 +83,13 @@ class Asking:
             store().discard_damaged(handle)
             state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
             handle, ran = state.result(), True
-        self.asked.append(Asked(task.name, handle, ran, rebuilt))
+        self.calls.append(TaskCall(task.name, handle, ran, rebuilt))
         say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
         return handle
 
     def ran(self, *tasks: str) -> bool:
         """Whether any of the named tasks ran."""
-        return any(asked.ran for asked in self.asked if asked.task in tasks)
+        return any(call.ran for call in self.calls if call.task in tasks)
 
 
 def origin(**measured: Any) -> Origin:
@@ -98,11 +98,11 @@ def origin(**measured: Any) -> Origin:
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
     policy = context.task.cache_policy
-    circumstances = policy.circumstances if isinstance(policy, SameQuestion) else ()
+    ignored = policy.ignored if isinstance(policy, CacheByInputs) else ()
     handles: dict[str, str] = {}
     others: dict[str, Any] = {}
     for name, value in context.parameters.items():
-        if name in circumstances:
+        if name in ignored:
             continue
         match value:
             case Handle():
