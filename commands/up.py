@@ -113,6 +113,8 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = start_server(project, host, port, "server", [])
     children.append(server)
+    reports, where = start_reports(project, host, port)
+    children.append(reports)
     wait_until(lambda: healthy(url), server, children, START_SECONDS)
 
     with api(url) as client:
@@ -123,8 +125,6 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
         print("Deploying prefect.yaml …", flush=True)
         deployments = deploy(client, project)
 
-        reports, where = start_reports(project, host, port)
-        children.append(reports)
         since = datetime.now(UTC)
         worker = start_worker(project, url, where)
         children.append(worker)

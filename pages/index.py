@@ -1,16 +1,16 @@
 """The page that leads to all others: corpora, champions over time, leaderboards, experiments, what is scheduled."""
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter
 from pydantic import AwareDatetime, Field
 
-from bardflow.pages.drawing import GRID, PAPER, VALIDATION, inline_svg, plain_axes
 from bardflow.pages.parts import Count, PageModel
 from bardflow.pages.run import Bits
 from bardflow.pages.template import fill
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Standing(PageModel):
@@ -101,6 +101,8 @@ def render(page: IndexPage) -> str:
 
 
 def _reigns_chart(board: Board, *, name: str, width: float) -> str:
+    from bardflow.pages.drawing import inline_svg  # matplotlib takes 0.6 s to import
+
     return inline_svg(
         partial(_drawn, board, width),
         name=name,
@@ -109,7 +111,12 @@ def _reigns_chart(board: Board, *, name: str, width: float) -> str:
     )
 
 
-def _drawn(board: Board, width: float) -> Figure:
+def _drawn(board: Board, width: float) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    from bardflow.pages.drawing import GRID, PAPER, VALIDATION, plain_axes
+
     figure = Figure(figsize=(width / 72, (90 + 0.2 * width) / 72), layout="constrained")
     axes = figure.add_subplot()
     # By their order and not by the clock: three of one hour beside one of the next month would lie on one another.

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from bardflow.pages import wording
-from bardflow.pages.lineage_drawing import Node, lineage_drawing
-from bardflow.pages.loss_chart import Series, Times, loss_chart, thinned
 from bardflow.pages.parts import Count, PageModel, Part, charts_of, markdown_of, markdown_table, shown
 from bardflow.pages.template import fill
 
@@ -394,6 +392,8 @@ def _curve_view(page: RunPage) -> _CurveView | None:
     validated = tuple(point for point in page.curve if point.validation_nats is not None)
     if not validated:
         return None
+    from bardflow.pages.loss_chart import Series, Times, loss_chart, thinned  # matplotlib takes 0.6 s to import
+
     train = Series.of((p.step, p.train_nats) for p in page.curve)
     validation = Series.of((p.step, p.validation_nats) for p in page.curve)
     times = Times([p.step for p in page.curve], [p.seconds for p in page.curve])
@@ -409,6 +409,8 @@ def _curve_view(page: RunPage) -> _CurveView | None:
 
 def _lineage_views(page: RunPage) -> tuple[str, str] | None:
     """The lineage drawn for a desk and for a phone; None where nothing is known of what was made from what."""
+    from bardflow.pages.lineage_drawing import Node, lineage_drawing  # matplotlib takes 0.6 s to import
+
     nodes = [Node(step.kind, step.digest, step.inputs) for step in page.lineage]
     if not any(node.inputs for node in nodes):
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bardflow.pages import experiment, index, writing
+from bardflow.pages import experiment, index, parts, writing
 from bardflow.pages.run import render
 from tests.conftest import serving
 from tests.test_pages import a_page
@@ -31,10 +31,10 @@ pytestmark = [
 
 def an_experiment() -> experiment.ExperimentPage:
     lines = tuple(
-        experiment.Line(name=name, x=(1.0, 2.7, 1.4e6), y=(2.1, 2.2, 2.0), labels=("a", "b", "c"), style=style)
+        parts.Line(name=name, x=(1.0, 2.7, 1.4e6), y=(2.1, 2.2, 2.0), labels=("a", "b", "c"), style=style)
         for name, style in (("measured", "points"), ("a fit", "line"), ("both", "both"))
     )
-    chart = experiment.Chart(
+    chart = parts.Chart(
         title="三國演義",
         x_label="parameters",
         y_label="bits per character",
@@ -42,7 +42,7 @@ def an_experiment() -> experiment.ExperimentPage:
         log_x=True,
         marked=(2.7, "knee"),
     )
-    table = experiment.Table(
+    table = parts.Table(
         title="All of it",
         columns=("vocabulary", *(f"a rather long heading {i}" for i in range(12))),
         rows=tuple((f"row {i}", *(i * 10**j for j in range(12))) for i in range(5)),
@@ -55,7 +55,7 @@ def an_experiment() -> experiment.ExperimentPage:
         question="Which one?",
         created=NOW,
         answer=("This one.", "And that one not."),
-        parts=(experiment.Part(title="三國演義", findings=("Found.",), charts=(chart,), tables=(table,)),),
+        parts=(parts.Part(title="三國演義", findings=("Found.",), charts=(chart,), tables=(table,)),),
         settings={"steps": 3},
         lineage=("char: Model 12345678",),
     )
@@ -234,12 +234,12 @@ def test_points_that_lie_together_keep_their_names_apart(browser: Any, tmp_path:
         "bpe-8192": (1.295, 7.3451), "bpe-char-8192": (1.291, 7.3201), "bpe-16384": (1.3, 7.33), "again": (0.337, 9.18),
     }  # fmt: skip
     lines = tuple(
-        experiment.Line(name=name, x=(x,), y=(y,), labels=(name,), style="points") for name, (x, y) in places.items()
+        parts.Line(name=name, x=(x,), y=(y,), labels=(name,), style="points") for name, (x, y) in places.items()
     )
-    chart = experiment.Chart(title="Names", x_label="length", y_label="bits", lines=lines, log_x=True)
+    chart = parts.Chart(title="Names", x_label="length", y_label="bits", lines=lines, log_x=True)
     page = an_experiment()
-    parts = (page.parts[0].model_copy(update={"charts": (chart,)}),)
-    (tmp_path / "names.html").write_text(experiment.render(page.model_copy(update={"parts": parts})), encoding="utf-8")
+    shown = (page.parts[0].model_copy(update={"charts": (chart,)}),)
+    (tmp_path / "names.html").write_text(experiment.render(page.model_copy(update={"parts": shown})), encoding="utf-8")
     for width in WIDTHS:
         opened = new_page(browser, viewport={"width": width, "height": 900})
         opened.goto((tmp_path / "names.html").as_uri())

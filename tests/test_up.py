@@ -352,6 +352,8 @@ def test_a_wrong_parameter_is_refused_with_the_legal_values(served: Project) -> 
 
 
 def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) -> None:
+    # Runs of a schedule that is faster than they are would wait before this one; the next deployment deletes them.
+    (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("interval: 5", "interval: 3600"))
     # A bare flow name, literally as documented.
     created = served.prefect("deployment", "run", "wait", "--param", "recipe=tiny")
     assert created.returncode == 0, created.stdout
