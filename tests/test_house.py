@@ -191,12 +191,12 @@ def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
     for name, task in members("tasks", Task).items():
         assert isinstance(task, Task)
         if isinstance(task.cache_policy, CacheByInputs):
-            assert set(task.cache_policy.circumstances) <= set(inspect.signature(task.fn).parameters), name
-            left_out[name] = task.cache_policy.circumstances
+            assert set(task.cache_policy.ignored) <= set(inspect.signature(task.fn).parameters), name
+            left_out[name] = task.cache_policy.ignored
     assert {name: arguments for name, arguments in left_out.items() if arguments} == {"train_leg": ("plan",)}
 
 
-def test_a_circumstance_is_in_no_key_and_everything_else_is() -> None:
+def test_an_ignored_argument_is_in_no_key_and_everything_else_is() -> None:
     def key(policy: CacheByInputs, **inputs: Any) -> str | None:
         return policy.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {})  # type: ignore[arg-type]
 
@@ -204,7 +204,7 @@ def test_a_circumstance_is_in_no_key_and_everything_else_is() -> None:
     assert key(policy, seed=1, threads=2) == key(policy, seed=1, threads=3) == key(CACHE_BY_INPUTS, seed=1)
     assert key(policy, seed=1, threads=2) != key(policy, seed=2, threads=2)
     assert key(policy, seed=1, threads={2}) == key(policy, seed=1, threads=2), "what is left out needs no spelling"
-    assert CACHE_BY_INPUTS.circumstances == ()
+    assert CACHE_BY_INPUTS.ignored == ()
 
 
 def test_every_flow_is_deployed() -> None:
