@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
@@ -95,12 +96,28 @@ def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path)
 
 
 @pytest.fixture(scope="session")
-def prefect_server(server_url: str) -> Iterator[None]:
-    """Let the flows of this process use the server; without the heartbeat, which costs each flow a second."""
-    from prefect.events.worker import EventsWorker
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+def prefect_server(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the flows of this process use the server.
 
-    with temporary_settings({PREFECT_API_URL: server_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    Without the heartbeat, which costs each flow a second, and with one certificate: each client reads all of them.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import (
+        PREFECT_API_SSL_CERT_FILE,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    certificate, end, _ = certifi.contents().partition("-----END CERTIFICATE-----\n")
+    file = tmp_path_factory.mktemp("certificates") / "one.pem"
+    file.write_text(certificate + end)
+    changed = {
+        PREFECT_API_URL: server_url,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_API_SSL_CERT_FILE: str(file),
+    }
+    with temporary_settings(changed):
         yield
         EventsWorker.drain_all(timeout=60)
 
