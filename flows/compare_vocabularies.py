@@ -1,4 +1,4 @@
-"""Was BPE really worse? The same network body on several vocabularies, at an equal budget, scored in one unit."""
+"""Experiment: the same network body with several vocabularies, at an equal budget, compared in bits per character."""
 
 from typing import Literal
 
@@ -32,16 +32,16 @@ def compare_vocabularies(
     seconds: Seconds = 60.0,
     characters: Count = 2_500_000,
 ) -> str:
-    """Train on every vocabulary and say which suits each text; returns where the report lies.
+    """Train with each vocabulary, compare the scores for each corpus, and return the path of the report.
 
     Args:
         corpora: names of files in `corpora/`.
-        vocabularies: char, bytes, bpe-SIZE or bpe-char-SIZE.
-        recipe: the network's body and how it is trained; its context is taken as characters.
+        vocabularies: the vocabularies to compare: char, bytes, bpe-SIZE or bpe-char-SIZE.
+        recipe: the network and its training settings. Its context is taken as a number of characters.
         overrides: fields of the recipe to change.
-        budget: what all have alike: seconds of training on this machine, or characters seen.
-        seconds: the budget of each where it is time.
-        characters: the budget of each where it is characters.
+        budget: what is equal for all: seconds of training on this machine, or characters seen.
+        seconds: the budget of each training run if `budget` is time.
+        characters: the budget of each training run if `budget` is characters.
     """
     specs = {name: vocabulary_named(name) for name in vocabularies}
     chosen = recipe_named(recipe, overrides)
@@ -89,7 +89,7 @@ def compare_vocabularies(
 
 
 def with_vocabulary(recipe: Recipe, name: str, characters_a_token: float) -> Recipe:
-    """The recipe on another vocabulary, with as many characters of context as it has tokens."""
+    """The recipe with another vocabulary; its context has as many characters as the recipe's has tokens."""
     context = max(8, round(recipe.gpt.context / characters_a_token / 8) * 8)
     spec = {f"vocabulary_{field}": value for field, value in vocabulary_named(name).model_dump().items()}
     return recipe.changed(context=context, **spec)

@@ -1,4 +1,4 @@
-"""The same work for several corpora, of which one that fails does not keep the others from their turn."""
+"""The same work for several corpora; if one fails, the others still run."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def each_corpus(corpora: list[str] | None, work: Callable[[CorpusSpec], T]) -> tuple[dict[str, T], dict[str, str]]:
-    """What came of each corpus, and the reasons of those that failed, by name; `None` is all corpora there are."""
+    """The result for each corpus, and the errors of those that failed, by name. `None` means all corpora."""
     folder = project_folder() / "corpora"
     done: dict[str, T] = {}
     failed: dict[str, str] = {}
@@ -26,10 +26,10 @@ def each_corpus(corpora: list[str] | None, work: Callable[[CorpusSpec], T]) -> t
 
 
 def require_all(failed: dict[str, str]) -> None:
-    """End a run in which some corpora failed.
+    """Fail the run if some corpora failed.
 
     Raises:
-        BardError: some did; the message has each one's reason.
+        BardError: some corpora failed; the message has each error.
     """
     if failed:
         raise BardError("\n".join(f"{name}: {said}" for name, said in failed.items()))

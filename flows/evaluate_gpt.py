@@ -1,4 +1,4 @@
-"""Score champions again on today's text, and publish their reports."""
+"""Score champions again on the current text of their corpora, and publish their reports."""
 
 from prefect import flow
 
@@ -18,13 +18,13 @@ from bardflow.tasks.saying import say
 def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
     """Score the champions of some corpora and return their bits per character.
 
-    A corpus that fails does not keep the others from being scored. `<corpus>/evaluated` names the last report.
+    If one corpus fails, the others are still scored. The name `<corpus>/evaluated` refers to the last report.
 
     Args:
-        corpora: names of files in `corpora/`; all of them when left out.
+        corpora: names of files in `corpora/`; all of them if left out.
 
     Raises:
-        BardError: a corpus could not be brought here or its champion not scored; the message has each one's reason.
+        BardError: a corpus could not be fetched or its champion not scored; the message has each error.
     """
     with Run() as run:
         scores, failed = each_corpus(corpora, lambda spec: score_champion(run, spec))
@@ -33,7 +33,7 @@ def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
 
 
 def score_champion(run: Run, spec: CorpusSpec) -> float | None:
-    """The champion's bits per character on the text as it is now; None where there is none, or it cannot be scored."""
+    """The champion's bits per character on the current text; None if there is no champion or it cannot be scored."""
     name, current = spec.name, champion(spec.name)
     if current is None:
         say(f"{name}: no champion yet; train one with `prefect deployment run train-gpt -p corpus={name}`")

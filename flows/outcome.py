@@ -1,4 +1,4 @@
-"""The end of a training run summed up."""
+"""The summary of a training run."""
 
 from bardflow.outcome import Outcome
 from bardflow.storage.handles import Model, Report
@@ -7,7 +7,7 @@ from bardflow.tasks.reporting import html_of, page_of
 from bardflow.tasks.run import Run, refs
 from bardflow.tasks.saying import say
 
-# Where new tokens were written, the first of these that ran is the reason.
+# If tokens were written anew, the first of these tasks that ran is the reason.
 NEW_TOKENS = {
     "clean_corpus": "the corpus is new or changed",
     "learn_vocabulary": "the vocabulary was not learned before",
@@ -54,7 +54,7 @@ def outcome(
 
 
 def reason(run: Run) -> str:
-    """Why training ran: what is new among the things it was made from."""
+    """Why training ran: which of its inputs is new."""
     if run.ran("tokenize_corpus"):
         return next(said for task, said in NEW_TOKENS.items() if run.ran(task))
     if run.ran("begin_training"):

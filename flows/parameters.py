@@ -1,4 +1,4 @@
-"""The types of flows' parameters: what Prefect's form and `-p` take, refused at once where it is out of range."""
+"""Types of flow parameters. Prefect refuses values out of range in its form and for `-p`."""
 
 from typing import Annotated
 
@@ -9,5 +9,5 @@ Vocabularies = Annotated[list[str], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 Bits = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# A search counts trials on from its seed, and the sampler's seeds have 32 bits.
+# A search adds the trial's number to its seed, and the sampler's seeds have 32 bits.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

@@ -1,4 +1,4 @@
-"""Look at every corpus's source and say what changed."""
+"""Fetch and clean corpora, and log what changed in their texts."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -14,13 +14,13 @@ from bardflow.tasks.saying import say
 
 @flow(name="refresh-corpora", description="Fetch corpora, and say what changed.")
 def refresh_corpora(corpora: Corpora | None = None) -> dict[str, str]:
-    """Fetch and clean corpora; one that fails does not keep the others from being looked at.
+    """Fetch and clean corpora; if one fails, the others still run.
 
     Args:
-        corpora: names of files in `corpora/`; all of them when left out.
+        corpora: names of files in `corpora/`; all of them if left out.
 
     Raises:
-        BardError: a corpus could not be brought here; the message has each one's reason.
+        BardError: a corpus could not be fetched; the message has each error.
     """
     with Run() as run:
 

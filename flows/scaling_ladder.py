@@ -1,4 +1,4 @@
-"""How large a model pays? Start small, grow while it pays, and say where the knee is and what the next size costs."""
+"""Experiment: train larger and larger models while the gain is worth it, and report the knee and the next cost."""
 
 from prefect import flow
 from prefect.states import Completed
@@ -26,16 +26,16 @@ def scaling_ladder(
     patience: Count = 2,
     most_rungs: Count = 11,
 ) -> str:
-    """Train rung after rung, each about twice as large; returns where the report lies.
+    """Train models of growing size, each about twice the one before, and return the path of the report.
 
     Args:
         corpus: the name of a file in `corpora/`.
-        recipe: everything but the size; its learning rates are those of its own width.
+        recipe: all settings but the size. Its learning rates are those for its own width.
         overrides: fields of the recipe to change.
-        steps: of each rung, alike.
-        least_gain: bits per character that a rung must bring to pay, beside being surely better.
-        patience: stop after so many rungs in a row that did not pay.
-        most_rungs: stop after so many in any case.
+        steps: the number of training steps of each model.
+        least_gain: a size pays if it is better with 95 % confidence and by at least this many bits per character.
+        patience: stop after this many sizes in a row that do not pay.
+        most_rungs: the largest number of sizes.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
@@ -76,7 +76,7 @@ def scaling_ladder(
 
 
 def of_size(recipe: Recipe, layers: int, width: int) -> Recipe:
-    """The recipe at another size, its learning rates carried over by rule."""
+    """The recipe at another size, with learning rates scaled to its width."""
     factor = learning_rate_factor(width, recipe.gpt.width)
     return recipe.changed(
         layers=layers,

@@ -1,4 +1,4 @@
-"""A small search over recipe fields: hopeless trials stop early, and what was tried stays tried."""
+"""Experiment: a hyperparameter search. Bad trials stop early, and finished trials are kept between runs."""
 
 from typing import Any
 
@@ -46,19 +46,19 @@ def search(
     trials: Count = 12,
     seed: Seed = 1337,
 ) -> str:
-    """Try fields and say which reach the fewest bits per character; returns where the report lies.
+    """Search for the fields with the fewest bits per character, and return the path of the report.
 
     Args:
         corpus: the name of a file in `corpora/`.
-        recipe: everything that is not searched.
+        recipe: the settings that are not searched.
         overrides: fields of the recipe to change in all trials.
-        fields: what to search: a list of values, or a range such as {"low": 0.001, "high": 0.01, "log": true}.
-        trials: how many there shall be in all; a study that has as many only shows its report.
-        seed: of the search.
+        fields: values or ranges to search, such as {"layers": [2, 4], "learning_rate": {"low": 0.001, "high": 0.01}}.
+        trials: the number of trials in all, those of earlier runs included.
+        seed: the seed of the search.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
-    # Two processes in one study would take each other's trials for dead.
+    # Two processes in one study would each take the other's trials for interrupted ones.
     with search_lock(corpus), Run() as run:
         text = run(clean_corpus, run(fetch_source, described), described)
         search = Search(text, recipe, overrides, fields, seed)
@@ -73,7 +73,7 @@ def search(
                 search.end(trial, None, 0, str(error))
                 continue
             except Exception:
-                raise  # not the fields' fault, as far as we know: tried again, but not for ever
+                raise  # probably not caused by the fields: repeated, up to a limit
             except BaseException:
                 search.interrupted(trial)
                 raise
@@ -104,7 +104,7 @@ def search(
 
 
 def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:
-    """Train a trial: bits per character after each leg, and how it ended.
+    """Train a trial. Returns bits per character after each leg, and how it ended.
 
     Raises:
         BardError: it cannot be trained.
@@ -119,7 +119,7 @@ def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) 
         if len(legs) == len(chosen.training.leg_ends()):
             return None
         if is_hopeless(legs, chosen.training.patience):
-            ending = PATIENCE  # it ends by its own rule, whatever the others came to
+            ending = PATIENCE  # stopped by its own patience, not by comparison
             return None
         if not worse:
             return None
@@ -131,6 +131,6 @@ def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) 
 
 
 def in_legs(recipe: Recipe) -> Recipe:
-    """The recipe with legs enough to see early that a trial is hopeless; legs change nothing else of a training."""
+    """The recipe with enough legs to stop a bad trial early; legs do not change the result."""
     short = -(-recipe.training.steps // LEGS)
     return recipe.changed(leg_steps=min(recipe.training.leg_steps, short))

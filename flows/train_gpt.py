@@ -1,4 +1,4 @@
-"""The main job on one screen: a corpus goes in, an evaluated and versioned GPT and a page about it come out."""
+"""The whole pipeline: from a corpus to an evaluated, versioned GPT with a report."""
 
 from prefect import flow
 from prefect.states import Completed
@@ -32,17 +32,17 @@ def train_gpt(
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
     memory_limit: int | str | None = None,
 ) -> Outcome:
-    """Train a GPT on a corpus by a recipe; what was computed before is not computed again.
+    """Train and evaluate a GPT on a corpus with a recipe; cached results are used again.
 
     Args:
         corpus: the name of a file in `corpora/`.
-        recipe: what to train and how.
-        overrides: fields of the recipe to change.
+        recipe: the name of a recipe: all settings of the run.
+        overrides: fields of the recipe to change for this run.
         memory_limit: the most memory that training may take: bytes, a text such as 800MB or 2GiB, or free for what the
             machine has free. It changes how a step is computed, not the result, so it is not part of cache keys.
 
     Returns:
-        What came out. The run's state says it in its message, and is named `Unchanged` where nothing had to be trained.
+        The scores and artifacts. The state's message has them too; its name is `Unchanged` if nothing was trained.
     """
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
@@ -74,5 +74,5 @@ def train_gpt(
         show_in_prefect(corpus, report)
         came_out = outcome(corpus, chosen, model, report, run, moved=moved, recalled=decision.recalled)
     name = "Completed" if came_out.trained else "Unchanged"
-    # Prefect takes the state for the run's own and hands its data to whoever called.
+    # Prefect uses this as the run's state, and returns its data to the caller.
     return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""One training from a text on, as every flow that trains asks for it."""
+"""One training run from a corpus to scores, as used by all flows that train."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,26 +15,26 @@ from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus
 
 
 class Trained(NamedTuple):
-    """What a training leaves behind."""
+    """The artifacts of a training run."""
 
     legs: list[Checkpoint]
     model: Model
     evaluation: Evaluation
 
 
-# Legs of an experiment's trainings: enough to see a curve.
+# The number of legs of a training run in an experiment.
 LEGS = 4
-# Hears of the legs so far, and says why training ends here, if it does.
+# Called with the legs so far; returns the reason to stop here, or None.
 Stop = Callable[[list[Checkpoint], TokenShards], str | None]
 
 
 def train_and_evaluate(
     run: Run, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
 ) -> Trained:
-    """Vocabulary, shards, legs, model, evaluation: everything between a text and its scores."""
+    """Learn the vocabulary, write the shards, train, export and evaluate."""
     vocabulary = run(learn_vocabulary, text, chosen.vocabulary)
     shards = run(tokenize_corpus, text, vocabulary, chosen.shards)
-    # Last: what learning words and encoding leave behind in memory stands there through the training.
+    # Planned after learning and encoding: the memory that these leave in use stays in use during training.
     plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
     legs = train(run, vocabulary, shards, chosen, plan, stop)
     model = run(export_model, best(legs), vocabulary, text)
@@ -44,7 +44,7 @@ def train_and_evaluate(
 def train(
     run: Run, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan, stop: Stop | None
 ) -> list[Checkpoint]:
-    """Leg after leg, until the last step, or until the validation loss no longer falls, or `stop` says so."""
+    """Train leg after leg until the last step, until the validation loss no longer falls, or until `stop` ends it."""
     checkpoint = run(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
     legs: list[Checkpoint] = []
     for until in chosen.training.leg_ends():
@@ -60,6 +60,6 @@ def train(
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe over so many steps in a few legs, all of them taken."""
+    """The recipe with this number of steps in a few legs, without patience."""
     warmup = min(recipe.training.warmup_steps, steps // 10)
     return recipe.changed(steps=steps, leg_steps=-(-steps // LEGS), warmup_steps=warmup, patience=None)

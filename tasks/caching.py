@@ -14,7 +14,7 @@ from bardflow.identity import identity
 
 @dataclass
 class CacheByInputs(CachePolicy):
-    """A key from the task's name and version and from its inputs, and from nothing else.
+    """A cache key made of the task's name, its version and its inputs.
 
     Prefect's own `INPUTS` leaves out the name, so two tasks with equal inputs would share results.
     `ignored` names arguments that say how to compute but do not change the result, such as a memory limit.
@@ -40,10 +40,10 @@ class CacheByInputs(CachePolicy):
 
 
 def canonical(value: Any) -> Any:
-    """An input as JSON, with its class's name, so that a corpus and a vocabulary of one digest differ.
+    """An input as JSON with its class name, so that a corpus and a vocabulary with the same digest differ.
 
     Raises:
-        TypeError: the input is neither a model nor made of plain JSON types, so it has no one spelling.
+        TypeError: the input is neither a pydantic model nor made of JSON types.
     """
     if isinstance(value, BaseModel):
         return {"class": type(value).__name__, "value": identity(value)}

@@ -1,4 +1,4 @@
-"""A model's card in the Hub's format: Markdown under a YAML head."""
+"""The model card in the Hub's format: Markdown with YAML metadata."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def model_card(
 ) -> str:
     """The card of a model: its size, its training text, its limits. `corpus` and `vocabulary` are facts of artifacts.
 
-    With its scores, the card has them in words and in the head, where the Hub looks for them (`model-index`).
+    If given, the scores are in the text and in the metadata (`model-index`).
     """
     head = {
         "language": corpus["language"],
@@ -85,7 +85,7 @@ tokens at once.
 
 
 def scored(scores: Scores | None) -> str:
-    """The scores as a section of the card; nothing where there are none."""
+    """The scores as a section of the card; empty if there are none."""
     if scores is None:
         return ""
     overlapping = (

@@ -11,10 +11,9 @@ from bardflow.tasks.evaluation import charges_of, scores_of
 from bardflow.tasks.run import refs, store
 from bardflow.tasks.saying import say
 
-# What a training's seed alone brings: the standard deviation of bits per character as a share of them
-# (benchmarks/LOG.md, "Luck").
+# The relative standard deviation of bits per character between seeds (benchmarks/LOG.md, "Luck").
 LUCK = 0.006
-# A digest is named by so many of its first characters or more.
+# The shortest prefix of a digest that names an entry.
 LEAST_DIGEST = 4
 
 
@@ -28,7 +27,7 @@ class Champion(NamedTuple):
 class Decision(NamedTuple):
     """A verdict, the number of the history's entry that it was made against, and whether an earlier run made it.
 
-    `rival` is the champion's evaluation where the model was compared with one.
+    `rival` is the evaluation of the champion, if the model was compared with one.
     """
 
     verdict: Verdict
@@ -38,7 +37,7 @@ class Decision(NamedTuple):
 
 
 def champion(corpus: str) -> Champion | None:
-    """The corpus's champion, or None where there is none or its model is gone from the store."""
+    """The corpus's champion, or None if there is none or its model is missing or damaged."""
     entry = refs().head(f"{corpus}/champion")
     if entry is None:
         return None
@@ -102,10 +101,10 @@ def decide(
 
 
 def still_there(digest: str | None) -> Evaluation | None:
-    """The evaluation of a champion that was met long ago; None where there was none, or it was deleted since.
+    """The evaluation of the champion that an earlier decision compared with; None if there was none or it was deleted.
 
-    Garbage collection keeps those of each name's last entry. Only the champion's samples are lost with it: the verdict
-    stands.
+    Garbage collection keeps the evaluations of each name's last entry. Without it, only the champion's samples are
+    missing in the report.
     """
     if digest is None:
         return None
@@ -167,7 +166,7 @@ def line_of_champions(history: list[Entry]) -> list[Entry]:
 
 
 def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[Entry, Entry]:
-    """Champion an earlier champion again: the one before, or the one of that number or digest in the history.
+    """Make an earlier champion the champion again: the one before, or the one with that number or digest.
 
     A model that was rolled back can be put back the same way. The history is never rewritten: a rollback adds an entry.
     It does not wait for active runs; they compare with the champion at their end.
@@ -215,7 +214,7 @@ def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[
 
 
 def named_by(to: str, history: list[Entry]) -> list[Entry]:
-    """The entry of that number, else those whose digest begins so: a digest's start may be digits alone."""
+    """The entry with that number, else those whose digest starts with `to`: a prefix may consist of digits."""
     if numbered := [entry for entry in history if to == str(entry.number)]:
         return numbered
     return [entry for entry in history if len(to) >= LEAST_DIGEST and entry.digest.startswith(to)]
@@ -228,7 +227,7 @@ def note_text(corpus: str, text: Corpus, *, by: str) -> str:
 
 
 def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: Report, *, by: str) -> None:
-    """Name the report of a champion's score on the text as it is now: so it is shown and kept."""
+    """Name the report of a champion's score on the current text, so that it is listed and kept."""
     bits = scores_of(evaluation).bits_per_character
     notes = {"model": model.digest, "evaluation": evaluation.digest}
     why = f"the champion {model.short} scored again: {bits:.4f} bits per character"

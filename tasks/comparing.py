@@ -1,4 +1,4 @@
-"""Vocabularies at an equal budget: how many steps fill it, and the page that says which suits which text."""
+"""Comparison of vocabularies at an equal budget: the number of steps for a time budget, and the report."""
 
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from bardflow.tasks.experiments import Figures, compared, figures, interval, kee
 from bardflow.tasks.reporting import made_at
 from bardflow.tasks.run import store
 
-# Steps are tried for so much of the time that they shall fill, in so many rounds, to find out how many fill it.
+# Steps are timed for this share of the budget, in this number of rounds.
 TRIED = 0.05
 ROUNDS = 3
-# What took more or less than this share of its budget is told.
+# A larger relative difference from the budget is reported.
 OFF_BUDGET = 0.15
 
 
@@ -28,11 +28,10 @@ OFF_BUDGET = 0.15
 def steps_within(
     vocabularies: list[Vocabulary], gpts: list[GPTSpec], trainings: list[TrainingSpec], seconds: float
 ) -> list[int]:
-    """How many steps of each fill so many seconds on this machine, by taking some. At least 20.
+    """The number of training steps of each trial that take `seconds` on this machine, measured. At least 20.
 
-    All are tried in turn, in several rounds, and the fastest round counts: what else the machine does meanwhile only
-    adds time, and shall not cost one of them its steps. The result is cached, so an experiment that is
-    repeated trains nothing again.
+    All trials are timed in turn, in several rounds, and the fastest round counts, because other load only adds time.
+    The result is cached, so a repeated experiment trains nothing.
     """
     here = {precision: devices.choose(precision) for precision in {training.precision for training in trainings}}
     base = {precision: settled_bytes(device) for precision, device in here.items()}
@@ -48,12 +47,12 @@ def steps_within(
 
 
 def steps_of_the_fastest(rounds: list[list[float]], seconds: float) -> list[int]:
-    """How many steps of each trial fill `seconds`, by the seconds of a step in each round; at least 20."""
+    """The number of steps of each trial that take `seconds`, from the seconds of a step in each round. At least 20."""
     return [max(20, round(seconds / min(times))) for times in zip(*rounds, strict=True)]
 
 
 def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
-    """The training set's mean length of a token."""
+    """The mean length of a token on the training set."""
     characters: int = store().facts(corpus)["survey"]["train_characters"]
     tokens: int = store().facts(shards)["tokens"]["train"]
     return characters / tokens
@@ -69,9 +68,9 @@ def publish_vocabularies(
     budget: str,
     seconds: float | None,
 ) -> Report:
-    """The page that says which vocabulary suits which text. The lists run alongside, one entry a training.
+    """Publish the report on the vocabularies. Each list has one entry for each training run.
 
-    `seconds` is the budget of each where it is time.
+    `seconds` is the budget of each run if the budget is time.
     """
     trials = [
         _Tried(name, corpus, evaluation, figures(model, evaluation, leg))
@@ -168,7 +167,7 @@ def _vocabulary_part(
 
 
 def strayed(took: dict[str, float], seconds: float) -> str:
-    """What trained for another time than was meant, by name and seconds; nothing where nothing did."""
+    """A sentence that lists runs whose training time differs from the budget; empty if there are none."""
     off = [f"{name} {time:.0f} s" for name, time in took.items() if abs(time / seconds - 1) > OFF_BUDGET]
     if not off:
         return ""

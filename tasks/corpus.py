@@ -17,7 +17,7 @@ from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
-RAW = "raw"  # the source's files stand in a folder of their own: one of them may be called manifest.json
+RAW = "raw"  # a folder of its own, because a file of the source may be called manifest.json
 
 
 @task(version="1", cache_policy=NO_CACHE)
@@ -40,7 +40,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
-    """Decode, clean, cut into documents and split; what was counted on the way becomes the object's facts."""
+    """Decode, clean, cut into documents and split. The counts become the artifact's facts."""
     with store().draft() as draft:
         reading = read(corpus, store().folder(source) / RAW)
         characters, documents = extent(

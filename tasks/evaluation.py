@@ -1,4 +1,4 @@
-"""A model's score over a whole validation set, from the raw text, beside what needs no model at all."""
+"""Scores of a model over the whole validation set, its samples, and baselines for the same text."""
 
 import json
 import math
@@ -50,17 +50,17 @@ CHARGES = "charges.npy"
 COMPRESSED = "validation.coded"
 SURPRISES = "surprises.json"
 BASELINES = "baselines.json"
-# What a baseline may look back on: the n-gram model takes about 100 bytes and 1 microsecond a character.
+# Baselines use this much of the training set's end: the n-gram model takes 100 bytes and 1 us for each character.
 LOOK_BACK_CHARACTERS = 2**23
-# The passage at the validation set's start over which each token's surprise is drawn, and what the model says instead.
+# The length of the passage with surprises, and the number of probable tokens listed for each of its tokens.
 PASSAGE_CHARACTERS = 700
 LIKELIEST = 6
-# No token of ours is longer (model/vocabulary.py bounds words), so so many for each token surely are enough text.
+# No token is longer (model/vocabulary.py bounds the length of words).
 CHARACTERS_A_TOKEN = 64
 
 
 class BitsNotReal(BardError):
-    """A text that was compressed with a model did not come back."""
+    """The decompressed text is not the text that was compressed."""
 
 
 SAMPLE_LIST = TypeAdapter(list[Sample])
@@ -97,10 +97,10 @@ class EvaluationSpec(BaseModel):
 
 @task(version="4", cache_policy=CACHE_BY_INPUTS)
 def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evaluation:
-    """Charge the model for every character of the validation set, in f32, and let it write.
+    """Score the model on every character of the validation set, in f32, and generate samples.
 
     Raises:
-        BitsNotReal: the file that the model made of the validation set did not give it back.
+        BitsNotReal: decompressing gave another text than the validation set.
     """
     folder, text = store().folder(model), store().folder(corpus)
     gpt, tokenizer = load_model(folder), load(folder / TOKENIZER_FILE)
@@ -155,7 +155,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS)
 def measure_baselines(corpus: Corpus) -> Baselines:
-    """Compressors and an n-gram model on the same split, and the figures that others have published for it."""
+    """Measure compressors and an n-gram model on the same split, and add the published scores."""
     folder, facts = store().folder(corpus), store().facts(corpus)
     measured = baselines.measure(
         "".join(read_end(folder, "train", LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:],
@@ -173,9 +173,9 @@ def measure_baselines(corpus: Corpus) -> Baselines:
 
 
 def unspellable(model: Model, corpus: Corpus) -> str | None:
-    """Which character of the validation set the model's vocabulary cannot spell, in words; None if it spells all.
+    """The reason why the model's vocabulary cannot encode the validation set; None if it can.
 
-    Such a model gives the text no probability at all: its charge would be infinite.
+    Such a model gives the text the probability 0, and its loss would be infinite.
     """
     tokenizer = load(store().folder(model) / TOKENIZER_FILE)
     try:
@@ -187,12 +187,12 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
 
 
 def last_tokens(tokenizer: Tokenizer, text: Path, count: int) -> TokenIds:
-    """The last `count` tokens of a corpus's training set, fewer where it has fewer."""
+    """The last `count` tokens of a corpus's training set, or all if it has fewer."""
     return np.concatenate(list(encode(tokenizer, read_end(text, "train", count * CHARACTERS_A_TOKEN))))[-count:]
 
 
 def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
-    """A passage in pieces of whole characters: what each cost, and what the model had expected at its first token."""
+    """A passage in pieces of whole characters, each with its bits and the most probable tokens at its start."""
     stream, pieces = TextStream(tokenizer), []
     first, bits = 0, 0.0
     for number, (token, guess) in enumerate(zip(ids, expected, strict=True)):
@@ -207,7 +207,7 @@ def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> li
 
 
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.Device) -> list[Sample]:
-    """The texts that continue the prompt, all drawn at once."""
+    """Samples that continue the prompt, generated as one batch."""
     sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, seed=spec.sample_seed)
     prompt = spec.prompt or opening(tokenizer)
     texts = [""] * spec.samples
@@ -220,7 +220,7 @@ def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.De
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """What a text begins with where nobody said: a new line, or the first token of a vocabulary that has none."""
+    """The default prompt: a line end, or the first token if the vocabulary has no line end."""
     try:
         next(encode(tokenizer, ["\n"]))
     except UnknownCharacter:
@@ -229,31 +229,31 @@ def opening(tokenizer: Tokenizer) -> str:
 
 
 def scores_of(evaluation: Evaluation) -> Scores:
-    """The figures of an evaluation."""
+    """The scores of an evaluation."""
     return Scores.model_validate_json((store().folder(evaluation) / SCORES).read_bytes())
 
 
 def samples_of(evaluation: Evaluation) -> list[Sample]:
-    """The texts of an evaluation."""
+    """The samples of an evaluation."""
     return SAMPLE_LIST.validate_json((store().folder(evaluation) / SAMPLES).read_bytes())
 
 
 def charges_of(evaluation: Evaluation) -> Charges:
-    """What each character of the validation set costs the model, in nats."""
+    """The loss of each character of the validation set, in nats."""
     charged: Charges = np.load(store().folder(evaluation) / CHARGES)
     return charged
 
 
 def surprises_of(evaluation: Evaluation) -> list[Surprise]:
-    """The passage with its surprise."""
+    """The passage with the surprise of each piece."""
     return SURPRISE_LIST.validate_json((store().folder(evaluation) / SURPRISES).read_bytes())
 
 
 def baselines_of(measured: Baselines) -> list[Baseline]:
-    """The figures of the baselines."""
+    """The baselines of an artifact."""
     return BASELINE_LIST.validate_json((store().folder(measured) / BASELINES).read_bytes())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value for people and programs alike."""
+    """Write a value as indented JSON."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What experiments over several trainings share: what each took, how sure a difference is, and keeping a page."""
+"""Functions for all experiments: figures of a training run, comparison of two, and storing the report."""
 
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
@@ -16,7 +16,7 @@ from bardflow.tasks.saying import say
 
 
 class Figures(BaseModel):
-    """What one training of an experiment cost and reached."""
+    """The cost and the scores of one training run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,12 +34,12 @@ class Figures(BaseModel):
 
     @property
     def body_parameters(self) -> int:
-        """What is not a table of the vocabulary's size."""
+        """The number of parameters outside the embedding table and the head."""
         return self.parameters - self.embedding_parameters
 
 
 def figures(model: Model, evaluation: Evaluation, last_leg: Checkpoint) -> Figures:
-    """What a training reached, and what all its legs took."""
+    """The scores of a training run, and the cost of all its legs."""
     facts, scores = store().facts(model), scores_of(evaluation)
     legs = legs_behind(last_leg)
     measured = [store().origin(leg).measured for leg in legs]
@@ -60,7 +60,7 @@ def figures(model: Model, evaluation: Evaluation, last_leg: Checkpoint) -> Figur
 
 
 def legs_behind(last: Checkpoint) -> list[Checkpoint]:
-    """The legs of a training that led to a checkpoint, first to last, without the one that nothing was trained for."""
+    """All legs up to a checkpoint in order, without the initial checkpoint."""
     legs = [last]
     while store().facts(before := handle_of(store().origin(legs[0]).inputs["checkpoint"]))["step"]:
         legs.insert(0, Checkpoint(digest=before.digest))
@@ -68,7 +68,7 @@ def legs_behind(last: Checkpoint) -> list[Checkpoint]:
 
 
 def compared(own: Evaluation, theirs: Evaluation) -> Comparison:
-    """Two trainings on the same text, with the luck of their seeds."""
+    """Compare two training runs on the same text; the interval includes the variation between seeds."""
     return compare(charges_of(own), charges_of(theirs), luck=LUCK * scores_of(theirs).bits_per_character)
 
 
@@ -78,7 +78,7 @@ def interval(found: Comparison) -> str:
 
 
 def keep_experiment(page: ExperimentPage) -> Report:
-    """Keep an experiment's page as JSON and HTML."""
+    """Store an experiment's report as JSON and HTML."""
     with store().draft() as draft:
         write_json(draft.folder / PAGE, page.model_dump(mode="json"))
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
@@ -86,7 +86,7 @@ def keep_experiment(page: ExperimentPage) -> Report:
 
 
 def show_experiment(name: str, report: Report, *, by: str) -> str:
-    """Give an experiment's report its name, put its tables where Prefect's UI shows them, and say its answer."""
+    """Name an experiment's report, publish its tables in Prefect's UI, and log its answer."""
     page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
     head = refs().head(name)
     if head is None or head.handle != report:

@@ -1,4 +1,4 @@
-"""A model as a folder to give away: what `transformers` opens, with a card that has its scores."""
+"""Export of a model as a folder that `transformers` opens, with a model card that has its scores."""
 
 import shutil
 from pathlib import Path
@@ -21,27 +21,27 @@ from bardflow.tasks.evaluation import scores_of
 from bardflow.tasks.run import store
 
 CARD = "README.md"
-# What `transformers` may be off by in f32, and how many windows of the validation set are compared.
+# The largest difference of a logit in f32, and how many windows of the validation set are compared.
 TOLERANCE = 1e-3
 WINDOWS = 8
 
 
 class ExportError(BardError):
-    """A folder cannot be written to, or what was written does not open as it should."""
+    """The folder cannot be written, or transformers computes something else from it."""
 
 
 class Checked(NamedTuple):
-    """What `transformers` made of an export: the largest difference of a logit, and the tokens that were the same."""
+    """The check of an export with `transformers`: largest difference of a logit, and number of equal tokens."""
 
     logits: float
     tokens: int
 
 
 def export(model: Model, folder: Path) -> Scores | None:
-    """Write the model's files and its card into a new folder, all or nothing. Returns the scores on the card.
+    """Write the model's files and its card into a new folder atomically. Returns the scores on the card.
 
     Raises:
-        ExportError: something is there already.
+        ExportError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is there already; give a folder that is new or empty")
@@ -71,7 +71,7 @@ def corpus_of(model: Model) -> Corpus:
 
 
 def last_scores(model: Model) -> Scores | None:
-    """The scores of the model's last evaluation on the text it was trained on; None where it has none."""
+    """The scores of the model's last evaluation on its training corpus; None if there is none."""
     text, found = corpus_of(model), []
     for handle in store().handles():
         if isinstance(handle, Evaluation):
@@ -114,10 +114,10 @@ def check(folder: Path, model: Model) -> Checked:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Give the folder to the Hub by its own library, under the account that is logged in there; returns the address.
+    """Upload the folder to the Hub with the account that is logged in; returns the address.
 
     Raises:
-        ExportError: the Hub refused; the message has its reason.
+        ExportError: the Hub refused it; the message has the reason.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError

@@ -1,4 +1,4 @@
-"""The index of all reports, put together from the names in the store."""
+"""The index page of all reports, from the names in the store."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -22,16 +22,16 @@ from bardflow.tasks.run import refs, store
 
 INDEX = "index.html"
 EXPERIMENTS = "experiments"
-# What is a name's second word and no recipe.
+# Names under a corpus that are not recipes.
 SEATS = ("champion", "text", "evaluated")
 EVALUATED = "evaluated"
 
 
 def write_index() -> Path:
-    """Write the index beside the store, whole or not at all, and say where.
+    """Write the index page into the home atomically and return its path.
 
-    Of an artifact no more is read than its manifest and what is shown of it: a request costs the same whatever the
-    corpora's size. Whether every byte is whole, runs look at before they use one.
+    It reads only manifests and the values it shows, so the cost does not depend on the size of the corpora. It does not
+    check the artifacts' bytes; runs do.
     """
     home().mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
@@ -56,7 +56,7 @@ def corpora() -> list[str]:
 
 
 def board(corpus: str) -> pages.Board:
-    """What is known of a corpus and its models."""
+    """The section of a corpus and its models."""
     problems: list[str] = []
     facts: dict[str, Any] = {}
     described, text = False, None
@@ -98,7 +98,7 @@ def board(corpus: str) -> pages.Board:
 
 
 def facts_of(handle: Handle) -> dict[str, Any] | None:
-    """An artifact's facts; None where it is no longer in the store."""
+    """An artifact's facts; None if it is no longer in the store."""
     try:
         return store().facts(handle)
     except StoreError:
@@ -106,7 +106,7 @@ def facts_of(handle: Handle) -> dict[str, Any] | None:
 
 
 def reign(entry: Entry) -> pages.Reign:
-    """A move of the champion's current, with its score where that still is in the store."""
+    """A change of the champion, with its score if that is still in the store."""
     scored, report = facts_of(Evaluation(digest=entry.notes["evaluation"])), Report(digest=entry.notes["report"])
     return pages.Reign(
         number=entry.number,
@@ -121,9 +121,9 @@ def reign(entry: Entry) -> pages.Reign:
 
 
 def standings(corpus: str, text: Entry | None, seated: str | None, problems: list[str]) -> Iterable[pages.Standing]:
-    """Each model of the corpus's recipes once, by its last report that today's pages can read.
+    """Each model of the corpus's recipes once, with its last readable report.
 
-    A champion's is that of its last score on the text as it is now (`evaluate-gpt`).
+    For a champion, that is the report of `evaluate-gpt` on the current text, if there is one.
     """
     evaluated = refs().head(f"{corpus}/{EVALUATED}")
     for name in refs().names():
@@ -167,7 +167,7 @@ def one_line(error: Exception) -> str:
 
 
 def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
-    """The last report of each experiment; why one cannot be shown is added to `problems`."""
+    """The last report of each experiment; errors are added to `problems`."""
     for name in refs().names():
         if not name.startswith(f"{EXPERIMENTS}/"):
             continue
@@ -186,7 +186,7 @@ def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
 
 
 def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
-    """What `prefect.yaml` deploys, and when it runs; why that cannot be shown is added to `problems`."""
+    """The deployments in `prefect.yaml` and their schedules; errors are added to `problems`."""
     path = project_folder() / "prefect.yaml"
     try:
         for deployment in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
@@ -202,6 +202,6 @@ def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
 
 
 def said(schedule: dict[str, Any]) -> str:
-    """A schedule's rule in a few words."""
+    """A schedule in a few words."""
     rule = next(f"{kind} {schedule[kind]}" for kind in ("cron", "interval", "rrule") if kind in schedule)
     return f"{rule.removeprefix('cron ')}{' s' * ('interval' in schedule)} {schedule.get('timezone', 'UTC')}"

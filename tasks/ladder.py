@@ -1,4 +1,4 @@
-"""A ladder of sizes: which rung comes next, whether it pays, and the page about all of them."""
+"""The scaling ladder: the next size, whether a size pays, and the report."""
 
 import math
 from itertools import pairwise
@@ -26,7 +26,7 @@ def publish_ladder(
     next_rung: str,
     next_flops_factor: float,
 ) -> Report:
-    """The page about a ladder of sizes: loss against parameters, time and memory, the knee, the next rung."""
+    """Publish the report: loss against parameters, time and memory, the knee, and an estimate for the next size."""
     rungs = [figures(*of) for of in zip(models, evaluations, last_legs, strict=True)]
     losses = [f.bits_per_character for f in rungs]
     sizes = [float(f.body_parameters) for f in rungs]
@@ -109,7 +109,7 @@ def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[s
 
 
 def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) -> str:
-    """Where more no longer pays; where all of it paid, where the fit sees that come."""
+    """A sentence about the knee; if all sizes paid, about the knee that the fit predicts."""
     last = f"{names[at]} ({rungs[at].parameters:,} parameters, {rungs[at].bits_per_character:.4f} bits per character, "
     last += f"{rungs[at].seconds:.0f} s)"
     worth = f"{100 * WORTH:g} %"
@@ -124,7 +124,7 @@ def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) ->
 
 
 def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: float) -> str:
-    """What the rung after the last would cost, and what the fit promises for it."""
+    """A sentence about the next size: its cost, and the loss that the fit predicts."""
     last = rungs[-1]
     body = last.body_parameters * flops_factor
     promised = f"; the fit promises {curve.at(body):.4f} bits per character" if curve is not None else ""
@@ -135,13 +135,13 @@ def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: flo
 
 
 def learning_rate_factor(width: int, base_width: int) -> float:
-    """The factor of both learning rates for another width of this ladder.
+    """The factor for both learning rates at another width.
 
-    What AdamW trains are the table of tokens, whose best rate does not depend on the width, and the head, whose best
-    rate falls with it (muP; Yang et al. 2022); they share one rate, which takes the mean of the two in logarithms.
-    Muon's updates have a spectral norm that does not depend on the shape (Bernstein 2024), which speaks for a constant
-    rate; but as the ladder's widths grow its depths do too, and measured, the best rate falls by the same root
-    (benchmarks/LOG.md, "Learning rates between widths").
+    AdamW trains the embedding table, whose best rate does not depend on the width, and the head, whose best rate is
+    inverse to it (muP; Yang et al. 2022). They share one rate: the geometric mean of the two. Muon's updates have a
+    spectral norm that does not depend on the shape (Bernstein 2024), which suggests a constant rate. But the ladder
+    also grows in depth, and the measured best rate falls with the same root (benchmarks/LOG.md, "Learning rates
+    between widths").
     """
     return math.sqrt(base_width / width)
 
@@ -161,12 +161,12 @@ RUNGS: tuple[tuple[int, int], ...] = (
 
 
 def heads_of(width: int) -> int:
-    """As many heads as make one near 48 channels wide, with an even width each."""
+    """The number of heads for which a head has about 48 channels, and an even number of them."""
     fitting = [h for h in range(1, width // 16 + 1) if width % h == 0 and (width // h) % 2 == 0]
     return min(fitting, key=lambda h: abs(width / h - 48))
 
 
 def pays(own: Evaluation, before: Evaluation, least: float) -> tuple[bool, Comparison]:
-    """Whether a rung is surely better than the best before, and by at least so many bits per character."""
+    """Whether a size is better with 95 % confidence than the best before, and by at least `least_gain`."""
     found = compared(own, before)
     return found.verdict == "better" and -found.difference >= least, found

@@ -1,4 +1,4 @@
-"""Who works with the store at once: one training of a corpus at a time, and no garbage collection while any run is."""
+"""Locks: one training run of a corpus at a time, and no garbage collection while a run is active."""
 
 import fcntl
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ def collecting_garbage() -> Iterator[None]:
 
 @contextmanager
 def _locked(name: str, how: int, waiting: str) -> Iterator[None]:
-    """Hold a lock of the home, alone (LOCK_EX) or with others (LOCK_SH); `waiting` is said where it has to wait.
+    """Hold a lock file of the home, exclusively (LOCK_EX) or shared (LOCK_SH); log `waiting` if it has to wait.
 
-    The kernel frees it when its holder dies, however it dies. (filelock has a shared lock too, but one that needs hard
-    links or a folder of mode 0700, which not every file system has.)
+    The kernel releases it when the process ends in any way. (filelock's shared lock needs hard links or a folder of
+    mode 0700, which some file systems lack.)
     """
     path = home() / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How much of a model's samples stands word for word in the training set: measured, kept, and shown in its report."""
+"""Memorised text: how much of a model's samples occurs word for word in the training set."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +13,15 @@ from bardflow.storage.handles import Corpus, Evaluation, Model
 from bardflow.tasks.run import store
 
 FILE = "memorised.json"
-# Of a longer training set, the end is searched.
+# Only the end of a longer training set is searched.
 SEARCHED_CHARACTERS = 2**23
 
 
 class Memorised(BaseModel):
     """Shares of characters in verbatim stretches of at least `characters` each, and the longest stretches.
 
-    `validation_*` are of as much text from the validation set's start. `searched_characters` says how much of the
-    training set's end was searched where that was not all of it.
+    `validation_*` are for text of the same length from the validation set's start. `searched_characters` is the length
+    of the searched end of the training set, or None if all of it was searched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class Memorised(BaseModel):
 
 
 def memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memorised:
-    """Search the training set of the corpus in the folder `text` for the samples and for text of the validation set."""
+    """Search the training set of the corpus in folder `text` for the samples, and for text of the validation set."""
     samples = list(samples)
     train = "".join(read_end(text, "train", SEARCHED_CHARACTERS))[-SEARCHED_CHARACTERS:]
     length, genuine = sum(map(len, samples)), ""
@@ -56,7 +56,7 @@ def memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memo
 
 
 def memorised_section(_model: Model, evaluation: Evaluation, corpus: Corpus) -> Part | None:
-    """The section of the report; None where no samples were drawn."""
+    """The section of the report; None if there are no samples."""
     path = store().folder(evaluation) / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Before training: what it will take, and how to compute it so that it fits."""
+"""The plan of a training run: its memory, and an execution that fits into the limit."""
 
 import os
 
@@ -23,7 +23,7 @@ def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, 
 
     Raises:
         model.machine.memory.BadLimit: the limit is not a number of bytes.
-        model.planning.plan.TooLittleMemory: nothing fits into it; the message names the least that would do.
+        model.planning.plan.TooLittleMemory: no execution fits; the message has the smallest limit that does.
     """
     size = store().facts(vocabulary)["size"]
     plan = planned(gpt, size, training, memory_limit)
@@ -43,7 +43,7 @@ def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, 
 
 
 def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
-    """The plan for this process on this machine; without a limit of its own it takes BARDFLOW_MEMORY_LIMIT."""
+    """The plan for this process on this machine; the default limit is BARDFLOW_MEMORY_LIMIT."""
     device = devices.choose(training.precision)
     limit = checked_limit(memory_limit, training)
     machine = Machine.here(device, settled_bytes(device))
@@ -51,7 +51,7 @@ def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_l
 
 
 def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int | None:
-    """The limit in bytes, from the argument or else from BARDFLOW_MEMORY_LIMIT; None where neither is given.
+    """The limit in bytes, from the argument or BARDFLOW_MEMORY_LIMIT; None if neither is given.
 
     Raises:
         model.machine.memory.BadLimit: it is not a number of bytes.
@@ -66,7 +66,7 @@ def in_megabytes(count: int) -> str:
 
 
 def by_part(parts: Parts) -> str:
-    """The parts of a peak in a line, the largest first; what is nothing is left out."""
+    """The parts of a peak in one line, the largest first, without those of 0 MB."""
     listed = sorted(parts.model_dump().items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {in_megabytes(count)}" for name, count in listed if count >= 500_000)
 

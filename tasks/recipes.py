@@ -1,4 +1,4 @@
-"""A recipe is every spec of one run under a name; any recipe runs on any corpus, and any field can be overridden."""
+"""Recipes: all settings of a run except the corpus. Any field can be overridden."""
 
 import re
 from importlib import resources
@@ -19,7 +19,7 @@ from bardflow.toml import closest, read_toml
 RECIPES_FOLDER = "recipes"
 BUILT_IN = Path(str(resources.files("bardflow"))) / RECIPES_FOLDER
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-# Names that stand beside a recipe's under a corpus, as in `<corpus>/text`.
+# Names under a corpus that recipes cannot have, as in `<corpus>/text`.
 RESERVED_NAMES = frozenset({"text", "champion", "evaluated"})
 
 RecipeName = Annotated[
@@ -28,11 +28,11 @@ RecipeName = Annotated[
 
 
 class RecipeError(BardError):
-    """A recipe, a field or a value that does not exist."""
+    """A recipe or field that does not exist, or a value that is not legal."""
 
 
 class Recipe(BaseModel):
-    """All that decides what a run computes, except the corpus."""
+    """All settings of a run except the corpus."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,10 +49,10 @@ class Recipe(BaseModel):
         return {flat(part, field): value for part, fields in parts.items() for field, value in fields.items()}
 
     def changed(self, **fields: Any) -> "Recipe":
-        """The recipe with other values of some fields, by their flat names, checked as a whole.
+        """The recipe with some fields changed, by their flat names, and validated.
 
         Raises:
-            RecipeError: a value that is not legal; the message says what is.
+            RecipeError: a value is not legal; the message has the legal values.
         """
         parts = self.model_dump()
         for name, value in fields.items():
@@ -74,7 +74,7 @@ SPECS: dict[str, type[BaseModel]] = {
 
 
 def flat(part: str, field: str) -> str:
-    """A field's name among all of a recipe's: a vocabulary's are prefixed, since `size` alone says nothing."""
+    """The name of a field in overrides; fields of the vocabulary have a prefix, as in `vocabulary_size`."""
     return f"vocabulary_{field}" if part == "vocabulary" else field
 
 
@@ -93,12 +93,12 @@ def _optional_fields() -> dict[str, Any]:
     return fields
 
 
-# Made from the specs, so that it cannot drift from them; Prefect's UI shows it as a form.
+# Generated from the specs; Prefect's UI shows it as a form.
 _Fields: Any = create_model("_Fields", __config__=ConfigDict(frozen=True, extra="forbid"), **_optional_fields())
 
 
 class Overrides(_Fields):  # type: ignore[misc]
-    """Fields of a recipe to change, by name; what is not given stays as the recipe has it."""
+    """Fields of a recipe to change, by name; the others keep the recipe's values."""
 
     def changes(self) -> dict[str, Any]:
         """The fields that were given."""
@@ -110,7 +110,7 @@ AS_THE_RECIPE_HAS_IT = Overrides()
 
 
 class RecipeFile(NamedTuple):
-    """A recipe and what its file says of it."""
+    """A recipe with its description and its file."""
 
     recipe: Recipe
     description: str
@@ -118,15 +118,15 @@ class RecipeFile(NamedTuple):
 
 
 def recipe_names() -> list[str]:
-    """All recipes, sorted: the files of the project's `recipes/`, and the built-in ones that it has no file for."""
+    """The names of all recipes, sorted: the project's and the built-in ones."""
     return sorted(_paths())
 
 
 def load_recipe(name: str) -> RecipeFile:
-    """Read `recipes/<name>.toml`; fields that it does not give have their defaults.
+    """Read `recipes/<name>.toml`; missing fields have their defaults.
 
     Raises:
-        RecipeError: there is none, or a mistake in the file; the message names the file, the field and what is legal.
+        RecipeError: there is no such recipe, or the file has a mistake; the message names field and legal values.
     """
     paths = _paths()
     if name not in paths:
@@ -171,16 +171,16 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
     """The named recipe with some fields changed, checked as a whole.
 
     Raises:
-        RecipeError: no such recipe, or a value that is not legal; the message says what is.
+        RecipeError: there is no such recipe, or a value is not legal; the message has the legal values.
     """
     return load_recipe(name).recipe.changed(**overrides.changes())
 
 
 def overrides_from(given: dict[str, Any]) -> Overrides:
-    """Overrides by name, as the command line gives them (values as text are read as numbers, booleans or null).
+    """Overrides from names and values; text is read as a number, a boolean or null where the field takes one.
 
     Raises:
-        RecipeError: no such field, or a value of the wrong type.
+        RecipeError: there is no such field, or a value has the wrong type.
     """
     for name in given:
         if name not in FIELDS:
@@ -192,7 +192,7 @@ def overrides_from(given: dict[str, Any]) -> Overrides:
 
 
 def explained(error: ValidationError) -> str:
-    """Each mistake in a line: the field, what was given, what is legal."""
+    """One line for each mistake: the field, the given value and the legal values."""
     lines = []
     for mistake in error.errors(include_url=False):
         place = [str(part) for part in mistake["loc"]]
@@ -206,7 +206,7 @@ def explained(error: ValidationError) -> str:
 
 
 def legal(name: str) -> str:
-    """What a field is for and which words it takes, in brackets; empty where there is nothing to say."""
+    """A field's description and legal words in brackets; empty if it has none."""
     if name not in FIELDS:
         return ""
     part, field = FIELDS[name]

@@ -1,4 +1,4 @@
-"""The page about a run, put together from what lies in the store."""
+"""The report of a run, made from artifacts."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 PAGE = "page.json"
 HTML = "report.html"
 METRICS = "metrics.jsonl"
-# Further sections of a report: each says what it shows of a model, or None where it has nothing to show.
+# More sections of a report: each returns its content, or None if it has nothing to show.
 Section = Callable[[Model, Evaluation, Corpus], Part | None]
 SECTIONS: tuple[Section, ...] = (memorised_section,)
 
@@ -50,7 +50,7 @@ def publish_report(
     legs: list[Checkpoint],
     rival: Evaluation | None,
 ) -> Report:
-    """Gather a run's figures and write them as one HTML file, and as JSON."""
+    """Write a run's report as HTML and JSON."""
     page = pages.RunPage(
         title=f"{store().facts(corpus)['title']}: {recipe.name}",
         created=made_at(evaluation),
@@ -80,7 +80,7 @@ def publish_report(
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
-    """An earlier run's page with the scores of today's text."""
+    """Write an earlier run's report again with scores on the current text."""
     page = page_of(report)
     return keep_page(
         page.model_copy(
@@ -99,17 +99,17 @@ def rescore_report(
 
 
 def sections(model: Model, evaluation: Evaluation, corpus: Corpus) -> tuple[Part, ...]:
-    """The further sections of a report that have something to show."""
+    """The content of all sections that have something to show."""
     return tuple(part for section in SECTIONS if (part := section(model, evaluation, corpus)))
 
 
 def made_at(handle: Handle) -> datetime:
-    """When an object was first made. A page bears its evaluation's time, so that made again it is the same page."""
+    """When an artifact was first made. A report has its evaluation's time, so that a repeated report is equal."""
     return datetime.fromisoformat(store().origin(handle).at)
 
 
 def keep_page(page: pages.RunPage) -> Report:
-    """Keep a page as JSON and HTML."""
+    """Store a report as JSON and HTML."""
     with store().draft() as draft:
         write_json(draft.folder / PAGE, page.model_dump(mode="json"))
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
@@ -118,7 +118,7 @@ def keep_page(page: pages.RunPage) -> Report:
 
 
 def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
-    """A run's curve and scores as a TensorBoard run in `folder`, by torch's own writer.
+    """Write a run's loss curve and scores as a TensorBoard run with torch's writer.
 
     Raises:
         BardError: the tensorboard library is not installed.
@@ -147,48 +147,48 @@ def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
 
 
 def page_of(report: Report) -> pages.RunPage:
-    """The figures on a report's page."""
+    """The values of a report."""
     return _page_at(store().folder(report) / PAGE)
 
 
 @lru_cache(maxsize=8)
 def _page_at(path: Path) -> pages.RunPage:
-    # 400 kB take 15 ms, and a run asks three times; an artifact never changes.
+    # 400 kB take 15 ms, and a run reads it three times. An artifact never changes.
     return pages.RunPage.model_validate_json(path.read_bytes())
 
 
 def evaluated_with(report: Report) -> EvaluationSpec:
-    """The evaluation spec of the run that a report is about."""
+    """The evaluation spec of a report's run."""
     return evaluation_spec(page_of(report).settings)
 
 
 def evaluation_spec(settings: Mapping[str, Any]) -> EvaluationSpec:
-    """The evaluation spec among a page's settings; an older page lacks the fields that came later."""
+    """The evaluation spec in a report's settings; older reports lack newer fields."""
     known = EvaluationSpec.model_fields.keys() & settings.keys()
     return EvaluationSpec.model_validate({field: settings[field] for field in known})
 
 
 def address_of(report: Report) -> str:
-    """What opens a report from Prefect's UI: its address on the site of `bard up` where that runs, else its file.
+    """The link to a report in Prefect's UI: on the site of `bard up` if that runs, else the file.
 
-    A browser opens no file from a page that came by http, so there the site is needed.
+    A browser does not open file links on a page that was loaded over http.
     """
     site = os.environ.get(REPORTS_SITE)
     return f"{site}/{link_to(report)}" if site else html_of(report).as_uri()
 
 
 def link_to(report: Report) -> str:
-    """A report's file, relative to the home and so to the index."""
+    """The path of a report's HTML file, relative to the home and the index page."""
     return html_of(report).relative_to(home()).as_posix()
 
 
 def html_of(report: Report) -> Path:
-    """Where a report's HTML file lies."""
+    """The path of a report's HTML file."""
     return store().folder(report) / HTML
 
 
 def show_in_prefect(corpus: str, report: Report) -> None:
-    """Put a report's tables where Prefect's UI shows them."""
+    """Publish a report's tables in Prefect's UI."""
     page = page_of(report)
     create_markdown_artifact(
         key=f"{corpus}-{page.recipe}",
@@ -221,7 +221,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
 
 
 def vocabulary_facts(model: Model, evaluation: Evaluation) -> pages.VocabularyFacts:
-    """The vocabulary's size, and how far a token reaches on the validation set."""
+    """The vocabulary's kind and size, and the mean length of a token on the validation set."""
     facts, scores = store().facts(model), scores_of(evaluation)
     return pages.VocabularyFacts(
         kind=facts["vocabulary_kind"],
@@ -259,7 +259,7 @@ def curve(legs: list[Checkpoint]) -> list[pages.CurvePoint]:
 
 
 def cost(legs: list[Checkpoint]) -> pages.Cost:
-    """What the legs took together; device and software are the last leg's."""
+    """The cost of all legs; device and software are those of the last leg."""
     measured: list[dict[str, Any]] = [store().origin(leg).measured for leg in legs]
     seconds = sum(m["train_seconds"] for m in measured)
     last, highest = measured[-1], max(measured, key=lambda m: m["peak_bytes"])
@@ -277,7 +277,7 @@ def cost(legs: list[Checkpoint]) -> pages.Cost:
 
 
 def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
-    """One object on the way from the source to the model."""
+    """One artifact between the source and the model."""
     return pages.LineageStep(
         kind=type(ancestor.handle).__name__,
         digest=ancestor.handle.digest,
@@ -289,7 +289,7 @@ def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
 
 
 def detail(ancestor: Ancestor) -> str:
-    """What is worth knowing about an object in a few words."""
+    """A few words about an artifact."""
     handle: Handle = ancestor.handle
     facts, files = ancestor.manifest.facts, ancestor.manifest.files
     match handle:

@@ -93,7 +93,7 @@ class Run:
 
 
 def origin(**measured: Any) -> Origin:
-    """How the object that the current task makes came to be: the very inputs that its cache key was made of."""
+    """The origin of the current task's artifact; it has the same inputs as the task's cache key."""
     context = TaskRunContext.get()
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
@@ -127,13 +127,13 @@ def origin(**measured: Any) -> Origin:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of what an object's bytes depend on."""
+    """The versions of the packages that an artifact's bytes depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @cache
 def commit() -> str | None:
-    """The project's git commit, with `+` when files differ from it; None outside a git checkout."""
+    """The project's git commit, with `+` if files differ from it; None outside a git checkout."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],

@@ -1,4 +1,4 @@
-"""What a run says while it works: lines for the terminal and Prefect's log, and a bar where something takes long."""
+"""Log lines of a run for the terminal and Prefect, and progress bars."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("bardflow")
-LOGGER.setLevel(logging.INFO)  # Prefect leaves a logger of another name at WARNING
+LOGGER.setLevel(logging.INFO)  # Prefect leaves loggers of other names at WARNING
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -22,9 +22,9 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """A progress bar of something that takes long; where there is no terminal, a line every 15 seconds instead.
+    """A progress bar; without a terminal, a log line every 15 seconds instead.
 
-    `total` is None where it is not known. What is over within half a second shows nothing.
+    `total` is None if it is unknown. Work that ends within half a second shows nothing.
     """
 
     def __init__(self, doing: str, unit: str, total: int | None = None) -> None:
@@ -43,13 +43,13 @@ class Progress:
         self.bar.close()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """Say how much is done in all, and of how much where that is known only now."""
+        """Set how much is done, and the total if it has become known."""
         if total is not None:
             self.total = self.bar.total = total
         self.advance(done - self.done)
 
     def advance(self, count: int = 1, note: Callable[[], str] | None = None) -> None:
-        """Say how much more is done; `note` adds a few words, and is called at most once a second."""
+        """Add to how much is done; `note` adds a few words and is called at most once a second."""
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
@@ -71,7 +71,7 @@ def watched(
     size: Callable[[T], int] = lambda _: 1,
     note: Callable[[T], str] | None = None,
 ) -> Iterator[T]:
-    """Hand out the items under a progress bar; `size` says how many units an item is, `note` a few words about it."""
+    """Yield the items with a progress bar; `size` is an item's number of units, `note` a few words about it."""
     with Progress(doing, unit, total) as progress:
         for item in items:
             yield item

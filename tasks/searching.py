@@ -1,4 +1,4 @@
-"""A search over recipe fields that outlives its process: Optuna's study in a journal file under the home."""
+"""A hyperparameter search that can be resumed: an Optuna study in a journal file in the home."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 from bardflow.toml import closest
 
-# Trials that are always taken to their end: what later ones are measured against.
+# The first trials are never pruned: later ones are compared with them.
 NEVER_STOPPED = 4
-# A trial whose process died is tried so many times in all: it may be what the process dies of.
+# The largest number of attempts of a trial whose process died: the trial may be the cause.
 MOST_ATTEMPTS = 3
 ATTEMPT, INTERRUPTED = "attempt", "interrupted"
-# How a trial ended that has a score.
+# How a trial with a score ended.
 TO_THE_END = "to the end"
 PATIENCE = "its loss no longer fell"
 STOPPED = "stopped early"
@@ -41,7 +41,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class SearchError(BardError):
-    """A search of which no trial came to a score."""
+    """A search in which no trial has a score."""
 
 
 class Range(BaseModel):
@@ -68,7 +68,7 @@ Space = dict[str, Range | list[Any]]
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial that is over: what it set, the bits per character it came to, after how many steps, and how it ended."""
+    """A finished trial: its fields, its bits per character, the number of reports, and how it ended."""
 
     number: int
     fields: dict[str, Any]
@@ -84,13 +84,13 @@ class Tried:
 
 
 class Search:
-    """A study: it hands out fields to try, hears of each leg, and says when a trial is hopeless.
+    """A study: it draws the fields of trials, stores the score after each leg, and prunes bad trials.
 
-    The same inputs (corpus text, recipe, overrides, space, seed) give the same study, in whatever process: what was
-    tried stays tried, and a trial whose process died is tried again.
+    The same inputs (corpus text, recipe, overrides, space, seed) give the same study, in any process. Finished
+    trials are kept, and a trial whose process died is repeated.
 
     Raises:
-        RecipeError: a field that no recipe has, or a value or bound that it does not take.
+        RecipeError: a field does not exist, or does not take a value or bound.
     """
 
     def __init__(self, text: Corpus, recipe: str, overrides: Overrides, space: Space, seed: int) -> None:
@@ -116,7 +116,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         journal = str(folder / f"{self.name}.log")
         self.study = optuna.create_study(
-            # The default lock is a symbolic link, which not every file system has.
+            # The default lock is a symbolic link, which some file systems lack.
             storage=JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal))),
             study_name=self.name,
             load_if_exists=True,
@@ -133,16 +133,16 @@ class Search:
             self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:
-        """Trials until so many have come to an end, those of earlier runs included."""
+        """Yield trials until `count` have ended, those of earlier runs included."""
         while len(self.over()) < wanted:
-            # A seed for each: begun again in another process, the sampler must not draw what it drew before.
+            # A seed for each trial: in another process, the sampler must not repeat its draws.
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=self.seed + len(self.study.trials), n_startup_trials=NEVER_STOPPED, multivariate=False
             )
             yield self.study.ask()
 
     def fields(self, trial: Trial) -> dict[str, Any]:
-        """What the trial sets."""
+        """Draw the fields of a trial."""
         drawn: dict[str, Any] = {}
         for name, values in self.space.items():
             if not isinstance(values, Range):
@@ -154,16 +154,16 @@ class Search:
         return drawn
 
     def hopeless(self, trial: Trial, bits: float, steps: int) -> bool:
-        """Hear what a trial has come to; True where it is worse than half of the others were at this point."""
+        """Store a trial's score after a leg; True if it is worse than half of the others at that point."""
         trial.report(bits, steps)
         return trial.should_prune()
 
     def interrupted(self, trial: Trial) -> None:
-        """Remember that somebody stopped the search during this trial, which so is not to blame."""
+        """Record that the search was interrupted during this trial, so that it does not count as an attempt."""
         trial.set_user_attr(INTERRUPTED, True)
 
     def end(self, trial: Trial, bits: float | None, steps: int, ending: str) -> None:
-        """Write down how a trial ended; without bits it could not be trained, and counts as tried all the same."""
+        """Record how a trial ended; without `bits` it could not be trained, but counts as a trial."""
         trial.set_user_attr("steps", steps)
         trial.set_user_attr("ending", ending)
         if bits is None:
@@ -174,9 +174,9 @@ class Search:
             self.study.tell(trial, bits)
 
     def over(self) -> list[Tried]:
-        """The trials that came to an end, in their order."""
+        """The finished trials in order."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        # One that failed without an ending was cut off: it is tried again, or was for the last time.
+        # A failed trial without an ending was interrupted; it is repeated, or this was its last attempt.
         return [_tried(trial) for trial in ended if "ending" in trial.user_attrs or _given_up(trial)]
 
 
@@ -196,7 +196,7 @@ def _tried(trial: FrozenTrial) -> Tried:
 
 
 def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
-    """A leg's validation loss in bits per character, so that trials of different vocabularies compare."""
+    """A leg's validation loss in bits per character, comparable across vocabularies."""
     per_token: float = store().facts(leg)["validation_nats_per_token"]
     tokens: int = store().facts(shards)["tokens"]["validation"]
     characters: int = store().facts(corpus)["survey"]["validation_characters"]
@@ -214,9 +214,9 @@ def publish_search(
     failed: list[str],
     searched: str,
 ) -> Report:
-    """The page about a search: every trial, and the best one's whole score.
+    """Publish the report of a search: all trials, and the full score of the best one.
 
-    The first three lists run alongside; `failed` has the fields and the error of each trial without a score.
+    The first three lists have one entry for each trial; `failed` has fields and error of each trial without a score.
     """
     title = store().facts(corpus)["title"]
     order = sorted(range(len(tried)), key=lambda i: reached[i])

@@ -36,7 +36,7 @@ from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import say, watched
 
 LOG = "log.jsonl"
-LOGGED_POINTS = 400  # a run's curve has about so many points: enough for a screen, 30 kB
+LOGGED_POINTS = 400  # the number of points of a run's curve, about: 30 kB
 
 
 class LogLine(BaseModel):
@@ -51,7 +51,7 @@ class LogLine(BaseModel):
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoint:
-    """Draw the first weights."""
+    """Initialise the weights."""
     with store().draft() as draft:
         snapshot = begin(gpt, store().facts(vocabulary)["size"], seed)
         save_snapshot(snapshot, draft.folder)
@@ -60,7 +60,7 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS.ignoring("plan"))
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
-    """Train from the checkpoint until so many steps have been taken in all, then score the validation set.
+    """Train from the checkpoint to step `until`, then score the validation set.
 
     The plan says how a step is computed, not its result, so the cache key omits it.
     """
@@ -147,10 +147,10 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
 
 
 def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
-    """The mean of the losses since the last line, at this step."""
+    """The log line of this step, with the mean of the losses since the last one."""
     return LogLine(
         step=step.number,
-        # On the CPU first: Apple's GPUs have no numbers of 64 bits.
+        # On the CPU, because Apple's GPUs have no f64.
         train_nats=float(torch.stack(losses).cpu().double().mean()),
         learning_rate=step.learning_rate,
     )

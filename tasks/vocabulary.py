@@ -1,4 +1,4 @@
-"""From documents to token ids: learn a vocabulary on the training set, then spell both parts with it."""
+"""Vocabulary and tokens: learn a vocabulary on the training set, then tokenize both sets."""
 
 from collections.abc import Iterator
 
@@ -16,14 +16,14 @@ from bardflow.tasks.saying import Progress, watched
 
 
 class NoSuchVocabulary(BardError):
-    """A vocabulary's name that says nothing."""
+    """An unknown name of a vocabulary."""
 
 
 def vocabulary_named(name: str) -> VocabularySpec:
     """`char`, `bytes`, `bpe-2048` and `bpe-char-8192` as specs.
 
     Raises:
-        NoSuchVocabulary: the name is none of these forms, or the size is none that the kind has.
+        NoSuchVocabulary: the name has another form, or the size is not legal for the kind.
     """
     if name == "char":
         return VocabularySpec(kind="char")
@@ -41,7 +41,7 @@ def vocabulary_named(name: str) -> VocabularySpec:
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
-    """Learn a vocabulary from the training set alone (but see `byte_fallback` in its spec)."""
+    """Learn a vocabulary from the training set (see also `byte_fallback` in its spec)."""
     survey = store().facts(corpus)["survey"]
     with store().draft() as draft:
         tokenizer = learn(
@@ -62,7 +62,7 @@ def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
-    """Write both parts as token ids, document by document, as a stream."""
+    """Write both sets as token ids, document by document, as a stream."""
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
     folder, survey = store().folder(corpus), store().facts(corpus)["survey"]
 
