@@ -1,5 +1,5 @@
-"""The root of the exception tree. Every room draws its own branch from here, so the command line catches one class."""
+"""The base class of all errors for users, which the command line catches."""
 
 
 class BardError(Exception):
-    """Something the reader can mend: the message says what was given, what was expected and what to do next."""
+    """An error that the user can correct: the message says what was given, what was expected and what to do next."""

@@ -1,4 +1,4 @@
-"""Where things are: the project's folder, its home for data, its server, and the environment our processes run in."""
+"""Locations of a project: its folder, its home for data, its server; and the environment of our processes."""
 
 import ctypes
 import fcntl
@@ -15,21 +15,21 @@ PROJECT_FILE = "prefect.yaml"
 MAKE_ONE = "run `bard init NAME` and `cd NAME`, or name a project with BARDFLOW_PROJECT=/path/to/it"
 STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
 LOOPBACK = "127.0.0.1,localhost,::1"
-# The variable that tells a run where `bard up` serves the reports.
+# The address at which `bard up` serves the reports.
 REPORTS_SITE = "BARDFLOW_REPORTS"
-# glibc's parameters of memory: mallopt(3), numbers from its malloc.h.
+# Parameters of mallopt(3), with numbers from glibc's malloc.h.
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
 
 class HomeError(BardError):
-    """The project's folder, or the server that serves it, is not as it should be."""
+    """There is no project folder, or the project's server does not answer."""
 
 
 def project_folder() -> Path:
     """The project's folder, which holds `prefect.yaml`, `corpora/` and `recipes/`.
 
-    BARDFLOW_PROJECT names it. Otherwise it is the nearest project around the working directory (`bard init` makes one),
-    or else the checkout that the program runs from.
+    It is BARDFLOW_PROJECT, else the nearest project at or above the working directory (`bard init` creates one), else
+    the checkout that the program runs from.
 
     Raises:
         HomeError: there is none.
@@ -52,7 +52,7 @@ def project_folder() -> Path:
 
 
 def is_project(folder: Path) -> bool:
-    """Whether the folder has a `prefect.yaml` of bardflow's; other Prefect projects have files of this name too."""
+    """Whether the folder has a bardflow `prefect.yaml`; other Prefect projects have files of this name too."""
     try:
         return re.search("^name: bardflow$", (folder / PROJECT_FILE).read_text("utf-8"), re.MULTILINE) is not None
     except (OSError, UnicodeDecodeError):
@@ -60,18 +60,18 @@ def is_project(folder: Path) -> bool:
 
 
 def home() -> Path:
-    """The folder for everything the project keeps: BARDFLOW_HOME, else `.bardflow` in the project's folder."""
+    """The folder of all stored data: BARDFLOW_HOME, else `.bardflow` in the project folder."""
     named = os.environ.get("BARDFLOW_HOME")
     return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
 
 
 def prefect_environment() -> dict[str, str]:
-    """The environment variables that every process of ours gives Prefect; set them before `import prefect`.
+    """The environment variables for Prefect in all our processes; set them before `import prefect`.
 
-    Makes PREFECT_HOME. The server's address is not among the variables: add PREFECT_API_URL.
+    Creates PREFECT_HOME. PREFECT_API_URL is not included.
     """
     prefect = home() / "prefect"
-    # Prefect makes its own folder but not the one above it, and a server without its folder retries in vain.
+    # Prefect creates its folder, but not the parent; without it the server retries without end.
     prefect.mkdir(parents=True, exist_ok=True)
     proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
     return computing_environment() | {
@@ -81,7 +81,7 @@ def prefect_environment() -> dict[str, str]:
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
         # The default is pickle, which runs code when it is read.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        # Plugins print a traceback where prefect is imported in a running loop; ours serves typed commands only.
+        # Plugins print a traceback if prefect is imported in a running event loop; ours is for typed commands only.
         "PREFECT_PLUGINS_ENABLED": "false",
         # Lines that our own code logs are among the logs of a run.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
@@ -95,13 +95,13 @@ def prefect_environment() -> dict[str, str]:
 
 
 def computing_environment() -> dict[str, str]:
-    """How torch's threads wait and how memory is given back; to be set before Python starts. The user's settings win.
+    """Variables for torch's threads and glibc's memory, to be set before Python starts. The user's settings win.
 
-    Left alone, GNU OpenMP's threads wait awake for ever: two trainings at once on 2 cores took 1,978 ms a step, and 105
-    asleep. But falling asleep costs 70 us, as long as many an operation of a small model takes.
+    By default, GNU OpenMP's threads spin while they wait: two training runs at once on 2 cores took 1,978 ms a step,
+    and 105 with sleeping threads. But to sleep costs 70 us, as much as many operations of a small model.
 
-    glibc gives freed memory at the heap's top back and takes it again, a page fault for every 4 KiB: 4,479 in a step of
-    the recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). What exceeds 32 MiB is given back as before.
+    glibc returns freed memory at the top of the heap and allocates it again, with a page fault for every 4 KiB: 4,479
+    in a step of recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). Blocks over 32 MiB are still returned.
     """
     given = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
     given |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -109,7 +109,7 @@ def computing_environment() -> dict[str, str]:
 
 
 def set_up_computing() -> None:
-    """Give this process `computing_environment`: it has started, so glibc is told by a call; torch is yet to come."""
+    """Apply `computing_environment` to this process, before torch is imported; glibc is set by a call."""
     settings = computing_environment()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none, and read no such variables
     for name, parameter in MALLOPT.items():
@@ -119,12 +119,12 @@ def set_up_computing() -> None:
 
 
 def up_lock() -> Path:
-    """The file that a running `bard up` holds with flock, and that says its server's API address."""
+    """The file that a running `bard up` locks with flock; it contains its server's API address."""
     return home() / "up.lock"
 
 
 def held(lock: Path) -> bool:
-    """Whether a process holds the lock; the kernel frees it however that process ends."""
+    """Whether a process holds the lock; the kernel releases it when the process ends in any way."""
     if not lock.exists():
         return False
     with lock.open("rb") as probe:
@@ -144,10 +144,10 @@ def healthy(url: str) -> bool:
 
 
 def server_url() -> str | None:
-    """The API address of this project's `bard up`, or None where none runs.
+    """The API address of this project's `bard up`, or None if none runs.
 
-    Waits up to 60 s for one that is just starting or stopping: a second server on the same database would meet
-    "database is locked".
+    Waits up to 60 s while one starts or stops: a second server on the same database would fail with "database is
+    locked".
 
     Raises:
         HomeError: `bard up` runs, but its server does not answer.

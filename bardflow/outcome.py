@@ -1,10 +1,10 @@
-"""What a training run hands back: names, figures and places, small enough for Prefect's own database."""
+"""The result of a training run: names, scores and paths, small enough for Prefect's database."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Outcome(BaseModel):
-    """The end of a run. Losses are over the whole validation set."""
+    """The result of a run. Losses are over the whole validation set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

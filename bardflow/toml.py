@@ -1,4 +1,4 @@
-"""TOML files that people write: what is wrong with one, and what was probably meant."""
+"""Reading of TOML files that users write, with errors and suggestions."""
 
 import difflib
 import tomllib
@@ -10,10 +10,10 @@ from bardflow.errors import BardError
 
 
 def read_toml(path: Path, error: type[BardError]) -> dict[str, Any]:
-    """The file's table.
+    """Read a TOML file.
 
     Raises:
-        error: it cannot be read, is not UTF-8 or not TOML; the message names the file and the place.
+        error: the file cannot be read, is not UTF-8 or not TOML; the message names the file and the place.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -26,6 +26,6 @@ def read_toml(path: Path, error: type[BardError]) -> dict[str, Any]:
 
 
 def closest(word: str, among: Iterable[str]) -> str:
-    """A suggestion, or nothing."""
+    """`; did you mean …` with the most similar known word, or an empty string."""
     near = difflib.get_close_matches(word, list(among), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

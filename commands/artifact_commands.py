@@ -1,4 +1,4 @@
-"""The commands that look at artifacts and their names, and the two that change them: `rollback` and `gc`."""
+"""Commands for artifacts and their names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def show(ref: OptionalRef = None, as_json: AsJson = False) -> None:
 
 
 def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
-    """Print each name and what it refers to, only artifacts of some kinds where they are given."""
+    """Print each name and its artifact; `only` limits the kinds."""
     from bardflow.storage.refs import Refs
 
     refs = Refs(home())
@@ -219,7 +219,7 @@ def gc(
 
 
 def report_of(ref: str) -> "Report":
-    """The report of a run: that of a champion's or recipe's name, or the one of that digest.
+    """The report of a run, by name or digest.
 
     Raises:
         BardError: there is none.

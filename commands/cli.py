@@ -1,4 +1,4 @@
-"""`bard`: the commands of everyday life, each a few lines over the flows and the store."""
+"""The command `bard`."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ FALLBACK_CORPUS = "synthetic"
 
 
 def main() -> None:
-    """Run a command; a mistake that the user can mend ends it with its message alone."""
+    """Run a command; for an error that the user can correct, print only its message."""
     set_up_computing()
     try:
         app()
@@ -84,7 +84,7 @@ def train(
     from bardflow.tasks.recipes import overrides_from
     from bardflow.tasks.recipes import recipe as recipe_named
 
-    # A wrong word is refused here, before a server is started for it.
+    # Check the input before a server is started.
     overrides = overrides_from(dict(assignment(text) for text in set_))
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
@@ -107,7 +107,7 @@ def train(
             tell(f"{error}\n\nNo corpus was named, so the built-in one is used, {FALLBACK_CORPUS}.\n")
             outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
         finally:
-            # The last log lines and states are still on their way: let them arrive before the server goes.
+            # Wait until the last log lines and states have reached the server.
             APILogHandler().flush()
             EventsWorker.drain_all(timeout=5)
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
@@ -169,7 +169,7 @@ app.add_typer(models)
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """`name=value` read as a name and a JSON value; what is not JSON is text.
+    """Parse `name=value`; the value is JSON, or else text.
 
     Raises:
         BardError: there is no `=` in it.
@@ -184,7 +184,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def priced(text: str) -> tuple[str, float]:
-    """`CARD=DOLLARS` read as a name and a number.
+    """Parse `CARD=DOLLARS`.
 
     Raises:
         BardError: it is not of this form.
@@ -197,7 +197,7 @@ def priced(text: str) -> tuple[str, float]:
 
 
 def summary(outcome: "Outcome") -> str:
-    """The end of a training run in a few lines."""
+    """The result of a training run in a few lines."""
     sample = outcome.sample.strip()[:400].splitlines()
     width = max(15, *(len(name) for name in outcome.baselines))
     lines = [

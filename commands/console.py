@@ -1,4 +1,4 @@
-"""What the commands share: how they prepare Prefect, find an artifact, and print."""
+"""Functions for all commands: prepare Prefect, find an artifact, print."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from bardflow.home import home, prefect_environment
 if TYPE_CHECKING:
     from bardflow.storage.handles import Handle
 
-# Everything heavier than the command line itself is imported inside the command that needs it: `bard --help` and
-# `bard path` answer in a blink, and Prefect reads its settings when it is imported.
+# Commands import heavy modules inside the function: `bard --help` and `bard path` stay fast, and Prefect reads its
+# settings when it is imported.
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
@@ -37,7 +37,7 @@ def prepare_prefect() -> None:
 
 
 def found(ref: str) -> "tuple[Any, Handle]":
-    """The store, and the handle that a REF names."""
+    """The store, and the handle of a REF."""
     from bardflow.storage.refs import Refs, resolve
     from bardflow.storage.store import Store
 
@@ -46,17 +46,17 @@ def found(ref: str) -> "tuple[Any, Handle]":
 
 
 def print_json(value: Any) -> None:
-    """JSON on standard output."""
+    """Print JSON on standard output."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
-    """Names and values, a line each."""
+    """Print a title, and names with values on a line each."""
     print(title)
     for name, value in rows.items():
         print(f"  {name:<24} {json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value}")
 
 
 def tell(message: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line on standard error."""
     print(message, file=sys.stderr)

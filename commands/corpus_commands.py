@@ -1,4 +1,4 @@
-"""`bard corpus`: the corpora that there are, and a new one."""
+"""`bard corpus`: list and add corpora."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands that put a model to use: `sample`, `export` and `serve`."""
+"""Commands that use a model: `sample`, `export` and `serve`."""
 
 import json
 import sys
@@ -150,7 +150,7 @@ def serve(
 
 
 def refused(error: "ValidationError") -> str:
-    """Each option of a spec that was refused in a line: what was given, what is expected, what it is for."""
+    """One line for each refused option: the given value, the expected one, and its purpose."""
     lines = []
     for mistake in error.errors(include_url=False):
         option = "--" + str(mistake["loc"][0]).replace("_", "-")

@@ -1,4 +1,4 @@
-"""`bard plan`: will it fit, how long does it take, is the cloud worth it; calculated before anything is trained."""
+"""`bard plan`: memory, time and price of a training run, before it starts."""
 
 import os
 from typing import Any
@@ -19,7 +19,7 @@ from bardflow.tasks.run import refs, store
 
 
 class Offer(BaseModel):
-    """The training on a rented card; figures are None where it does not fit, and `why` says so."""
+    """The training run on a rented GPU; figures are None if it does not fit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,7 @@ class Offer(BaseModel):
 
 
 class Foreseen(BaseModel):
-    """All that `bard plan` says, as `--json` gives it."""
+    """The result of `bard plan`, as `--json` prints it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,12 +64,12 @@ class Foreseen(BaseModel):
 def foresee_run(
     corpus: str, recipe: Recipe, memory_limit: int | str | None, prices: dict[str, float], probe_seconds: float
 ) -> Foreseen:
-    """Plan a run of a recipe on a corpus, take a few steps of it here, and reckon it on the cards of model/gpus.toml.
+    """Plan a run of a recipe on a corpus, time a few steps, and estimate it for the GPUs of model/planning/gpus.toml.
 
     Raises:
-        BardError: the corpus cannot be brought here, or a limit or a price is not as it should be.
+        BardError: the corpus cannot be fetched, or a limit or a price is not legal.
     """
-    # A run's process holds all of this; imported here, it stands in the plan's base.
+    # A run's process has these modules in memory, so the plan must count them.
     import bardflow.flows.train_gpt  # noqa: F401
 
     gpt, training = recipe.gpt, recipe.training
@@ -132,7 +132,7 @@ def foresee_run(
 
 
 def survey_of(corpus: str) -> dict[str, Any]:
-    """The counts over a corpus's text: from the store where it was cleaned before, else by fetching it to look."""
+    """The survey of a corpus's text, from the store or by fetching it."""
     spec = load_corpus(corpus, project_folder() / "corpora")
     entry = refs().head(f"{corpus}/text")
     if entry is not None and not store().damage(entry.handle):
@@ -144,7 +144,7 @@ def survey_of(corpus: str) -> dict[str, Any]:
 
 
 def table(foreseen: Foreseen, recipe: Recipe) -> str:
-    """What was foreseen, for a person to read."""
+    """The plan as text."""
     f, training = foreseen, recipe.training
     peak = f.plan.peak
     lines = [

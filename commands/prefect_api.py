@@ -1,4 +1,4 @@
-"""What is asked of a Prefect server through its REST API: runs put back to Scheduled, the pool, deployments, plans."""
+"""Requests to Prefect's REST API: interrupted runs, the work pool, deployments and their next runs."""
 
 import time
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ PLAN_SECONDS = 20  # the scheduler looks at changed deployments every 5 s
 
 
 class FlowRun(BaseModel):
-    """What is read here of a flow run in Prefect's REST API."""
+    """A flow run in Prefect's REST API; only the fields used here."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,7 +34,7 @@ class FlowRun(BaseModel):
 
 
 class Deployment(BaseModel):
-    """What is read here of a deployment in Prefect's REST API; `title` is `<flow>/<deployment>`."""
+    """A deployment in Prefect's REST API; only the fields used here. `title` is `<flow>/<deployment>`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,15 +46,15 @@ class Deployment(BaseModel):
 
 
 def api(url: str) -> httpx.Client:
-    """A client of the server; Prefect's own would take 1.5 s and 60 MB to import, for a handful of requests."""
+    """An HTTP client for the server. Prefect's own client takes 1.5 s and 60 MB to import."""
     return httpx.Client(base_url=url, timeout=60, trust_env=False)
 
 
 def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:
-    """POST a question and return the answer.
+    """POST a request and return the response's JSON.
 
     Raises:
-        UpError: the server refused it or did not answer.
+        UpError: the server refused the request or did not answer.
     """
     try:
         response = client.post(path, json=question)
@@ -70,25 +70,25 @@ def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:
 
 
 def runs_under_way(client: httpx.Client) -> list[FlowRun]:
-    """The runs of our pool that some process is, or should be, busy with."""
+    """The runs of our pool that are pending, running or being cancelled."""
     question = {
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {"state": {"type": {"any_": UNDER_WAY}}},
-        "limit": 200,  # the most that the server gives at once; a machine runs a handful
+        "limit": 200,  # the server's maximum for one request
     }
     return [FlowRun.model_validate(run) for run in ask(client, "/flow_runs/filter", question)]
 
 
 def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
-    """Those flow runs as they are now."""
+    """The flow runs with these ids."""
     answers = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted(ids)}}})
     return [FlowRun.model_validate(run) for run in answers]
 
 
 def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
-    """Set runs whose process is dead back to Scheduled and return them; a run that was to be cancelled is Cancelled.
+    """Set runs whose process is dead back to Scheduled, and return them; those being cancelled become Cancelled.
 
-    A run that has ended by itself meanwhile is left as it is, and so is one that lives, on a worker of the user's own.
+    Runs that have ended, or whose process is alive (on another worker), are not changed.
     """
     alive = {environment_of(process).get(FLOW_RUN) for process in psutil.process_iter()}
     again = []
@@ -106,13 +106,13 @@ def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
         else:
             state = resuming(run)
             again.append(run)
-        # Forced, since no rule leads back from Running. The place in the concurrency limit is freed all the same.
+        # Forced, because no rule allows this change from Running. The concurrency slot is released anyway.
         ask(client, f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
     return again
 
 
 def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
-    """The question for the run's tasks that were never told to have ended."""
+    """The filter for the run's unfinished tasks."""
     return {
         "flow_runs": {"id": {"any_": [run.id]}},
         "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
@@ -120,8 +120,8 @@ def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
 
 
 def resuming(run: FlowRun) -> dict[str, Any]:
-    """The Scheduled state, due at once, that makes a worker take up the run again."""
-    # Deploying deletes automatically scheduled runs that never ran, except those that wait for a place (Prefect 3.8.8).
+    """A Scheduled state that is due now, so that a worker resumes the run."""
+    # Deploying deletes automatically scheduled runs that never ran, except those that wait for a slot (Prefect 3.8.8).
     name = "AwaitingConcurrencySlot" if run.auto_scheduled and run.run_count == 0 else "Resuming"
     return {
         "type": "SCHEDULED",
@@ -135,10 +135,10 @@ def resuming(run: FlowRun) -> dict[str, Any]:
 
 
 def make_pool(client: httpx.Client) -> None:
-    """Make the work pool if there is none; one that the user has changed stays as it is.
+    """Create the work pool if it does not exist. An existing one is not changed.
 
-    It runs one flow at a time: two trainings share cores and memory, and an experiment that counts seconds would count
-    the other's. A deployment's own limit does not keep two deployments apart.
+    It runs one flow at a time: two training runs share cores and memory, and distort an experiment with a time budget.
+    A limit on a deployment does not separate two deployments.
     """
     pool = {
         "name": POOL,
@@ -152,10 +152,10 @@ def make_pool(client: httpx.Client) -> None:
 
 
 def deploy(client: httpx.Client, project: Path) -> list[Deployment]:
-    """Make the server's deployments those of prefect.yaml, and return all that the server has then.
+    """Deploy prefect.yaml and return all deployments on the server.
 
     Raises:
-        UpError: Prefect refused the file, or skipped an entry that it could not read, with the end of what it said.
+        UpError: Prefect refused the file or skipped an entry; the message has the end of its log.
     """
     child = start(project, "deploy", ["--no-prompt", "deploy", "--all"], {"PREFECT_API_URL": str(client.base_url)})
     exit_status = child.process.wait()
@@ -194,7 +194,7 @@ def declared(project: Path) -> set[tuple[str, str]]:
 
 
 def worker_seen(client: httpx.Client, since: datetime) -> bool:
-    """Whether our worker has reported to the server since then."""
+    """Whether our worker has sent a heartbeat since then."""
     workers = ask(client, f"/work_pools/{POOL}/workers/filter", {})
     return any(
         worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]) >= since

@@ -1,4 +1,4 @@
-"""The processes that `bard` starts: their logs and their end, those that a kill left behind, locks and ports."""
+"""Processes that `bard` starts: logs, stopping, leftovers of killed commands, locks and ports."""
 
 import errno
 import fcntl
@@ -20,18 +20,18 @@ from bardflow.home import held, home, prefect_environment, project_folder, up_lo
 
 # The port that `[tool.prefect] api.url` in pyproject.toml names, so that a typed `prefect …` reaches the server.
 PROJECT_PORT = 4200
-# Set in every process started here and inherited by the flows' processes: the lock that its supervisor holds.
+# Set in every process started here, and inherited by flow runs: the path of its supervisor's lock.
 SUPERVISOR = "BARDFLOW_SUPERVISOR"
 STOP_SECONDS = 15
 LOG_LINES = 20
 
 
 class UpError(BardError):
-    """The server, the worker or a deployment could not be started, or ended by itself."""
+    """The server, the worker or a deployment did not start, or ended unexpectedly."""
 
 
 class Child(NamedTuple):
-    """A process of ours and the file that its output goes to."""
+    """A child process and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -41,7 +41,7 @@ class Child(NamedTuple):
 def start(
     project: Path, name: str, arguments: list[str], settings: dict[str, str], *, module: str = "prefect"
 ) -> Child:
-    """Start `<module> <arguments>` in the project's folder, in a session of its own, which Ctrl-C does not reach."""
+    """Start `python -m <module> <arguments>` in the project folder and a new session, which Ctrl-C does not reach."""
     log = home() / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -50,7 +50,7 @@ def start(
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=project,
-            # The home may have been named relative to another folder than the project's, where the process runs.
+            # BARDFLOW_HOME may be relative to another folder than the process's.
             env={
                 **os.environ,
                 **prefect_environment(),
@@ -67,7 +67,7 @@ def start(
 
 
 def stop(child: Child) -> None:
-    """End a child: SIGTERM, then after 15 s SIGKILL to its session (a server waits for connected browsers)."""
+    """Stop a child: SIGTERM, and after 15 s SIGKILL to its session (a server waits for connected browsers)."""
     if child.process.poll() is None:
         child.process.terminate()
         try:
@@ -91,10 +91,10 @@ def end_of(log: Path) -> str:
 
 
 def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Child], seconds: float) -> None:
-    """Wait for what a child shall bring about, while every child lives.
+    """Wait for a condition that a child brings about, while all children are alive.
 
     Raises:
-        UpError: one of them ended, or the time is over; with the end of that one's log.
+        UpError: a child ended, or the time is over; the message has the end of its log.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -105,11 +105,11 @@ def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Chi
         time.sleep(0.2)
 
 
-# Whose child a process is
+# Supervisors
 
 
 def me() -> Path:
-    """The lock that this process holds while it supervises others; its path is the mark on all that it starts."""
+    """The lock file that this process holds while it supervises others; its path marks all processes that it starts."""
     return home() / "supervisors" / f"{os.uname().nodename}-{os.getpid()}.lock"
 
 
@@ -122,7 +122,7 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
 
 
 def supervised_by(lock: Path) -> Iterator[psutil.Process]:
-    """Every process started, directly or not, by the supervisor that holds or held the lock."""
+    """All processes that the supervisor with this lock started, directly or indirectly."""
     return (process for process in psutil.process_iter() if environment_of(process).get(SUPERVISOR) == str(lock))
 
 
@@ -134,7 +134,7 @@ def stop_leftovers() -> list[psutil.Process]:
 
 
 def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
-    """SIGKILL each process and wait until it is gone. What they were doing is resumed from what is on disk."""
+    """Send SIGKILL to each process and wait until it is gone."""
     found = list(processes)
     for process in found:
         if process.is_running():
@@ -143,19 +143,19 @@ def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-# One at a time, on a free port
+# Locks and ports
 
 
 @contextmanager
 def holding(lock: Path) -> Iterator[TextIO]:
-    """Hold a lock that the kernel frees however this process ends, and hand over its open file.
+    """Hold a lock file, and yield it open. The kernel releases the lock when this process ends in any way.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a", encoding="utf-8") as file:
-        deadline = time.monotonic() + 1  # `held` takes the lock for an instant to see whether it is free
+        deadline = time.monotonic() + 1  # `held` takes the lock for a moment to test it
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def holding(lock: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def supervising() -> Iterator[None]:
-    """Start and end processes of this home: those of supervisors that were killed are killed first."""
+    """Supervise processes of this home; leftovers of killed supervisors are killed first."""
     with holding(me()):
         stopped = stop_leftovers()
         if stopped:
@@ -183,10 +183,10 @@ def supervising() -> Iterator[None]:
 
 @contextmanager
 def only_one(url: str) -> Iterator[None]:
-    """Be the one `bard up` of this project, and tell other commands its server's address.
+    """Be the only `bard up` of this project, and store its server's address for other commands.
 
     Raises:
-        UpError: another process is.
+        UpError: another `bard up` runs.
     """
     with ExitStack() as stack:
         try:
@@ -237,7 +237,7 @@ def listener(port: int) -> str | None:
 
 
 def reachable(host: str) -> str:
-    """The host as it stands in an address: a server on every interface is reached by loopback."""
+    """The host for an address; a server on all interfaces is reached by loopback."""
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""`bard init`: a folder of a user's own, with corpora, recipes and schedules, apart from the program."""
+"""`bard init`: create a project folder with corpora, recipes and schedules."""
 
 import shutil
 from importlib import resources
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from bardflow.errors import BardError
 
-# What a project is made of: the package has it too, in a checkout and in a wheel.
+# The contents of a project; the package has them in a checkout and in a wheel.
 COPIED = ("corpora", "recipes", "prefect.yaml")
 WRITTEN = {
     ".gitignore": ".bardflow/\n.venv/\n__pycache__/\n",
-    # What the checkout has in its pyproject.toml: read by `prefect` in this folder.
+    # `prefect` reads it in this folder, as it reads pyproject.toml in the checkout.
     "prefect.toml": """\
 [api]
 url = "http://127.0.0.1:4200/api"
@@ -32,10 +32,10 @@ class ProjectError(BardError):
 
 
 def create_project(folder: Path) -> list[str]:
-    """Make the folder a project and return the names of what was put there.
+    """Create a project in the folder and return the names of its files.
 
     Raises:
-        ProjectError: something of these names is there already; nothing was written.
+        ProjectError: a file with one of these names exists; nothing was written.
     """
     taken = [name for name in (*COPIED, *WRITTEN) if (folder / name).exists()]
     if taken:

@@ -1,4 +1,4 @@
-"""`bard recipe`: the recipes that there are, and one of them whole."""
+"""`bard recipe`: list and show recipes."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Start server, deployments and worker with one command, watch over them, and stop them all with Ctrl-C."""
+"""`bard up`: start and supervise a server, deployments and a worker, and stop them with Ctrl-C."""
 
 import shutil
 import signal
@@ -49,19 +49,19 @@ from bardflow.commands.processes import (
 )
 from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
 
-# Ports after the server's among which the site of reports takes the first that is free.
+# The reports site takes the first free port among this many after the server's.
 REPORTS_PORTS = 20
 START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
 
 
 def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
-    """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all of prefect.yaml, and a worker.
+    """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all deployments, and a worker.
 
-    Runs that are under way when it stops are put back to Scheduled; the next `bard up` takes them up, and their
-    finished tasks come from the cache. Runs that a killed `bard up` left behind are treated alike.
+    Active runs are set back to Scheduled when it stops; the next `bard up` resumes them, and their finished tasks come
+    from the cache. The same holds for runs of a killed `bard up`.
 
     Raises:
-        UpError: `bard up` already runs in this project, the port is taken, or a part did not start or ended by itself.
+        UpError: `bard up` already runs in this project, the port is in use, or a part did not start or ended.
     """
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
@@ -82,11 +82,11 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The API address of a server for one command: that of `bard up` where it runs, else a temporary one.
+    """The API address of a server for one command: that of a running `bard up`, else a temporary one.
 
-    Prefect's own temporary server is of no use here: it starts only where no address is set, pyproject.toml sets one,
-    and an empty PREFECT_API_URL breaks the client that sends events (3.8.8: "Service 'EventsWorker' failed").
-    Put the address into the environment, with `prefect_environment()`, before `import prefect`.
+    Prefect starts its own temporary server only if no address is set, but pyproject.toml sets one, and an empty
+    PREFECT_API_URL breaks its event client (3.8.8: "Service 'EventsWorker' failed"). Set the address in the
+    environment, with `prefect_environment()`, before `import prefect`.
 
     Raises:
         UpError: the temporary server did not start.
@@ -109,7 +109,7 @@ def server() -> Iterator[str]:
 
 
 def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
-    """Start the parts in order and print what runs; `children` grows with each, so that a failure stops them all."""
+    """Start all parts in order and print the status. Each is added to `children`, so that a failure stops them all."""
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = start_server(project, host, port, "server", [])
     children.append(server)
@@ -137,7 +137,7 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
 
 
 def shut_down(url: str, children: list[Child]) -> None:
-    """Stop the worker, put runs under way back to Scheduled, stop the server, and leave no process behind."""
+    """Stop the worker, set active runs back to Scheduled, stop the server, and leave no process."""
     ignore_signals()
     servers = [child for child in children if child.name == "server"]
     answering = healthy(url) and any(child.process.poll() is None for child in servers)
@@ -148,7 +148,7 @@ def shut_down(url: str, children: list[Child]) -> None:
                 for child in children:
                     if child not in servers:
                         stop(child)
-                # A flow's process has a session of its own and may outlive its worker.
+                # A flow's process has its own session and may outlive its worker.
                 kill(process for process in supervised_by(me()) if FLOW_RUN in environment_of(process))
                 cut_off = {run.id for run in [*before, *runs_under_way(client)]}
                 again = reschedule(client, read_runs(client, cut_off))
@@ -170,14 +170,14 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:
-    """Start the worker that runs what is due in the pool; its runs link to the site of reports."""
-    # Prefect looks for work every 10 s by default; on one machine 3 s costs nothing that is felt.
+    """Start the worker of the pool; its runs link to the reports site."""
+    # Prefect's default is 10 s.
     settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3", REPORTS_SITE: reports}
     return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
 
 
 def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
-    """Start the site of reports on the first free port after the server's, and say where it is."""
+    """Start the reports site on the first free port after the server's; returns it and its address."""
     for own in range(port + 1, port + REPORTS_PORTS):
         try:
             require_free(host, own)
@@ -191,7 +191,7 @@ def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a site answers, whatever it says: what is wrong with a page, the page's log tells."""
+    """Whether a site answers with any status."""
     try:
         httpx.get(url, timeout=30, trust_env=False)
     except httpx.TransportError:
@@ -216,7 +216,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Let nothing interrupt the stopping; what a kill interrupts, the next `bard up` mends."""
+    """Ignore signals while stopping. After a kill, the next `bard up` cleans up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -224,7 +224,7 @@ def ignore_signals() -> None:
 def status(
     url: str, reports: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]
 ) -> str:
-    """What runs now, when the next runs are due in local time, and what to type."""
+    """The status text: deployments with their next runs in local time, and commands to type."""
     width = max(len(deployment.title) for deployment in deployments)
     lines = ["", f"bardflow is up: {url.removesuffix('/api')}", f"Reports:        {reports}", ""]
     for deployment in deployments:
@@ -251,7 +251,7 @@ def status(
 
 
 def typed_prefect(url: str) -> str:
-    """How to call this environment's `prefect` so that it reaches this server from the project's folder."""
+    """The command line of this environment's `prefect` with this server."""
     ours = Path(sys.executable).with_name("prefect")
     found = shutil.which("prefect")
     command = "prefect" if found and Path(found) == ours else str(ours)
@@ -259,5 +259,5 @@ def typed_prefect(url: str) -> str:
 
 
 def names(runs: list[FlowRun]) -> str:
-    """The runs' names in a row."""
+    """The names of the runs, separated by commas."""
     return ", ".join(run.name for run in runs)

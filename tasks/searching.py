@@ -133,7 +133,7 @@ class Search:
             self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:
-        """Yield trials until `count` have ended, those of earlier runs included."""
+        """Yield trials until `wanted` have ended, those of earlier runs included."""
         while len(self.over()) < wanted:
             # A seed for each trial: in another process, the sampler must not repeat its draws.
             self.study.sampler = optuna.samplers.TPESampler(
