@@ -101,7 +101,7 @@ def computing_environment() -> dict[str, str]:
     and 105 with sleeping threads. But to sleep costs 70 us, as much as many operations of a small model.
 
     glibc returns freed memory at the top of the heap and allocates it again, with a page fault for every 4 KiB: 4,479
-    in a step of recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). Blocks over 32 MiB are still returned.
+    in a step of recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). Blocks over 32 MiB are returned.
     """
     given = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
     given |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
