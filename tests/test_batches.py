@@ -52,7 +52,7 @@ def equal(one: Batch, other: Batch) -> bool:
     return torch.equal(one.inputs_BT, other.inputs_BT) and torch.equal(one.targets_BT, other.targets_BT)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(lengths_and_contexts, seeds, st.integers(1, 4))
 def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed: int, count: int) -> None:
     length, context = length_context
@@ -61,7 +61,7 @@ def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed:
         assert sorted(seen) == list(range(1, length))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(lengths_and_contexts, seeds, st.integers(1, 5))
 def test_each_target_is_the_token_after_its_input(length_context: tuple[int, int], seed: int, batch: int) -> None:
     length, context = length_context
