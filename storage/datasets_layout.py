@@ -1,4 +1,4 @@
-"""Arrow in the folder layout that plain `datasets.load_from_disk` opens, written as a stream and read with no copy."""
+"""Arrow files in the layout of `datasets.load_from_disk`, written as a stream and read without copying."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 R = TypeVar("R")
 
-# Short rows cost memory that their size does not tell: an array of one token is 112 bytes of object.
+# Short rows need more memory than their size: an array of one token is a Python object of 112 bytes.
 BATCH_ROWS = 2**16
 
 FEATURES = {
@@ -29,11 +29,9 @@ def write_dataset(
     *,
     shard_bytes: int,
 ) -> None:
-    """Write record batches, each tagged with its split, as they come; a batch that would pass `shard_bytes` begins a
-    new shard.
+    """Write a stream of record batches with their splits; a batch that would exceed `shard_bytes` starts a new shard.
 
-    Only the batch in hand is in memory. A split that gets no batch is written with one of no rows: its readers learn
-    the columns' types from it.
+    Only one batch is in memory. A split without batches gets one with no rows, from which readers learn the types.
     """
     writers = {split: _SplitWriter(folder / split, schema, shard_bytes) for split in splits}
     for split, batch in batches:
@@ -46,7 +44,7 @@ def write_dataset(
 
 
 def read_batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """The split's record batches in order, memory-mapped: their buffers are the file's own pages."""
+    """The split's record batches in order, memory-mapped."""
     state = json.loads((folder / split / "state.json").read_text())
     for data_file in state["_data_files"]:
         with pa.memory_map(str(folder / split / data_file["filename"])) as source:
@@ -54,9 +52,9 @@ def read_batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
 
 
 def gather(rows: Iterable[tuple[str, R]], size: Callable[[R], int], most: int) -> Iterator[tuple[str, list[R]]]:
-    """Group neighbouring rows of one split, so that a batch is worth its header.
+    """Group neighbouring rows of one split into batches.
 
-    A group's sizes come to at most `most` (more only where one row does), and its rows to at most 65,536.
+    The sizes in a group sum to at most `most`, unless a single row is larger. A group has at most 65,536 rows.
     """
     held: list[R] = []
     current, held_size = "", 0
@@ -72,7 +70,7 @@ def gather(rows: Iterable[tuple[str, R]], size: Callable[[R], int], most: int) -
 
 
 class _SplitWriter:
-    """The shards of one split, the last of them open."""
+    """The writer of one split's shards; the last shard is open."""
 
     def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int) -> None:
         folder.mkdir(parents=True)
@@ -97,7 +95,7 @@ class _SplitWriter:
             with part.open("rb") as file:
                 fingerprint.update(hashlib.file_digest(file, "sha256").digest())
             part.rename(self.folder / name)
-        # `datasets` draws the fingerprint at random unless it is given: then equal data would have unequal bytes.
+        # By default, `datasets` draws a random fingerprint, so equal data would have different bytes.
         state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": fingerprint.hexdigest()[:16],

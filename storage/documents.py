@@ -1,4 +1,4 @@
-"""A corpus at rest: rows of text, each with the number of its document, in a train and a validation split."""
+"""A stored corpus: rows of text with the numbers of their documents, in a train and a validation split."""
 
 import hashlib
 from collections import deque
@@ -14,12 +14,12 @@ from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 SCHEMA = pa.schema([("document", pa.int32()), ("text", pa.string())])
 SHARD_BYTES = 256 * 2**20
-# Rows are gathered into record batches of about this many characters.
+# The size of a record batch, about.
 BATCH_CHARACTERS = 2**20
 
 
 class DocumentsFacts(BaseModel):
-    """What was written: sha256 of each split's text (UTF-8, rows joined)."""
+    """The sha256 of each split's text (UTF-8, rows joined)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class DocumentsFacts(BaseModel):
 
 
 def write_documents(folder: Path, rows: Iterable[tuple[str, int, str]]) -> DocumentsFacts:
-    """Write rows of (split, document number, text) as they come."""
+    """Write a stream of rows (split, document number, text)."""
     digests = {str(split): hashlib.sha256() for split in SPLITS}
 
     def tagged() -> Iterator[tuple[str, tuple[int, str]]]:
@@ -47,19 +47,19 @@ def write_documents(folder: Path, rows: Iterable[tuple[str, int, str]]) -> Docum
 
 
 def read_documents(folder: Path, split: str) -> Iterator[tuple[int, str]]:
-    """Rows of (document number, text) in order; joined, the texts are the split."""
+    """Yield rows (document number, text) in order; the joined texts are the split."""
     for batch in read_batches(folder, split):
         yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
 
 def read_text(folder: Path, split: str) -> Iterator[str]:
-    """The split's text in pieces; joined, they are the split."""
+    """Yield the split's text in pieces."""
     for _, text in read_documents(folder, split):
         yield text
 
 
 def read_end(folder: Path, split: str, characters: int) -> Iterable[str]:
-    """The fewest pieces at the split's end that have so many characters; no more of it is ever in memory."""
+    """The last pieces of the split with at least this many characters; only these are kept in memory."""
     tail: deque[str] = deque()
     held = 0
     for piece in read_text(folder, split):

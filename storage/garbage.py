@@ -12,13 +12,13 @@ from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import Entry, Refs
 from bardflow.storage.store import Store
 
-# Under which keys a name's mover may leave digests in its notes, and of what kind.
+# The keys of digests in notes, and the kinds of their artifacts.
 NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed, or would be: objects, drafts, and the bytes of both."""
+    """Artifacts and drafts that were deleted or would be, and their bytes."""
 
     objects: tuple[Handle, ...]
     bytes: int
@@ -26,17 +26,16 @@ class Collected:
 
 
 def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), dry_run: bool) -> Collected:
-    """Remove what nothing reaches; with `dry_run`, only say what that would be.
+    """Delete artifacts that no name refers to; with `dry_run`, only list them.
 
-    Reached is where each name points now, where each `<corpus>/champion` ever pointed (so that a rollback finds it
-    whole), the objects in the notes of those moves, `keep`, and all that these were made from. A run that is under way
-    reaches its objects by no name yet: let none run meanwhile, or name its handles in `keep`. What comes into the store
-    meanwhile stays.
+    It keeps the artifacts of each name's last entry, of all entries of `<corpus>/champion` (for rollbacks), of the
+    notes in these entries, those in `keep`, and everything that these were made from. An active run's artifacts have no name
+    yet: no run may be active, or `keep` must have its handles. Artifacts that are added meanwhile are kept.
 
     Raises:
-        StoreError: a move or an origin cannot be read, so that what it reaches is not known; nothing was removed.
+        StoreError: an entry or an origin cannot be read; nothing was deleted.
     """
-    # First the objects, then the names: whoever keeps an object and then points at it is not overtaken.
+    # Artifacts are listed before names: an artifact that gets its name in between is kept.
     held = list(store.handles())
     needed = reached(store, [*keep, *named(refs)], set(held))
     unreached = tuple(handle for handle in held if handle not in needed)
@@ -51,7 +50,7 @@ def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), 
 
 
 def named(refs: Refs) -> Iterator[Handle]:
-    """The handles in the moves that count: each name's last one, and all of a champion's."""
+    """The handles in each name's last entry, and in all entries of champions."""
     for name in refs.names():
         history = refs.history(name)
         for entry in history if name.endswith("/champion") else history[-1:]:
@@ -60,14 +59,14 @@ def named(refs: Refs) -> Iterator[Handle]:
 
 
 def noted(entry: Entry) -> Iterator[Handle]:
-    """The handles in a move's notes."""
+    """The handles in an entry's notes."""
     for key, kind in NOTED.items():
         if entry.notes.get(key):
             yield kind(digest=entry.notes[key])
 
 
 def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> set[Handle]:
-    """The roots and all that they were made from, as far as it is among `held`."""
+    """The roots and everything that they were made from, limited to `held`."""
     found: set[Handle] = set()
     left = list(roots)
     while left:
@@ -79,7 +78,7 @@ def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> 
 
 
 def stale_drafts(folder: Path) -> list[Path]:
-    """Drafts of processes that are no more; a draft's name begins with its writer's number and a hyphen."""
+    """Drafts of dead processes; a draft's name starts with its writer's process id and a hyphen."""
     if not folder.is_dir():
         return []
     owners = ((draft, re.match(r"(\d{1,9})-", draft.name)) for draft in sorted(folder.iterdir()))
@@ -87,7 +86,7 @@ def stale_drafts(folder: Path) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine, whoever owns it."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

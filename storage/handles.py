@@ -1,4 +1,4 @@
-"""A handle names one kept object by its digest; its class is the object's kind."""
+"""Handles: an artifact's digest, with the artifact's kind as class."""
 
 import re
 import sys
@@ -10,9 +10,9 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Handle(BaseModel):
-    """What travels between tasks instead of bytes: the sha256 of an object's manifest, and nothing else.
+    """The value that tasks pass to each other: the sha256 of an artifact's manifest.
 
-    Equal bytes are equal handles. Class names are a file format: Prefect's results and every `origin.json` spell them.
+    Equal bytes have equal handles. Class names are part of a file format: Prefect's results contain them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class Handle(BaseModel):
 
     @property
     def short(self) -> str:
-        """The first eight characters of the digest, for people."""
+        """The first eight characters of the digest."""
         return self.digest[:8]
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Handle(BaseModel):
 
 
 class Source(Handle):
-    """A corpus's raw files, byte for byte as they came."""
+    """A corpus's files as they were downloaded."""
 
 
 class Corpus(Handle):
@@ -42,15 +42,15 @@ class Corpus(Handle):
 
 
 class Vocabulary(Handle):
-    """A `tokenizer.json`, and the same as a list for eyes."""
+    """A `tokenizer.json`, and the same as a readable list."""
 
 
 class TokenShards(Handle):
-    """A corpus as token ids under one vocabulary, in the layout `datasets.load_from_disk` opens."""
+    """A corpus as token ids of one vocabulary, in the layout of `datasets.load_from_disk`."""
 
 
 class Checkpoint(Handle):
-    """A training state between two legs: weights, optimizer, step."""
+    """A training state: weights, optimizer state, step."""
 
 
 class Model(Handle):
@@ -58,7 +58,7 @@ class Model(Handle):
 
 
 class Baselines(Handle):
-    """What compressors and an n-gram model need for the same validation text."""
+    """Scores of compressors and an n-gram model on the same validation set."""
 
 
 class Evaluation(Handle):
@@ -66,7 +66,7 @@ class Evaluation(Handle):
 
 
 class Report(Handle):
-    """The page about one run, and the figures on it."""
+    """The report of a run or an experiment, and its values."""
 
 
 def kind_of(handle_class: type[Handle]) -> str:
@@ -78,5 +78,5 @@ KINDS: dict[str, type[Handle]] = {
     kind_of(c): c for c in (Source, Corpus, Vocabulary, TokenShards, Checkpoint, Model, Baselines, Evaluation, Report)
 }
 
-# Prefect's results name a class with its module. Those of version 0.1 name this one so, and stay cached results.
+# Prefect's results contain class names with modules. Those of version 0.1 have this module name, and stay cached.
 sys.modules.setdefault("storage.handles", sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""Where an object comes from, read from the disk alone: origin by origin, back to the source."""
+"""Lineage: what an artifact was made from, back to the source."""
 
 from dataclasses import dataclass
 
@@ -16,20 +16,20 @@ class Ancestor:
 
 
 def lineage(store: Store, handle: Handle) -> list[Ancestor]:
-    """The object and everything it was made from, each once, sources first.
+    """The artifact and everything it was made from, each once, sources first.
 
     Raises:
-        storage.store.ObjectMissing: one of them is no longer in the store.
+        storage.store.ObjectMissing: one of them is missing.
     """
     found: list[Ancestor] = []
     met: set[Handle] = set()
-    # Depth first with an explicit stack: a training of hundreds of legs is a chain as long.
+    # Depth first with an explicit stack, because hundreds of legs form a chain of that length.
     stack: list[tuple[Handle, Origin | None]] = [(handle, None)]
     while stack:
         current, origin = stack.pop()
         if origin is not None:
             found.append(Ancestor(current, store.manifest(current), origin))
-        # Met and not yet found: two objects made from one another, as when each was rebuilt after damage to it.
+        # A cycle: two artifacts made from each other, for example if each was made again after damage.
         elif current not in met:
             met.add(current)
             origin = store.origin(current)
@@ -39,10 +39,10 @@ def lineage(store: Store, handle: Handle) -> list[Ancestor]:
 
 
 def handle_of(text: str) -> Handle:
-    """Read a handle as an origin spells it: `token-shards/<digest>`.
+    """The handle in a text such as `token-shards/<digest>`.
 
     Raises:
-        StoreError: there is no such kind.
+        StoreError: there is no such kind of artifact.
     """
     kind, _, digest = text.partition("/")
     if kind not in KINDS:
@@ -51,11 +51,11 @@ def handle_of(text: str) -> Handle:
 
 
 def text_of(handle: Handle) -> str:
-    """The way an origin spells a handle: `token-shards/<digest>`."""
+    """A handle as text: `token-shards/<digest>`."""
     return f"{handle.kind}/{handle.digest}"
 
 
 def source_address(origin: Origin) -> str:
-    """The address that a source's description names; a mirror may have stood in for it when it was fetched."""
+    """The address in a source's description; the file may have come from a mirror."""
     declared = origin.spec["corpus"]["source"]
     return str(declared.get("url") or origin.measured["address"])

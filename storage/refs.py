@@ -1,4 +1,4 @@
-"""Names for people: each name is an append-only history of handles, and its last entry is where it points."""
+"""Names: each is an append-only history of handles, and refers to the handle of its last entry."""
 
 import errno
 import os
@@ -17,16 +17,16 @@ from bardflow.storage.store import DRAFTS, Store, StoreError, canonical_json, fs
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
 MOVES = "[0-9]*.json"
-# What a file system says that has no hard links: FAT and exFAT, some FUSE and network mounts, Android.
+# Errors of file systems without hard links: FAT and exFAT, some FUSE and network mounts, Android.
 NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class RefMoved(StoreError):
-    """Somebody else moved the name between our look and our move."""
+    """Another process changed the name in between."""
 
 
 class Entry(BaseModel):
-    """One move of a name: where to, when, by what, and why; `notes` is whatever the mover wants to find again."""
+    """An entry of a name's history: artifact, time, author and reason; `notes` are free for the author."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,12 +40,12 @@ class Entry(BaseModel):
 
     @property
     def handle(self) -> Handle:
-        """The handle that the name pointed at."""
+        """The handle of this entry."""
         return KINDS[self.kind](digest=self.digest)
 
 
 class Pointed(NamedTuple):
-    """The head of a name that was to point somewhere, and whether it had to be moved for that."""
+    """The last entry of a name, and whether it is new."""
 
     entry: Entry
     moved: bool
@@ -59,15 +59,15 @@ class Refs:
         self.drafts = root / DRAFTS
 
     def history(self, name: str) -> list[Entry]:
-        """Every move of the name, oldest first; empty when there is no such name.
+        """All entries of the name, oldest first; empty if there is no such name.
 
         Raises:
-            StoreError: it is not a name, or one of its moves cannot be read.
+            StoreError: it is not a name, or an entry cannot be read.
         """
         return [read_entry(path) for path in self._moves(name)]
 
     def head(self, name: str) -> Entry | None:
-        """Where the name points now, or None.
+        """The last entry of the name, or None.
 
         Raises:
             StoreError: as `history`.
@@ -78,10 +78,10 @@ class Refs:
     def move(
         self, name: str, handle: Handle, *, after: Entry | None, by: str, why: str, notes: dict[str, Any] | None = None
     ) -> Entry:
-        """Append a move. `after` is the head that the mover saw (None: the name was free).
+        """Append an entry. `after` is the last entry that the caller saw (None: there was none).
 
         Raises:
-            RefMoved: the head is no longer that one; look again and decide again.
+            RefMoved: the last entry is a different one now.
             StoreError: it is not a name, or a number in the notes is not finite.
         """
         folder = self.folder / checked(name)
@@ -124,9 +124,9 @@ class Refs:
         why: Callable[[Entry | None], str],
         notes: dict[str, Any] | None = None,
     ) -> Pointed:
-        """Make the name point at the handle, whoever else moves it meanwhile; where it does already, nothing is moved.
+        """Make the name refer to the handle, also if others change it meanwhile; no new entry if it already does.
 
-        `why` is given the head that is moved from, and says why.
+        `why` gets the last entry and returns the reason.
 
         Raises:
             StoreError: as `move`.
@@ -139,14 +139,14 @@ class Refs:
                 return Pointed(self.move(name, handle, after=head, by=by, why=why(head), notes=notes), True)
 
     def _create(self, draft: Path, place: Path) -> None:
-        """Put a written file at its place, whole, where nothing lies there yet.
+        """Move a written file to its place atomically, if nothing is there.
 
         Raises:
-            FileExistsError: something does.
+            FileExistsError: something is there.
             StoreError: the file system has neither hard links nor locks.
         """
         try:
-            # A link is created whole or refused: of two movers with the same number one wins.
+            # A hard link is created or refused as a whole: one of two writers with the same number wins.
             os.link(draft, place)
             return
         except OSError as error:
@@ -154,7 +154,7 @@ class Refs:
                 raise
         from filelock import FileLock  # 70 ms to import, and only a file system without hard links needs it
 
-        # Without hard links for one mover there are none for all, so that all of them come here.
+        # If there are no hard links for one writer, there are none for any, so all use this lock.
         lock = FileLock(self.folder / "moving.lock", fallback_to_soft=False)
         try:
             lock.acquire()
@@ -179,10 +179,10 @@ class Refs:
 
 
 def checked(name: str) -> str:
-    """The name itself.
+    """Check a name and return it.
 
     Raises:
-        StoreError: it is not two or more words of small letters, digits and hyphens with a slash between them.
+        StoreError: it is not two or more words of a-z, 0-9 and - with slashes between them.
     """
     if not NAME.fullmatch(name):
         raise StoreError(f"{name!r} is not a name; a name looks like three-kingdoms/champion")
@@ -190,10 +190,10 @@ def checked(name: str) -> str:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read one move.
+    """Read an entry.
 
     Raises:
-        StoreError: the file is not one.
+        StoreError: the file is not an entry.
     """
     try:
         return Entry.model_validate_json(path.read_bytes())
@@ -205,10 +205,10 @@ def read_entry(path: Path) -> Entry:
 
 
 def resolve(store: Store, refs: Refs, ref: str) -> Handle:
-    """The handle behind a name (`three-kingdoms/champion`) or behind the first characters of a digest.
+    """The handle of a name (`three-kingdoms/champion`) or of the first characters of a digest.
 
     Raises:
-        StoreError: there is no such name or digest; the message lists the names there are.
+        StoreError: there is no such name or digest; the message lists the names.
     """
     try:
         if "/" not in ref:

@@ -1,4 +1,4 @@
-"""Token shards: a corpus as flat arrays of token ids on disk, sliced with no copy."""
+"""Token shards: a corpus as arrays of token ids on disk, sliced without copying."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
 from bardflow.storage.documents import SPLITS
 
-# Rows are gathered into record batches of about this many tokens: 2 MB of uint16 is all that a writer holds.
+# The size of a record batch, about: a writer holds 2 MB of uint16.
 BATCH_TOKENS = 2**20
 
 TokenIds = npt.NDArray[np.uint16 | np.uint32]
 
 
 class ShardSpec(BaseModel):
-    """How tokens are laid out on disk."""
+    """The layout of tokens on disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,13 +31,13 @@ class ShardSpec(BaseModel):
 def write_shards(
     folder: Path, rows: Iterable[tuple[str, int, TokenIds]], spec: ShardSpec, *, dtype: np.dtype[Any]
 ) -> dict[str, int]:
-    """Write rows of (split, document number, ids) as they come and return the tokens in each split.
+    """Write a stream of rows (split, document number, ids) and return the number of tokens in each split.
 
-    A row is one stretch of one document: borders between documents are where `document` changes. A longer stretch than
-    a batch or a shard is cut into several rows.
+    A row is a part of one document; documents end where `document` changes. A part longer than a batch or a shard is
+    split into several rows.
 
     Raises:
-        TypeError: the ids are of a wider type than `dtype`, so that some might not fit.
+        TypeError: the type of the ids is wider than `dtype`.
     """
     id_type = pa.from_numpy_dtype(dtype)
     schema = pa.schema([("input_ids", pa.list_(id_type)), ("document", pa.int32())])
@@ -47,7 +47,7 @@ def write_shards(
     def tagged() -> Iterator[tuple[str, tuple[int, TokenIds]]]:
         for split, document, ids in rows:
             tokens[split] += len(ids)
-            # Cut, a batch stays within a shard's size, and its int32 offsets within their range.
+            # So a batch is no larger than a shard, and its int32 offsets do not overflow.
             for start in range(0, max(len(ids), 1), most):
                 yield split, (document, ids[start : start + most])
 
@@ -64,9 +64,9 @@ def write_shards(
 
 
 class TokenArray:
-    """A split's tokens as one long array: `len(tokens)` and `tokens[start:stop]`.
+    """A split's tokens as one array, with `len(tokens)` and `tokens[start:stop]`.
 
-    The chunks are views of memory-mapped files; a slice within one chunk copies nothing, one across chunks joins them.
+    The chunks are views of memory-mapped files. Only a slice across chunks copies.
     """
 
     def __init__(self, chunks: list[TokenIds]) -> None:
@@ -90,7 +90,7 @@ class TokenArray:
 
 
 def read_shards(folder: Path, split: str) -> TokenArray:
-    """Open a split's tokens, memory-mapped: nothing is read until it is looked at, and no batch of them is copied."""
-    # Not `to_numpy`: it loads pandas where that is installed, 40 MB and half a second of every training.
+    """Open a split's tokens as a memory map."""
+    # Not `to_numpy`: it imports pandas if installed, which takes 40 MB and half a second.
     chunks: list[TokenIds] = [np.from_dlpack(batch["input_ids"].values) for batch in read_batches(folder, split)]  # type: ignore[misc]
     return TokenArray(chunks)

@@ -1,4 +1,4 @@
-"""Directory in, digest out: objects are kept whole or not at all, and found again by their digest."""
+"""The store: artifacts are folders, stored atomically and found by their digest."""
 
 import errno
 import fcntl
@@ -28,9 +28,9 @@ ORIGIN = "origin.json"
 H = TypeVar("H", bound=Handle)
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-# What renaming a folder onto an object says, where the object is a folder with files in it or (damaged) a file.
+# Errors of a rename onto an existing artifact: a folder with files or (if damaged) a file.
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
-# What a file system says that keeps no modes.
+# Errors of file systems without modes.
 NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -39,11 +39,11 @@ class StoreError(BardError):
 
 
 class ObjectMissing(StoreError):
-    """No intact object stands behind a handle."""
+    """The artifact of a handle is missing or damaged."""
 
 
 class FileFacts(BaseModel):
-    """One data file of an object: its size in bytes and its sha256."""
+    """A file of an artifact: its size in bytes and its sha256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +52,7 @@ class FileFacts(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an object is. The digest of an object is the sha256 of this, written as canonical JSON."""
+    """The content of an artifact. Its sha256, as canonical JSON, is the artifact's digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
 
 
 class Origin(BaseModel):
-    """How an object came to be. It stands beside the digest and not in it: two ways to the same bytes agree."""
+    """How an artifact was made. It is not part of the digest: equal bytes have equal digests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,13 +79,13 @@ class Origin(BaseModel):
 
 @dataclass(frozen=True)
 class Draft:
-    """An object while it is written: a folder of its own that nobody else looks into."""
+    """The folder of an artifact that is being written."""
 
     folder: Path
 
 
 class Store:
-    """Objects under `<root>/objects/<kind>/<digest>/`, on a disk of this machine."""
+    """Artifacts in `<root>/objects/<kind>/<digest>/`, on a local disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -94,9 +94,9 @@ class Store:
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
-        """A folder to write an object's files into. What is not handed to `keep` by the end is deleted.
+        """A folder for an artifact's files. It is deleted at the end unless `keep` was called.
 
-        Its name begins with the number of the process that writes: a killed one leaves its draft to garbage collection.
+        Its name starts with the process id, so that garbage collection can delete drafts of killed processes.
         """
         make_folder(self.drafts)
         draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))
@@ -107,13 +107,13 @@ class Store:
                 shutil.rmtree(draft.folder)
 
     def keep(self, draft: Draft, kind: type[H], facts: dict[str, Any], origin: Origin) -> H:
-        """Turn a draft into an object by one atomic rename and return its handle.
+        """Store a draft as an artifact with one atomic rename, and return its handle.
 
-        If the same object is already kept and intact, that one stays, with its origin; a damaged one is replaced.
+        If the artifact already exists and is intact, it is kept with its origin; a damaged one is replaced.
 
         Raises:
-            StoreError: a figure in the facts or in the origin is not finite: JSON has no spelling for it.
-            ValueError: the draft holds a link or a device, or a file under one of our own two names.
+            StoreError: a number in the facts or the origin is not finite.
+            ValueError: the draft has a link, a device, or a file named manifest.json or origin.json.
         """
         names = file_names(draft.folder)
         for name in names:
@@ -123,7 +123,7 @@ class Store:
                 )
         files = {name: file_facts(draft.folder / name) for name in names}
         manifest = Manifest(kind=kind_of(kind), layout=LAYOUT, facts=facts, files=files)
-        # Not `mode="json"`: pydantic would write a NaN as null, and the object would be kept with a hole in it.
+        # Not `mode="json"`: pydantic would write NaN as null without an error.
         content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
 
@@ -152,28 +152,28 @@ class Store:
             self.discard_damaged(handle)
 
     def discard_damaged(self, handle: Handle) -> None:
-        """Take an object out of the store if it is damaged, so that a good one can come in its place.
+        """Remove an artifact from the store if it is damaged.
 
         Another writer may have replaced it since the caller looked, and what that one handed out must not vanish: so it
         is looked at again under the lock. Where nothing lies nothing is removed, since a good one may come that moment.
         """
         with self._removing():
             place = self.place(handle)
-            # What cannot be renamed over (all but an empty folder) and is damaged now stays so until it is removed.
+            # A damaged artifact that cannot be renamed over (anything but an empty folder) must be removed first.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
             if occupied and self.damage(handle) is not None:
                 self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
-        """Take an object out of sight in one rename, then delete it; it is no error if there is none."""
+        """Rename an artifact out of the store, then delete it; no error if it does not exist."""
         with self._removing():
             self._remove(handle)
 
     def folder(self, handle: Handle) -> Path:
-        """Where the object's files lie.
+        """The folder of the artifact's files.
 
         Raises:
-            ObjectMissing: nothing is kept under this handle. (Whether it is intact, `damage` says: that takes longer.)
+            ObjectMissing: there is no such artifact. (`damage` checks its bytes.)
         """
         place = self.place(handle)
         if not (place / MANIFEST).is_file():
@@ -181,9 +181,9 @@ class Store:
         return place
 
     def damage(self, handle: Handle) -> str | None:
-        """What is wrong with the object, in words, or None when every byte is what its digest says.
+        """What is wrong with the artifact, or None if all bytes match the digest.
 
-        Reads and hashes everything: about 1.5 GB/s where the processor has SHA instructions.
+        It hashes all files, with about 1.5 GB/s on a processor with SHA instructions.
         """
         place = self.place(handle)
         try:
@@ -204,10 +204,10 @@ class Store:
             return f"damaged ({error.filename} went away while it was looked at)"
 
     def manifest(self, handle: Handle) -> Manifest:
-        """The object's manifest.
+        """The artifact's manifest.
 
         Raises:
-            ObjectMissing: there is no such object, or its manifest is not the one that the handle names.
+            ObjectMissing: there is no such artifact, or its manifest does not match the digest.
         """
         content = (self.folder(handle) / MANIFEST).read_bytes()
         if hashlib.sha256(content).hexdigest() != handle.digest:
@@ -217,14 +217,14 @@ class Store:
         return Manifest.model_validate_json(content)
 
     def facts(self, handle: Handle) -> dict[str, Any]:
-        """The facts in the object's manifest."""
+        """The facts in the artifact's manifest."""
         return self.manifest(handle).facts
 
     def origin(self, handle: Handle) -> Origin:
-        """How the object was first made.
+        """The origin of the artifact.
 
         Raises:
-            ObjectMissing: there is no such object, or what it says of its origin cannot be read.
+            ObjectMissing: there is no such artifact, or its origin cannot be read.
         """
         path = self.folder(handle) / ORIGIN
         try:
@@ -235,10 +235,10 @@ class Store:
             ) from error
 
     def find(self, prefix: str) -> Handle:
-        """The one object whose digest begins with `prefix` (at least four characters).
+        """The artifact whose digest starts with `prefix` (at least four characters).
 
         Raises:
-            StoreError: none does, or several do (they are named).
+            StoreError: there is none, or there are several (the message lists them).
         """
         found = [h for h in self.handles() if len(prefix) >= 4 and h.digest.startswith(prefix)]
         if len(found) == 1:
@@ -252,16 +252,16 @@ class Store:
         raise StoreError(f"{prefix!r} begins several digests; give more of it: {several}")
 
     def handles(self) -> Iterator[Handle]:
-        """Every object in the store."""
+        """All artifacts in the store."""
         for kind, handle_class in KINDS.items():
             folder = self.objects / kind
             if folder.is_dir():
                 for name in sorted(place.name for place in folder.iterdir()):
-                    if DIGEST.fullmatch(name):  # a desktop leaves files of its own in any folder
+                    if DIGEST.fullmatch(name):  # desktops add their own files to folders
                         yield handle_class(digest=name)
 
     def place(self, handle: Handle) -> Path:
-        """Where the object lies, or would."""
+        """The path of the artifact, whether or not it exists."""
         return self.objects / handle.kind / handle.digest
 
     def _harm(self, place: Path, manifest: Manifest) -> str | None:
@@ -281,7 +281,7 @@ class Store:
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
-        """One at a time takes objects out of the store. The kernel frees the lock of a holder that dies."""
+        """The lock for removing artifacts. The kernel releases it when the process ends."""
         make_folder(self.root)
         with (self.root / "removing.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -298,10 +298,10 @@ class Store:
 
 
 def canonical_json(value: Any) -> bytes:
-    """One spelling for one value: sorted keys, two spaces, UTF-8, a newline at the end.
+    """Canonical JSON: sorted keys, indented by two spaces, UTF-8, with a line end.
 
     Raises:
-        StoreError: a number in it is NaN or infinite, or a text holds bytes that could not be decoded.
+        StoreError: a number is NaN or infinite, or a text has undecodable bytes.
     """
     try:
         return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
@@ -313,13 +313,13 @@ def canonical_json(value: Any) -> bytes:
 
 
 def file_names(folder: Path) -> list[str]:
-    """What lies in a folder and in the folders in it, sorted; the folders themselves are not named."""
+    """All files below a folder, sorted, without the folders."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each on the disk before anything comes into it."""
+    """Create a folder and its parents, and fsync each."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -327,12 +327,12 @@ def make_folder(folder: Path) -> None:
 
 
 def make_read_only(path: Path) -> None:
-    """Let nobody write to a file by mistake, where the file system can say so."""
+    """Make a file read-only, if the file system supports it."""
     set_mode(path, 0o444)
 
 
 def set_mode(path: Path, mode: int) -> None:
-    """Set a file's or folder's mode; one whose file system keeps no modes (FAT, some network mounts) stays as it is."""
+    """Set the mode of a file or folder, if the file system has modes (FAT and some network mounts do not)."""
     try:
         path.chmod(mode)
     except OSError as error:
@@ -341,14 +341,14 @@ def set_mode(path: Path, mode: int) -> None:
 
 
 def file_facts(path: Path) -> FileFacts:
-    """Size and sha256 of a file, read as a stream."""
+    """Size and sha256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileFacts(bytes=path.stat().st_size, sha256=digest)
 
 
 def fsync(path: Path) -> None:
-    """Ask the disk to have written a file or a folder."""
+    """Call fsync on a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
