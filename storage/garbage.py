@@ -29,8 +29,8 @@ def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), 
     """Delete artifacts that no name refers to; with `dry_run`, only list them.
 
     It keeps the artifacts of each name's last entry, of all entries of `<corpus>/champion` (for rollbacks), of the
-    notes in these entries, those in `keep`, and everything that these were made from. An active run's artifacts have no name
-    yet: no run may be active, or `keep` must have its handles. Artifacts that are added meanwhile are kept.
+    notes in these entries, those in `keep`, and everything that these were made from. An active run's artifacts have no
+    name yet: no run may be active, or `keep` must have its handles. Artifacts that are added meanwhile are kept.
 
     Raises:
         StoreError: an entry or an origin cannot be read; nothing was deleted.

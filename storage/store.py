@@ -154,8 +154,7 @@ class Store:
     def discard_damaged(self, handle: Handle) -> None:
         """Remove an artifact from the store if it is damaged.
 
-        Another writer may have replaced it since the caller looked, and what that one handed out must not vanish: so it
-        is looked at again under the lock. Where nothing lies nothing is removed, since a good one may come that moment.
+        Another process may have replaced it meanwhile, so it is checked again under the lock.
         """
         with self._removing():
             place = self.place(handle)
