@@ -1,4 +1,4 @@
-"""matplotlib's drawings as inline SVGs that take their colours and their font from the page."""
+"""matplotlib figures as inline SVGs with the page's colours and font."""
 
 import io
 import threading
@@ -9,9 +9,9 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# matplotlib's settings are one global; two flows that draw at once in two threads must not see each other's.
+# matplotlib's settings are global, but two flows may draw in two threads.
 _DRAWING = threading.Lock()
-# matplotlib wants colours, the page has variables: each colour here is a mark that is replaced after drawing.
+# matplotlib needs colours, the page has CSS variables: these colours are replaced after drawing.
 _INKS = {
     "#010101": "var(--ink-soft)",
     "#020202": "var(--rule)",
@@ -26,9 +26,9 @@ TEXT, GRID, TRAIN, VALIDATION, PAPER, BAD, GOOD, BAR = _INKS
 
 
 def inline_svg(draw: Callable[[], Figure], *, name: str, title: str, description: str) -> str:
-    """What `draw` makes, as an SVG to stand in a page.
+    """Call `draw` and return its figure as an inline SVG.
 
-    `name` starts every id in the drawing: two drawings on one page need two names. The SVG backend draws 72 units an
+    `name` is the prefix of all ids; each drawing on a page needs its own. The SVG backend draws 72 units an
     inch, and one unit is one CSS pixel. Text is about 12 px high at any width.
     """
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 12, "path.simplify": False}
@@ -41,7 +41,7 @@ def inline_svg(draw: Callable[[], Figure], *, name: str, title: str, description
 
 
 def plain_axes(axes: Axes) -> None:
-    """Labels in the page's ink, no ticks, and of the frame only the line below."""
+    """Use the page's text colour, no ticks, and only the lower line of the frame."""
     axes.tick_params(which="both", length=0, colors=TEXT, pad=5)
     axes.xaxis.label.set_color(TEXT)
     axes.yaxis.label.set_color(TEXT)
@@ -52,7 +52,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def _inline(svg: bytes, name: str, title: str, description: str) -> str:
-    """Makes matplotlib's file part of a page: its own ids, the page's font and colours, a title for screen readers."""
+    """Adapt matplotlib's SVG to a page: ids, font and colours of the page, a title for screen readers."""
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -62,10 +62,10 @@ def _inline(svg: bytes, name: str, title: str, description: str) -> str:
         element.tag = _local(element.tag)
         element.attrib = {_local(key): value for key, value in element.attrib.items()}
         if element.tag == "g":
-            # Groups are named figure_1, axes_1… in every drawing, and nothing points at them.
+            # Groups have ids such as figure_1 in every drawing; nothing refers to them.
             element.attrib.pop("id", None)
         if element.tag == "text":
-            # Font and colour come from the page's style sheet; only the anchor is matplotlib's.
+            # Font and colour come from the page's style sheet.
             drawn = element.attrib["style"].split(";")
             element.set("style", next(part.strip() for part in drawn if "text-anchor" in part))
         for mark, ink in _INKS.items():
@@ -81,5 +81,5 @@ def _inline(svg: bytes, name: str, title: str, description: str) -> str:
 
 
 def _local(name: str) -> str:
-    """An element's or attribute's name without its namespace: HTML knows `svg` and `href` by themselves."""
+    """The name of an element or attribute without its namespace."""
     return name.rpartition("}")[2]

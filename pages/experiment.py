@@ -1,4 +1,4 @@
-"""The report of an experiment over several trainings: a question, what came out, drawings and tables."""
+"""The report of an experiment: a question, the answer, charts and tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from bardflow.pages.template import fill
 
 
 class ExperimentPage(PageModel):
-    """Everything an experiment's report shows."""
+    """The values of an experiment's report."""
 
     experiment: str
     title: str
@@ -29,7 +29,7 @@ def render(page: ExperimentPage) -> str:
 
 
 def markdown(page: ExperimentPage, report: Path, link: str) -> str:
-    """The answer and the tables for Prefect's UI; `report` is the HTML page's file, `link` what opens it."""
+    """The answer and the tables as Markdown for Prefect's UI, with a link to the HTML report."""
     cell = wording.markdown_cell
     answers = "\n".join(f"- {cell(said)}" for said in page.answer)
     blocks = [f"# {cell(page.title)}", answers, wording.full_report(report, link), *markdown_of(page.parts)]

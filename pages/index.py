@@ -1,4 +1,4 @@
-"""The page that leads to all others: corpora, champions over time, leaderboards, experiments, what is scheduled."""
+"""The index page: corpora, champions over time, models, experiments and schedules."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Standing(PageModel):
-    """One model of a corpus: `link` leads to its report, relative to the index; `current` says its text is today's."""
+    """A model of a corpus. `link` is the path of its report; `current`: it was scored on the current text."""
 
     recipe: str
     changed: tuple[str, ...]
@@ -46,7 +46,7 @@ class Reign(PageModel):
 
 
 class Board(PageModel):
-    """A corpus: what is known of its text, its champions and its models, best first; `problems` say what cannot be."""
+    """A corpus with its champions and its models, best first; `problems` are errors of its artifacts."""
 
     corpus: str
     title: str
@@ -70,7 +70,7 @@ class ExperimentLink(PageModel):
 
 
 class Scheduled(PageModel):
-    """A deployment and when it runs; empty where it has no schedule."""
+    """A deployment and its schedules."""
 
     deployment: str
     description: str
@@ -78,7 +78,7 @@ class Scheduled(PageModel):
 
 
 class IndexPage(PageModel):
-    """Everything the index shows; `problems` are of its experiments and its schedule."""
+    """The values of the index page; `problems` are errors of experiments and schedules."""
 
     created: AwareDatetime
     boards: tuple[Board, ...]
@@ -88,7 +88,7 @@ class IndexPage(PageModel):
 
 
 def render(page: IndexPage) -> str:
-    """One self-contained HTML document; its links lead to files beside it."""
+    """One self-contained HTML document with links to files in the home."""
     drawn = {
         board.corpus: (
             _reigns_chart(board, name=f"reigns-{i}-wide", width=840),
@@ -119,7 +119,7 @@ def _drawn(board: Board, width: float) -> "Figure":
 
     figure = Figure(figsize=(width / 72, (90 + 0.2 * width) / 72), layout="constrained")
     axes = figure.add_subplot()
-    # By their order and not by the clock: three of one hour beside one of the next month would lie on one another.
+    # The x axis is the order, not the time: three champions within an hour would overlap.
     scored = [(i, r.bits_per_character) for i, r in enumerate(board.reigns) if r.bits_per_character is not None]
     places, bits = [i for i, _ in scored], [b for _, b in scored]
     axes.step(places, bits, where="post", color=VALIDATION, linewidth=1.6)

@@ -1,4 +1,4 @@
-"""Line charts as inline SVGs that take their colours from the page."""
+"""Line charts as inline SVGs."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ INKS = (VALIDATION, BAD, GOOD, TRAIN, TEXT, BAR)
 
 
 def line_chart(chart: Chart, *, name: str, width: float) -> str:
-    """The drawing, `width` CSS pixels wide; `name` starts every id in it."""
+    """The chart as an SVG, `width` CSS pixels wide; `name` is the prefix of all ids."""
     points = "; ".join(f"{line.name}: {len(line.x)} points" for line in chart.lines)
     return inline_svg(
         partial(_drawn, chart, width),
@@ -55,7 +55,7 @@ def _drawn(chart: Chart, width: float) -> Figure:
     axes.set_ylabel(chart.y_label, labelpad=8)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     plain_axes(axes)
-    # Where every line's points bear its name, a legend would say it again.
+    # No legend if the points are labelled with the names of the lines.
     names = all(line.labels == (line.name,) for line in chart.lines)
     if len(chart.lines) > 1 and not names:
         axes.legend(
@@ -68,13 +68,13 @@ def _drawn(chart: Chart, width: float) -> Figure:
             borderaxespad=0,
         )
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # labels find their places among what stands; the layout would move it again
+    figure.set_layout_engine("none")  # the labels are placed in the final layout
     _label_points(axes, chart.lines, all_of_them=names)
     return figure
 
 
 def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
-    """As many round numbers between two as there is room for."""
+    """Round numbers between two limits, at most `most`."""
     ticks: list[float] = []
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10)):
         denser = [float(x) for x in LogLocator(subs=[*digits]).tick_values(low, high) if low <= x <= high]
@@ -85,9 +85,9 @@ def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
 
 
 def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> None:
-    """Each point's label where it covers nothing: to the upper right, or another side; what has no room stays out.
+    """Place each point's label where it overlaps nothing; labels without room are left out.
 
-    Where every label has to be there, further rows are tried too, from which a line leads to the point.
+    With `all_of_them`, labels are also placed further away, with a line to the point.
     """
     sides = [(6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right")]
     if all_of_them:

@@ -1,4 +1,4 @@
-"""The way from a source to a model as a drawing: a box for each object, an arrow to what was made from it."""
+"""The lineage of a model as a drawing: a box for each artifact, and arrows to artifacts made from it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +15,7 @@ GAP_ACROSS, GAP_ALONG = 18, 34
 
 
 class Node(NamedTuple):
-    """An object: what it is, the first of its digest, and the digests of what it was made from."""
+    """An artifact: its kind, its digest, and the digests of its inputs."""
 
     kind: str
     digest: str
@@ -30,9 +30,9 @@ class _Box(NamedTuple):
 
 
 def lineage_drawing(nodes: Sequence[Node], *, name: str, width: float) -> str:
-    """The nodes, sources first, from left to right where the width allows it and else from above; legs in one box.
+    """Draw the nodes, sources first, from left to right or, if narrow, from top to bottom; legs share one box.
 
-    `name` starts every id in the drawing.
+    `name` is the prefix of all ids.
     """
     boxes, arrows = _laid_out(nodes)
     said = ", ".join(f"{box.name} {box.detail}" for box in boxes)
@@ -45,7 +45,7 @@ def lineage_drawing(nodes: Sequence[Node], *, name: str, width: float) -> str:
 
 
 def _laid_out(nodes: Sequence[Node]) -> tuple[list[_Box], list[tuple[int, int]]]:
-    """The boxes, and the arrows as pairs of their numbers. A box stands one rank after the last it was made from."""
+    """The boxes, and the arrows as pairs of indices. A box has the rank after its inputs."""
     box_of: dict[str, int] = {}
     members: list[list[Node]] = []
     for node in nodes:
@@ -66,7 +66,7 @@ def _laid_out(nodes: Sequence[Node]) -> tuple[list[_Box], list[tuple[int, int]]]
         }
     )
     ranks = [0] * len(members)
-    # As often as there are boxes: legs that share one box may let an arrow point at an earlier one.
+    # Repeated for each box, because legs in one box can make an arrow point back.
     for _ in members:
         for start, end in arrows:
             ranks[end] = min(len(members), max(ranks[end], ranks[start] + 1))
@@ -86,7 +86,7 @@ def _drawn(boxes: list[_Box], arrows: list[tuple[int, int]], width: float) -> Fi
     across = width >= ranks * BOX_WIDTH
     step = width / ranks if across else BOX_HEIGHT + GAP_ALONG
     lane = (BOX_HEIGHT + GAP_ALONG) if across else BOX_WIDTH + GAP_ACROSS + 20
-    # Room on one side for the arrows that pass by other boxes.
+    # Room for arrows that pass other boxes.
     bow = 44
     size = (width, lanes * lane + bow) if across else (max(width, lanes * lane + bow), ranks * step)
     figure = Figure(figsize=(size[0] / 72, size[1] / 72))

@@ -1,4 +1,4 @@
-"""The loss curve as an inline SVG that takes its colours from the page."""
+"""The loss curve as an inline SVG."""
 
 import math
 from bisect import bisect_left
@@ -13,32 +13,32 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bardflow.pages.drawing import GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg
 
-# More points than the widest drawing has pixels for are averaged in blocks: 5,000 steps would be 200 KB of path.
+# The width of the chart in pixels, about. 5,000 points would be 200 KB.
 MOST_POINTS = 400
 
 
 class Series(NamedTuple):
-    """One line of the chart: optimizer steps and losses in nats per token, both of the same length."""
+    """One line of the chart: training steps and losses in nats per token."""
 
     steps: Sequence[float]
     nats: Sequence[float]
 
     @classmethod
     def of(cls, points: Iterable[tuple[int, float | None]]) -> Self:
-        """The points that have a loss."""
+        """The points with a loss."""
         known = [(step, nats) for step, nats in points if nats is not None]
         return cls([step for step, _ in known], [nats for _, nats in known])
 
 
 class Times(NamedTuple):
-    """Training time in seconds at each of some optimizer steps; neither ever falls."""
+    """Training time in seconds at training steps, both in ascending order."""
 
     steps: Sequence[float]
     seconds: Sequence[float]
 
 
 def thinned(series: Series) -> tuple[Series, int]:
-    """The series averaged in blocks of neighbours so that at most `MOST_POINTS` remain, and how many a block has."""
+    """The series averaged in blocks to at most `MOST_POINTS` points, and the size of a block."""
     block = max(1, math.ceil(len(series.steps) / MOST_POINTS))
     starts = range(0, len(series.steps), block)
     steps, nats = ([fmean(line[start : start + block]) for start in starts] for line in series)
@@ -50,8 +50,8 @@ def loss_chart(
 ) -> str:
     """Draws both losses against step (below) and time (above), in nats (left) and bits per character (right).
 
-    `width` is in CSS pixels, `bits_per_nat` is the bits per character that one nat per token stands for, and `name`
-    starts every id in the drawing: two drawings on one page need two names. Text is about 12 px high at any width.
+    `width` is in CSS pixels, `bits_per_nat` converts nats per token to bits per character, and `name` is the prefix of
+    all ids. Text is about 12 px high at any width.
     """
     return inline_svg(
         partial(_drawn, train, validation, times, best_step, bits_per_nat, width),
@@ -64,7 +64,7 @@ def loss_chart(
 def _drawn(
     train: Series, validation: Series, times: Times, best_step: int, bits_per_nat: float, width: float
 ) -> Figure:
-    # The SVG backend draws 72 units an inch; one unit is one CSS pixel. Flat where it is wide, squarer on a phone.
+    # 72 units in an inch, one for each CSS pixel.
     figure = Figure(figsize=(width / 72, (120 + 0.3 * width) / 72), layout="constrained")
     axes = figure.add_subplot()
     ticks = max(3, int(width // 110))
@@ -97,7 +97,7 @@ def _drawn(
     clock.set_xlabel(f"training time ({unit})", labelpad=9)
 
     for edge in (axes, bits, clock):
-        # The clock stands higher, or its last label meets the right axis's first.
+        # Higher, so that its last label does not touch the right axis's first.
         edge.tick_params(length=0, colors=TEXT, pad=10 if edge is clock else 5)
         edge.xaxis.label.set_color(TEXT)
         edge.yaxis.label.set_color(TEXT)
@@ -109,7 +109,7 @@ def _drawn(
 
 
 def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
-    """The steps that round times fall on, those times, and their unit. Between measured points time runs evenly."""
+    """The steps at round times, these times, and their unit; times are interpolated linearly."""
     total = max(times.seconds, default=0.0)
     length, unit = (1.0, "s") if total < 180 else (60.0, "min") if total < 10_800 else (3600.0, "h")
     places: list[float] = []
@@ -120,7 +120,7 @@ def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
         if not 0 <= time <= total / length:
             continue
         place = _step_at(time * length, times)
-        # Where many seconds passed in few steps (a slow start), their labels would lie on one another.
+        # Labels of a slow start would overlap.
         if not places or place - places[-1] >= 0.5 * times.steps[-1] / most:
             places.append(place)
             labels.append(f"{time:g}")
@@ -128,7 +128,7 @@ def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
 
 
 def _step_at(seconds: float, times: Times) -> float:
-    """The step reached after so many seconds, by straight lines from nothing at 0 s and between the points."""
+    """The step after this many seconds, interpolated linearly."""
     clock, steps = [0.0, *times.seconds], [0.0, *times.steps]
     after = bisect_left(clock, seconds)
     if after == 0:

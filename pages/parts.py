@@ -1,4 +1,4 @@
-"""The blocks that pages are made of: under a heading sentences, charts, tables and quotations, as HTML or Markdown."""
+"""Sections of reports: sentences, charts, tables and quotations under a heading, as HTML or Markdown."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
@@ -12,13 +12,13 @@ Cell = str | int | float | None
 
 
 class PageModel(BaseModel):
-    """What every part of a page shares: frozen, no unknown field, no NaN and no infinity."""
+    """Base class of values on pages: frozen, no unknown fields, no NaN and no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Line(PageModel):
-    """Points that belong together, `labels` beside them; `style` says whether they are measured or a fit."""
+    """A line or a set of points with optional labels."""
 
     name: str
     x: tuple[float, ...]
@@ -28,7 +28,7 @@ class Line(PageModel):
 
 
 class Chart(PageModel):
-    """Lines over one x axis; `marked` is an x with a word to it."""
+    """A chart of lines; `marked` is a labelled value of x."""
 
     title: str
     x_label: str
@@ -39,7 +39,7 @@ class Chart(PageModel):
 
 
 class Table(PageModel):
-    """Figures with a heading; the first column names the row, `best` is the number of the row that stands out."""
+    """A table; the first column names the row, `best` is the index of a highlighted row."""
 
     title: str
     columns: tuple[str, ...]
@@ -49,7 +49,7 @@ class Table(PageModel):
 
 
 class Part(PageModel):
-    """What belongs under one heading: sentences, drawings, tables, and quotations in a language (a BCP 47 tag)."""
+    """A section: sentences, charts, tables, and quotations in a language (a BCP 47 tag)."""
 
     title: str
     findings: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Part(PageModel):
 
 
 def charts_of(parts: Sequence[Part]) -> list[list[tuple[str, str]]]:
-    """Each part's charts as SVG, for a desk and for a phone."""
+    """Each part's charts as SVG, in a wide and a narrow version."""
     from bardflow.pages.line_chart import line_chart  # matplotlib takes 0.6 s to import
 
     return [
@@ -91,13 +91,13 @@ def markdown_of(parts: Sequence[Part]) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are Markdown already: the first column of words, numbers after it."""
+    """A Markdown table; the first column is aligned to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def shown(value: Cell) -> str:
-    """A table's cell: counts grouped, figures with the decimals that their size deserves."""
+    """A cell as text: grouped counts, and numbers with four significant digits."""
     if value is None:
         return ""
     if isinstance(value, str):

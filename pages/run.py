@@ -1,4 +1,4 @@
-"""The report of one training run: what it shows, as frozen values, and the HTML and Markdown pages made of them."""
+"""The report of a training run: its values, and their HTML and Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Bits = Annotated[float, Field(ge=0)]
 
 
 class CleanedStep(PageModel):
-    """What one named cleaning step took out of the source text."""
+    """The counts of a cleaning step."""
 
     step: str
     lines_removed: Count
@@ -26,9 +26,9 @@ class CleanedStep(PageModel):
 
 
 class CorpusFacts(PageModel):
-    """The text that was trained on: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` that of the source's bytes.
+    """The corpus: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` is that of the source's bytes.
 
-    `unseen_distinct` and `unseen_occurrences` count the characters that only the validation set has.
+    `unseen_distinct` and `unseen_occurrences` count the characters that occur only in the validation set.
     """
 
     name: str
@@ -49,7 +49,7 @@ class CorpusFacts(PageModel):
 
 
 class VocabularyFacts(PageModel):
-    """The vocabulary: its kind (`char`, `bpe`), its number of tokens, and their mean length on the validation set."""
+    """The vocabulary: its kind (`char`, `bpe`), number of tokens, and mean length of a token on the validation set."""
 
     kind: str
     size: Annotated[int, Field(ge=1)]
@@ -57,7 +57,7 @@ class VocabularyFacts(PageModel):
 
 
 class ModelFacts(PageModel):
-    """The network: counts of parameters, and its shape."""
+    """The network: its shape and its numbers of parameters."""
 
     architecture: str
     parameters: Count
@@ -69,11 +69,11 @@ class ModelFacts(PageModel):
 
 
 class Scores(PageModel):
-    """The loss over the whole validation set, and the tokens, characters and UTF-8 bytes it was spent on.
+    """The loss over the whole validation set, and its tokens, characters and UTF-8 bytes.
 
-    The first three are of disjoint windows, `sliding_bits_per_character` of windows in which every token sees at least
-    half a context. `compressed_bytes` is the length of the file that the model made of the text and that was read
-    back, None where none was made. Pages from before there were such figures have None.
+    The first three are for disjoint windows, `sliding_bits_per_character` for windows in which every token sees at
+    least half a context. `compressed_bytes` is the size of the compression proof, or None without one. Older reports
+    have None.
     """
 
     nats_per_token: Bits
@@ -87,7 +87,7 @@ class Scores(PageModel):
 
 
 class Baseline(PageModel):
-    """Another way to predict the same text. Only `compressor` and `statistical` were measured on this run's split."""
+    """A baseline. Those of kind `compressor` and `statistical` were measured on this run's split."""
 
     name: str
     kind: Literal["statistical", "compressor", "published"]
@@ -96,9 +96,9 @@ class Baseline(PageModel):
 
 
 class Verdict(PageModel):
-    """Whether this run became its corpus's champion, why, and the champion it met (none the first time).
+    """Whether this run's model became champion, why, and the champion it was compared with.
 
-    `interval` bounds this run's bits per character minus the rival's, with the confidence that `reason` names.
+    `interval` is the confidence interval of this run's bits per character minus the rival's.
     """
 
     moved: bool
@@ -117,7 +117,7 @@ class Verdict(PageModel):
 
 
 class CurvePoint(PageModel):
-    """Losses in nats per token after `step` optimizer steps and `seconds` of training; None where none was taken."""
+    """Losses in nats per token after `step` optimizer steps and `seconds` of training; None if not measured."""
 
     step: Count
     seconds: Seconds
@@ -127,7 +127,7 @@ class CurvePoint(PageModel):
 
 
 class Sample(PageModel):
-    """What the model wrote (`text`, without the prompt) after `prompt`, as row `row` of the texts of that seed."""
+    """A generated text after `prompt`, as row `row` of the batch with this seed."""
 
     prompt: str
     text: str
@@ -137,14 +137,14 @@ class Sample(PageModel):
 
 
 class Alternative(PageModel):
-    """A token that a model held for likely, and the share it gave it."""
+    """A probable token and its probability."""
 
     text: str
     share: Annotated[float, Field(ge=0, le=1)]
 
 
 class Surprise(PageModel):
-    """A piece of the validation text, what it cost in bits, and what the model had expected where it began."""
+    """A piece of the validation set, its bits, and the most probable tokens at its start."""
 
     text: str
     bits: Bits
@@ -152,10 +152,10 @@ class Surprise(PageModel):
 
 
 class Cost(PageModel):
-    """What training took; `peak_bytes` is the process's largest memory, or the accelerator's where there is one.
+    """The cost of training; `peak_bytes` is the peak memory of the process, or of the GPU if there is one.
 
-    `peak_of` says whether the peak is a training leg's, or the process's whole life's where a system cannot tell them
-    apart. `planned_peak_bytes` is what was foreseen before the start, None on pages from before there were plans.
+    `peak_of` says whether it is the peak of a training leg, or of the whole process on systems that cannot tell them
+    apart. `planned_peak_bytes` is the planned peak, or None in older reports.
     """
 
     train_seconds: Seconds
@@ -170,9 +170,9 @@ class Cost(PageModel):
 
 
 class LineageStep(PageModel):
-    """One link of the chain from source to model: the thing's kind and digest, the task that made it, and when.
+    """An artifact of the lineage: its kind and digest, the task that made it, and the time.
 
-    `inputs` are the digests of what it was made from.
+    `inputs` are the digests of its inputs.
     """
 
     kind: str
@@ -184,7 +184,7 @@ class LineageStep(PageModel):
 
 
 class RunPage(PageModel):
-    """Everything one training run's report shows. Equal values give equal pages, byte for byte."""
+    """The values of a run's report. Equal values give equal HTML."""
 
     title: str
     created: AwareDatetime
@@ -210,7 +210,7 @@ class RunPage(PageModel):
     @model_validator(mode="before")
     @classmethod
     def _version_0_1(cls, values: Any) -> Any:
-        # Its pages had a field for what is now a part, and the parts are made anew from the evaluation.
+        # Its reports had a field for what is now a part; parts are computed from the evaluation.
         return (
             {name: value for name, value in values.items() if name != "memorised"}
             if isinstance(values, dict)
@@ -238,7 +238,7 @@ class RunPage(PageModel):
 
 
 def render(page: RunPage) -> str:
-    """One self-contained HTML document: no network, no script needed to read it."""
+    """One self-contained HTML document, readable without a network and scripts."""
     return fill(
         "run.html",
         page=page,
@@ -254,7 +254,7 @@ def render(page: RunPage) -> str:
 
 
 def markdown(page: RunPage, report: Path, link: str) -> str:
-    """The scores as Markdown tables for Prefect's UI; `report` is the HTML page's file, `link` what opens it."""
+    """The scores as Markdown tables for Prefect's UI, with a link to the HTML report."""
     cell, scores, verdict = wording.markdown_cell, page.scores, page.verdict
     measures = [
         ("bits per character", wording.score(scores.bits_per_character)),
@@ -281,7 +281,7 @@ def markdown(page: RunPage, report: Path, link: str) -> str:
         )
         for row in _score_rows(page)
     ]
-    # In a column of their own the notes are cut off: Prefect's tables do not wrap.
+    # Not in a column: Prefect's tables do not wrap.
     notes = [f"- {cell(row.name)}: {cell(row.note)}" for row in _score_rows(page) if row.note]
     blocks = [
         f"# {cell(page.title)}",
@@ -299,14 +299,14 @@ def markdown(page: RunPage, report: Path, link: str) -> str:
 
 
 class _Remark(NamedTuple):
-    """A sentence about the score, and whether it is good news."""
+    """A sentence about the score, and whether it is good."""
 
     good: bool
     text: str
 
 
 class _ScoreRow(NamedTuple):
-    """One bar: bits per character, the difference from this model's, and its length in per cent of the longest."""
+    """A bar: bits per character, the difference from this model, and the length in percent of the longest."""
 
     name: str
     kind: Literal["this", "champion", "statistical", "compressor", "published"]
@@ -317,7 +317,7 @@ class _ScoreRow(NamedTuple):
 
 
 class _CurveView(NamedTuple):
-    """The loss curve's two drawings, and what its caption says."""
+    """The two versions of the loss curve, and the values of its caption."""
 
     wide: str
     narrow: str
@@ -327,7 +327,7 @@ class _CurveView(NamedTuple):
 
 
 def _remarks(page: RunPage) -> tuple[_Remark, ...]:
-    """Says in plain words which of the predictors measured on the same split the model beats. A tie is not a win."""
+    """Sentences on which baselines the model beats. A tie does not count."""
     own = page.scores.bits_per_character
     remarks = []
     for kind, singular in (("compressor", "general-purpose compressor"), ("statistical", "count-based model")):
@@ -354,12 +354,12 @@ def _remarks(page: RunPage) -> tuple[_Remark, ...]:
 
 
 def _proof(scores: Scores) -> tuple[_Remark, ...]:
-    """What the file says that the model made of the text; empty where none was made."""
+    """A sentence on the compression proof, if there is one."""
     if scores.compressed_bytes is None:
         return ()
     took = 8 * scores.compressed_bytes / scores.characters
     off = ""
-    if scores.bits_per_character:  # a text of one symbol costs nothing
+    if scores.bits_per_character:  # a text of one symbol has 0 bits
         share = 100 * (took / scores.bits_per_character - 1)
         off = f" ({f'{share:+.3f}'.replace('-', wording.MINUS)} % of the score)"
     text = (
@@ -371,7 +371,7 @@ def _proof(scores: Scores) -> tuple[_Remark, ...]:
 
 
 def _score_rows(page: RunPage) -> tuple[_ScoreRow, ...]:
-    """This model, the champion it met and the baselines, best first; on a tie this model comes last."""
+    """This model, the champion and the baselines, best first; on a tie this model comes last."""
     own, verdict = page.scores.bits_per_character, page.verdict
     entries: list[tuple[str, Literal["this", "champion", "statistical", "compressor", "published"], float, str]] = [
         (b.name, b.kind, b.bits_per_character, b.note) for b in page.baselines
@@ -388,7 +388,7 @@ def _score_rows(page: RunPage) -> tuple[_ScoreRow, ...]:
 
 
 def _curve_view(page: RunPage) -> _CurveView | None:
-    """The curve drawn for a desk and for a phone, or None where no validation loss was recorded."""
+    """The loss curve in a wide and a narrow version, or None without validation losses."""
     validated = tuple(point for point in page.curve if point.validation_nats is not None)
     if not validated:
         return None
@@ -408,7 +408,7 @@ def _curve_view(page: RunPage) -> _CurveView | None:
 
 
 def _lineage_views(page: RunPage) -> tuple[str, str] | None:
-    """The lineage drawn for a desk and for a phone; None where nothing is known of what was made from what."""
+    """The lineage in a wide and a narrow version, or None if no inputs are known."""
     from bardflow.pages.lineage_drawing import Node, lineage_drawing  # matplotlib takes 0.6 s to import
 
     nodes = [Node(step.kind, step.digest, step.inputs) for step in page.lineage]
@@ -421,7 +421,7 @@ def _lineage_views(page: RunPage) -> tuple[str, str] | None:
 
 
 def _planned(cost: Cost) -> tuple[str, ...]:
-    """The planned peak and its error against the measured one; empty where there was no plan."""
+    """The planned peak and its error, if there is a plan."""
     if cost.planned_peak_bytes is None or not cost.peak_bytes:
         return ()
     error = 100 * (cost.planned_peak_bytes / cost.peak_bytes - 1)

@@ -1,4 +1,4 @@
-"""What all pages share: one style sheet, one script that reading does not need, and the words of numbers."""
+"""Rendering of all pages: templates, style sheet, script and filters."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bardflow.pages import wording
 
-# Reading needs no script; this one lets a reader choose the other theme than the system's and step through a passage.
+# For the choice of the theme, the passage, and the page that generates text.
 SCRIPT = r"""
 const button = document.getElementById("theme"), root = document.documentElement;
 const system = () => matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
@@ -94,7 +94,7 @@ if (ask) {
 
 
 def fill(template: str, **values: Any) -> str:
-    """One self-contained HTML document: no network, no script needed to read it."""
+    """One self-contained HTML document, readable without a network and scripts."""
     return (
         _environment()
         .get_template(template)
@@ -125,10 +125,10 @@ def _environment() -> Environment:
 
 
 def _web_address(text: str) -> bool:
-    """Whether the text may be a link: any other scheme (`javascript:`, `data:`) is shown as text only."""
+    """Whether the text may be a link; other schemes (`javascript:`, `data:`) are shown as text."""
     return text.startswith(("https://", "http://"))
 
 
 def _content_hash(script: str) -> str:
-    """The script's name in a content security policy, which lets this one run and no other."""
+    """The script's hash for the content security policy, which allows only this script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

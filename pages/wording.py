@@ -1,13 +1,13 @@
-"""Numbers, times and foreign text as a reader should see them."""
+"""Formatting of numbers, times and text from users."""
 
 import html
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-# C0 controls other than tab and newline, and DEL: a byte-fallback model can emit them, HTML forbids most of them.
+# C0 controls except tab and newline, and DEL: models with byte fallback can generate them, HTML forbids most.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
-# C1 controls have no pictures of their own.
+# C1 controls have no symbols.
 _CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 MINUS = "\N{MINUS SIGN}"
 _MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~$])")
@@ -19,7 +19,7 @@ def grouped(count: int) -> str:
 
 
 def score(value: float) -> str:
-    """A loss or a rate with the four decimals that published losses use."""
+    """A loss with four decimals, as published losses have."""
     return f"{value:.4f}"
 
 
@@ -74,26 +74,26 @@ def setting(value: str | int | float | bool | None) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with its control characters shown as pictures (NUL as ␀), so that HTML can carry it."""
+    """The text with control characters as visible symbols (NUL as ␀), which HTML allows."""
     return text.replace("\r\n", "\n").translate(_CONTROL_PICTURES)
 
 
 def quoted(text: str) -> str:
-    """A token so that its spaces and line breaks are seen."""
+    """A token in quotes with visible spaces and line breaks."""
     return f"“{visible(text).replace(' ', '␣').replace(chr(10), '⏎')}”"
 
 
 def markdown_cell(text: str) -> str:
-    """Foreign text as one Markdown table cell: no markup, no HTML, no line break, no bar that would end the cell."""
+    """Text as a Markdown table cell, escaped and without line breaks."""
     one_line = " ".join(visible(text).split())
     return html.escape(_MARKDOWN_MARKS.sub(r"\\\1", one_line), quote=False)
 
 
 def full_report(file: Path, link: str) -> str:
-    """The line of Markdown that leads from Prefect's UI to a report: a link that opens it, and its file."""
+    """Markdown with the link to a report and its file."""
     return f"[Full report]({link}), the file `{file}`"
 
 
 def title_language(title: str, language: str) -> str:
-    """What language to read a corpus's title in: a Chinese text may well have an English one."""
+    """The language of a corpus's title: a Chinese text may have an English title."""
     return "en" if title.isascii() else language

@@ -1,11 +1,11 @@
-"""The page to write with a model: a text, what the model adds to it, and what it held for likely at each place."""
+"""The page that generates text with a model and shows the most probable tokens at each position."""
 
 from bardflow.pages.parts import Count, PageModel
 from bardflow.pages.template import fill
 
 
 class WritingPage(PageModel):
-    """Whose page it is; `prompt` stands in the field at first."""
+    """The values of the page; `prompt` is the initial text."""
 
     name: str
     model: str
@@ -15,5 +15,5 @@ class WritingPage(PageModel):
 
 
 def render(page: WritingPage) -> str:
-    """One HTML document; it talks to the server that it came from and to nobody else."""
+    """One HTML document that connects only to its own server."""
     return fill("writing.html", page=page)

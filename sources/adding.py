@@ -1,4 +1,4 @@
-"""A new corpus from an address: look at what is there, then write the small file that describes it."""
+"""Add a corpus: fetch and survey a text for a new corpus file."""
 
 import tempfile
 from pathlib import Path
@@ -12,7 +12,7 @@ from bardflow.sources.survey import Survey, survey
 
 
 class Added(NamedTuple):
-    """What was found at a new corpus's source, and the description to write (pinned to these very bytes, if wanted)."""
+    """A new corpus: its spec (with the sha256 if pinned), its files and its survey."""
 
     spec: CorpusSpec
     fetched: Fetched
@@ -20,9 +20,9 @@ class Added(NamedTuple):
 
 
 def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSource:
-    """What an address names: `http(s)://…` a file there, `dataset:NAME` a Hugging Face dataset, else a path or a glob.
+    """The source of an address: `http(s)://…`, `dataset:NAME` for a Hugging Face dataset, else a path or a glob.
 
-    A path inside the project folder is kept relative to it, so that the description holds on another machine.
+    A path inside the project folder becomes relative, so that it is valid on another machine.
     """
     if address.startswith(("http://", "https://")):
         return UrlSource(url=address)
@@ -35,10 +35,10 @@ def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSo
 def look(
     spec: CorpusSpec, *, project: Path, downloads: Path, mirror: str | None, pin: bool, progress: Progress | None = None
 ) -> Added:
-    """Fetch the corpus into a passing folder, survey it, and pin its sha256 if `pin` and the source is one file.
+    """Fetch the corpus into a temporary folder, survey it, and pin its sha256 if `pin` and the source is one file.
 
     Raises:
-        CorpusError, FetchError: it cannot be fetched or is not a text; nothing is written.
+        CorpusError, FetchError: it cannot be fetched or is not text; nothing is written.
     """
     with tempfile.TemporaryDirectory() as folder:
         fetched = fetch(spec, Path(folder), downloads=downloads, mirror=mirror, progress=progress, project=project)

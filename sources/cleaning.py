@@ -1,7 +1,7 @@
-"""Cleaning steps with names: each turns a stream of lines into a stream of lines and counts what it took and gave.
+"""Cleaning steps: each maps a stream of lines to a stream of lines and counts its changes.
 
-A line keeps its line end, and only "\\n" ends one. Every step obeys one law, which the counts state: characters in,
-less those removed, plus those added, are the characters out.
+A line includes its line end, which is only "\\n". For every step, the characters of the input minus those removed plus
+those added are the characters of the output.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Cleaned(BaseModel):
-    """What one step did to a corpus: lines removed (or joined away), characters removed, characters added."""
+    """The counts of a step: lines removed (or joined), characters removed, characters added."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,7 @@ Step = Callable[[Iterator[str], Tally], Iterator[str]]
 
 
 def strip_bom(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Take off the byte-order mark that stands first in a file (two, where tools each added one)."""
+    """Remove byte-order marks at the start of a file."""
     for line in lines:
         bare = line.lstrip("\ufeff")
         tally.characters_removed += len(line) - len(bare)
@@ -77,7 +77,7 @@ _MARK_LINES = 3
 
 
 class _Lines(Iterator[str]):
-    """Lines of which some can be put back to be read again."""
+    """An iterator of lines with `put_back`."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -91,10 +91,10 @@ class _Lines(Iterator[str]):
 
 
 def gutenberg(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Take off Project Gutenberg's header and footer, marks included, with the blank lines that set them off.
+    """Remove Project Gutenberg's header and footer, with their marks and the blank lines next to them.
 
-    A header is what stands before `*** START OF`; a file without that mark has none. A footer begins at
-    `*** END OF` or `End of (the) Project Gutenberg's …` and reaches to the next start mark or the end of the file.
+    The header ends at `*** START OF`; a file without that mark has none. A footer begins at
+    `*** END OF` or `End of (the) Project Gutenberg's …` and ends at the next start mark or the end of the file.
     """
     ahead = _Lines(lines)
     head = list(islice(_until(_BOOK_STARTS, ahead), _HEADER_LINES))
@@ -122,7 +122,7 @@ def gutenberg(lines: Iterator[str], tally: Tally) -> Iterator[str]:
 
 
 def _until(mark: re.Pattern[str], lines: Iterator[str]) -> Iterator[str]:
-    """The lines up to and with the first that matches."""
+    """The lines up to the first that matches, including it."""
     for line in lines:
         yield line
         if mark.match(line):
@@ -130,7 +130,7 @@ def _until(mark: re.Pattern[str], lines: Iterator[str]) -> Iterator[str]:
 
 
 def _drop_rest_of_mark(mark: str, lines: _Lines, tally: Tally) -> None:
-    """Drop what is left of a wrapped start mark, and the blank lines after it."""
+    """Drop the rest of a wrapped start mark, and the blank lines after it."""
     if mark.lstrip().startswith("***") and not mark.rstrip().endswith("***"):
         rest = list(islice(lines, _MARK_LINES))
         length = next((n for n, line in enumerate(rest, 1) if line.rstrip().endswith("***")), 0)
@@ -144,7 +144,7 @@ def _drop_rest_of_mark(mark: str, lines: _Lines, tally: Tally) -> None:
 
 
 def nfc(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Compose characters (Unicode Normalization Form C); a line's normal form is its part of the whole text's."""
+    """Compose characters (Unicode Normalization Form C)."""
     for line in lines:
         if unicodedata.is_normalized("NFC", line):
             yield line
@@ -181,11 +181,11 @@ _DASHES = "-‐–—―─"
 
 
 def unwrap(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Join the lines of a hard-wrapped paragraph: with nothing beside a Chinese or Japanese character, else a space.
+    """Join the lines of a hard-wrapped paragraph: with a space, or without next to a Chinese or Japanese character.
 
     A paragraph ends at a blank line, before an indented line, at a heading, and after a line so short that the next
-    word would have fitted with room to spare (verse, addresses, a last line). The wrap width is read off the first
-    5,000 lines; a text without a common right edge between 60 and 120 columns passes unchanged.
+    word would have fitted with room to spare (verse, addresses, a last line). The wrap width is determined
+    from the first 5,000 lines; a text without a common right edge at 60 to 120 columns is not changed.
     """
     sample = list(islice(lines, _SAMPLE_LINES))
     width = wrap_width(sample)
@@ -213,7 +213,7 @@ def unwrap(lines: Iterator[str], tally: Tally) -> Iterator[str]:
 
 
 def wrap_width(lines: Sequence[str]) -> int | None:
-    """The column at which these lines were wrapped, or None if they do not look hard-wrapped."""
+    """The column at which these lines are wrapped, or None if they are not hard-wrapped."""
     widths = sorted(columns(line.rstrip()) for line in lines if line.strip())
     if not widths:
         return None
@@ -224,14 +224,14 @@ def wrap_width(lines: Sequence[str]) -> int | None:
 
 
 def columns(text: str) -> int:
-    """Columns that `text` takes on a terminal: two for a wide or full-width character (Unicode Annex 11), else one."""
+    """The width of `text` in columns: two for a wide or full-width character (Unicode Annex 11), else one."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _continues(last: str, line: str, width: int) -> bool:
-    """Whether `line` goes on with the paragraph of which `last` is the line before."""
+    """Whether `line` continues the paragraph of the line `last`."""
     body = line.strip()
     if not last.strip() or not body or _HEADING.match(last) or _HEADING.match(body):
         return False
@@ -242,19 +242,19 @@ def _continues(last: str, line: str, width: int) -> bool:
 
 
 def _joint(before: str, after: str) -> str:
-    """What goes between two lines when they are joined: a space, except beside an ideograph, a space or a dash."""
+    """The text between two joined lines: a space, except next to an ideograph, a space or a dash."""
     if before[-1] in _DASHES or after[0].isspace() or _unspaced(before[-1]) or _unspaced(after[0]):
         return ""
     return " "
 
 
 def _unspaced(character: str) -> bool:
-    """Whether this is a character of a script written without spaces between words (Hangul is wide, but spaced)."""
+    """Whether the character's script has no spaces between words (Hangul is wide, but has spaces)."""
     return unicodedata.east_asian_width(character) in "WF" and not unicodedata.name(character, "").startswith("HANGUL")
 
 
 def _first_word(body: str) -> str:
-    """The least that a wrapper could have moved to the line before."""
+    """The first unit that could have been on the line before."""
     return body[0] if _unspaced(body[0]) else body.split(maxsplit=1)[0]
 
 
@@ -269,7 +269,7 @@ STEP_NAMES = tuple(STEPS)
 
 
 def clean(lines: Iterable[str], steps: Sequence[str], tallies: Sequence[Tally]) -> Iterator[str]:
-    """Run the named steps in order over the lines of one file (or row), adding to one tally a step."""
+    """Run the steps in order over the lines of a file or row, and add to their tallies."""
     cleaned = iter(lines)
     for step, tally in zip(steps, tallies, strict=True):
         cleaned = STEPS[step](cleaned, tally)
@@ -277,7 +277,7 @@ def clean(lines: Iterable[str], steps: Sequence[str], tallies: Sequence[Tally]) 
 
 
 def counted(steps: Sequence[str], tallies: Sequence[Tally]) -> tuple[Cleaned, ...]:
-    """The tallies as values to keep."""
+    """The tallies as frozen values."""
     return tuple(
         Cleaned(
             step=step,

@@ -1,4 +1,4 @@
-"""From the raw files of a corpus to its text: decoded, cleaned, cut into documents and handed on in small pieces."""
+"""The text of a corpus from its files: decoded, cleaned, cut into documents, and split."""
 
 import json
 import re
@@ -17,16 +17,16 @@ Part = Literal["train", "validation"]
 
 
 class Piece(NamedTuple):
-    """A stretch of text that lies within one document (numbered from 0)."""
+    """A piece of text within one document (numbered from 0)."""
 
     document: int
     text: str
 
 
 class Reading:
-    """The cleaned text of one corpus as pieces; every iteration reads the files anew and gives the same pieces.
+    """The cleaned text of a corpus as pieces; each iteration reads the files again.
 
-    `cleaned` holds what each cleaning step did, once an iteration has reached the end.
+    `cleaned` has the counts of each cleaning step after a full iteration.
     """
 
     def __init__(self, spec: CorpusSpec, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Reading:
 
     @property
     def cleaned(self) -> tuple[Cleaned, ...]:
-        """One count a cleaning step; raises RuntimeError before the first full iteration."""
+        """The counts of each cleaning step. Raises RuntimeError before the first full iteration."""
         if self._cleaned is None:
             raise RuntimeError("what cleaning did is known only after all pieces have been read")
         return self._cleaned
@@ -44,8 +44,8 @@ class Reading:
     def __iter__(self) -> Iterator[Piece]:
         """Yield the pieces in order.
 
-        Raises CorpusError for bytes that are not text in UTF-8, for a text without a visible character and for a
-        heading that matches no line.
+        Raises CorpusError for bytes that are not UTF-8, for a text without visible characters, and for a heading that
+        matches no line.
         """
         tallies = [Tally() for _ in self._spec.cleaning]
         yield from _pieces(_documents(self._spec, self._folder, tallies))
@@ -53,16 +53,16 @@ class Reading:
 
 
 def read(spec: CorpusSpec, folder: Path) -> Reading:
-    """The text of the corpus whose raw files (as `sources.fetch.fetch` leaves them) lie in `folder`.
+    """The text of a corpus whose files, from `sources.fetch.fetch`, are in `folder`.
 
-    The pieces joined are the cleaned text. A piece holds at most 65,536 characters; a cut within a document comes,
-    where one is to be had, between a line end and a visible character, where no usual tokenizer joins the two sides.
+    The joined pieces are the cleaned text. A piece has at most 65,536 characters. Within a document it ends, if
+    possible, between a line end and a visible character, where usual tokenizers do not join tokens.
     """
     return Reading(spec, folder)
 
 
 def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
-    """The characters and the documents of a text, counted in one pass."""
+    """The numbers of characters and documents."""
     characters, documents = 0, 0
     for piece in pieces:
         characters += len(piece.text)
@@ -71,15 +71,15 @@ def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
 
 
 def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
-    """Label each piece with its part, cutting the one piece that a split by position goes through.
+    """Label each piece with its split; a piece across the border is cut.
 
-    `characters` and `documents` are the totals over all pieces. The training set is the first
-    int((1 - validation) * total) characters or documents, as the published splits count.
-    Raises CorpusError if a part would be empty, or if the pieces do not add up to the totals.
+    `characters` and `documents` are the totals. The training set is the first int((1 - validation) * total) characters
+    or documents, as in published splits.
+    Raises CorpusError if a set would be empty, or if the pieces do not sum to the totals.
     """
     by_document = spec.by == "document"
     total = documents if by_document else characters
-    # As decimals: in binary (1 - 0.9) * 10 is a little less than 1 and would give no training set at all.
+    # As decimals: in binary, (1 - 0.9) * 10 is less than 1, and the training set would be empty.
     border = int((1 - Decimal(str(spec.validation))) * total)
     if not 0 < border < total:
         unit = "document" if by_document else "character"
@@ -110,15 +110,14 @@ def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: 
 
 
 def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iterator[Piece]:
-    """Stretches of cleaned text of any size, each with the number of its document."""
+    """Pieces of cleaned text of any size, with the numbers of their documents."""
     heading = None if spec.documents.heading is None else re.compile(spec.documents.heading)
     document = 0
     begun = False  # whether the current document has a visible character
     headings = 0
     for unit in _units(spec, folder, tallies, by_line=heading is not None):
         fresh = spec.documents.cut in ("file", "row") or heading is not None
-        # Blank text at the head of a file or row waits until it is known whether anything visible follows: alone it
-        # makes no document.
+        # Blank text at the start of a file or row waits for visible text: alone it is no document.
         waiting: list[str] = []
         for text in unit:
             visible = not (text == "" or text.isspace())
@@ -156,7 +155,7 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iter
 
 
 def _units(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], *, by_line: bool) -> Iterator[Iterator[str]]:
-    """The cleaned text of each file (of each row, for a dataset), as lines where anything looks at lines."""
+    """The cleaned text of each file or row; as lines if cleaning or headings need lines."""
     for path in _files(spec, folder):
         name = path.relative_to(folder).as_posix()
         texts: Iterable[Iterator[str]] = (
@@ -186,7 +185,7 @@ def _emptiness(folder: Path) -> str:
 
 
 def _rows(path: Path, name: str) -> Iterator[list[str]]:
-    """The rows as `fetch` stored them, a JSON string a line; each ends in a line end, lest they run together."""
+    """The rows that `fetch` stored as JSON strings; each gets a line end, so that they stay apart."""
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file):
             text = json.loads(line)
@@ -213,7 +212,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _pieces(documents: Iterable[Piece]) -> Iterator[Piece]:
-    """The same text in pieces of at most PIECE_CHARACTERS, cut in places that depend on the text alone."""
+    """The text in pieces of at most PIECE_CHARACTERS, cut at places that depend only on the text."""
     current = 0
     held: list[str] = []
     size = 0
@@ -231,15 +230,15 @@ def _pieces(documents: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class _Border(NamedTuple):
-    """A kind of place to cut at: before or after a mark that stands between two suitable characters."""
+    """A kind of place to cut: before or after a mark between two suitable characters."""
 
     mark: str
     after: int
     suits: Callable[[str, str], bool]
 
 
-# Best first. A line end between two visible characters is a token border to every usual pre-tokenizer; one in a run of
-# blanks may be joined with its neighbours; a space belongs to the word behind it.
+# Best first. All usual pre-tokenizers split at a line end between two visible characters. A line end among blanks may
+# be joined with them, and a space belongs to the next word.
 _BORDERS = (
     _Border("\n", 1, lambda before, behind: not before.isspace() and not behind.isspace()),
     _Border("\n", 1, lambda before, behind: not behind.isspace()),
@@ -249,7 +248,7 @@ _BORDERS = (
 
 
 def _cut(text: str, *, keep: int) -> Iterator[str]:
-    """Cut `text` until no more than `keep` characters (or one piece's, if that is more) are left; those come last."""
+    """Cut `text` into pieces; the last one has at most max(keep, PIECE_CHARACTERS) characters."""
     start = 0
     while len(text) - start > max(keep, PIECE_CHARACTERS):
         end = _cut_after(text, start)
@@ -260,7 +259,7 @@ def _cut(text: str, *, keep: int) -> Iterator[str]:
 
 
 def _cut_after(text: str, start: int) -> int:
-    """The best place to cut within one piece's length of `start`; more text than that follows `start`."""
+    """The best place to cut within the length of a piece after `start`."""
     for border in _BORDERS:
         end = start + PIECE_CHARACTERS + 1
         while (at := text.rfind(border.mark, start + 1, end)) > start:

@@ -1,4 +1,4 @@
-"""One file over http(s): streamed to disk, resumed where it broke off, not sent again if unchanged, and checked."""
+"""Download of a file over http(s): streamed, resumed, conditional and checked."""
 
 import hashlib
 import os
@@ -21,16 +21,16 @@ from bardflow.sources.spec import CorpusError
 
 Progress = Callable[[int, int | None], None]
 
-# The statuses that say "later": request timeout, too early, too many requests, and the server's own troubles.
+# Statuses that are retried.
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class FetchError(CorpusError):
-    """The source could not be reached, or did not give the file."""
+    """The source cannot be reached or does not have the file."""
 
 
 class ChecksumError(CorpusError):
-    """The bytes that came are not those that the corpus pins."""
+    """The downloaded file does not have the pinned sha256."""
 
     @classmethod
     def of(cls, address: str, *, pinned: str, got: str, size: int) -> "ChecksumError":
@@ -41,7 +41,7 @@ class ChecksumError(CorpusError):
 
 
 class HttpSpec(BaseModel):
-    """How patient a download is: times in seconds; `attempts` is how many in a row may bring nothing new."""
+    """Timeouts in seconds, and retries of a download; `attempts` limits attempts in a row without new bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class HttpSpec(BaseModel):
 
 
 class Download(NamedTuple):
-    """A complete file, and how it came."""
+    """A complete file, and how it was downloaded."""
 
     address: str
     bytes: int
@@ -63,7 +63,7 @@ class Download(NamedTuple):
 
 
 class _Record(BaseModel):
-    """The entry of a complete file, written last: where it came from, what it is and how to ask for changes."""
+    """The record of a complete file, written last: its address, size, sha256 and validators."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,7 +76,7 @@ class _Record(BaseModel):
 
 
 class _Validators(BaseModel):
-    """By what the server names this state of the file (RFC 9110, section 8.8)."""
+    """The server's validators of the file (RFC 9110, section 8.8)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,14 +85,14 @@ class _Validators(BaseModel):
 
     @property
     def strong(self) -> str | None:
-        """What If-Range may hold: a strong ETag, else the date; a weak ETag does not promise equal bytes."""
+        """The value for If-Range: a strong ETag, else the date. A weak ETag does not guarantee equal bytes."""
         if self.etag is not None and not self.etag.startswith("W/"):
             return self.etag
         return self.last_modified if self.etag is None else None
 
 
 class _Later(Exception):
-    """An attempt that failed in a way that another may mend."""
+    """A failed attempt that may be retried."""
 
     def __init__(self, cause: str, *, wait_seconds: float | None, gained: bool) -> None:
         super().__init__(cause)
@@ -101,7 +101,7 @@ class _Later(Exception):
 
 
 class _Cell:
-    """The folder of one address below `downloads`: the complete file under its sha256, its record, and a part."""
+    """The folder of an address in `downloads`: the complete file, its record, and a partial file."""
 
     def __init__(self, downloads: Path, url: str) -> None:
         self.folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:32]
@@ -111,7 +111,7 @@ class _Cell:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Alone with the folder; the kernel lets go if the holder dies."""
+        """Lock the folder; the kernel releases the lock when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             yield
@@ -120,7 +120,7 @@ class _Cell:
         return self.folder / f"body-{sha256}"
 
     def record(self) -> _Record | None:
-        """The entry of the complete file, or None if there is none whole: the bytes are hashed again here."""
+        """The record of the complete file, or None if there is none or its hash differs."""
         try:
             record = _Record.model_validate_json(self.record_path.read_bytes())
             return record if _sha256(self.body(record.sha256)) == record.sha256 else None
@@ -141,7 +141,7 @@ class _Cell:
         self.part.unlink(missing_ok=True)
 
     def keep(self, url: str, sha256: str) -> _Record:
-        """Make the part the complete file: bytes safe on disk, then its name, then the record, all atomic."""
+        """Make the partial file the complete file: fsync, rename, then the record."""
         validators = self.validators()
         record = _Record(
             url=url,
@@ -163,7 +163,7 @@ class _Cell:
 
 
 def kept_download(url: str, target: Path, downloads: Path, sha256: str) -> Download | None:
-    """Copy the file with this sha256 to `target` if an earlier download of `url` left it; asks no network."""
+    """Copy the file with this sha256 to `target` if it was downloaded before, without a network request."""
     cell = _Cell(downloads, url)
     if not cell.folder.is_dir():
         return None
@@ -180,7 +180,7 @@ def download(
     http: HttpSpec,
     progress: Progress | None,
 ) -> Download:
-    """Bring the file at `url` into `downloads`, copy it to `target` and say how it came.
+    """Download `url` into `downloads` and copy it to `target`.
 
     A file that is there is downloaded again only if it changed; a partial one is resumed if the server has the same.
     Raises FetchError (unreachable, refused, gone), ChecksumError (other bytes than `sha256`, after one fresh try where
@@ -190,7 +190,7 @@ def download(
     with cell.held():
         if sha256 is not None and (kept := _kept(cell, target, sha256)) is not None:
             return kept
-        # A pinned file that is not the right one is wanted whole, whatever the server thinks has changed.
+        # A file with another sha256 than the pinned one is downloaded again without conditions.
         known = cell.record() if sha256 is None else None
         transfer = _Transfer(url, cell, known, max_bytes, http, progress)
         arrived = transfer.run()
@@ -198,7 +198,7 @@ def download(
             return _given(cell, known, target, transferred=False, why=_not_modified(known))
         got = _sha256(cell.part)
         if sha256 is not None and got != sha256 and transfer.resumed:
-            # Perhaps the part was of another state of the file.
+            # The partial file may be of another version.
             cell.drop_part()
             transfer.run()
             got = _sha256(cell.part)
@@ -219,13 +219,13 @@ def _kept(cell: _Cell, target: Path, sha256: str) -> Download | None:
 
 
 def _given(cell: _Cell, record: _Record, target: Path, *, transferred: bool, why: str) -> Download:
-    # A copy and not a hard link: whoever damages one of the two must not damage the other.
+    # A copy, not a hard link: damage to one must not damage the other.
     shutil.copyfile(cell.body(record.sha256), target)
     return Download(record.url, record.bytes, record.sha256, transferred, why)
 
 
 class _Transfer:
-    """One download with its retries: afterwards the part is the whole file, unless the server says "not modified"."""
+    """A download with retries; afterwards the partial file is complete, unless the server says "not modified"."""
 
     def __init__(
         self, url: str, cell: _Cell, known: _Record | None, max_bytes: int, http: HttpSpec, progress: Progress | None
@@ -240,12 +240,12 @@ class _Transfer:
         self.resumed = False
 
     def run(self) -> bool:
-        """True if the part is the whole file now, False if the known file is unchanged."""
+        """True if the partial file is complete now, False if the known file is unchanged."""
         self.resumed = False
         self._fruitless = 0
         began = time.monotonic()
         timeout = httpx.Timeout(self._http.read_seconds, connect=self._http.connect_seconds)
-        # Bytes as they are: a compressed transfer could be neither resumed nor measured.
+        # A compressed transfer cannot be resumed.
         headers = {"Accept-Encoding": "identity", "User-Agent": "bardflow"}
         retrying = Retrying(retry=retry_if_exception_type(_Later), stop=self._gives_up, wait=self._pause, reraise=True)
         try:
@@ -296,7 +296,7 @@ class _Transfer:
             raise _Later(_cause(error), wait_seconds=None, gained=gained) from error
 
     def _accept(self, response: httpx.Response, start: int) -> int:
-        """The offset at which this answer's bytes begin; everything that is not the file or a part of it is raised."""
+        """The offset of this response's first byte. Raises an error for any other response."""
         status = response.status_code
         if status == httpx.codes.OK:
             self._cell.drop_part()
@@ -323,7 +323,7 @@ class _Transfer:
         raise FetchError(f"{self._url}: {answer}")
 
     def _receive(self, response: httpx.Response, start: int) -> None:
-        """Write the answer's bytes behind the part's first `start`; raises _Later if they end too early."""
+        """Write the response's bytes at `start`; raises _Later if they end too early."""
         encoded = _encoded(response)
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() and not encoded else None
@@ -371,7 +371,7 @@ def _encoded(response: httpx.Response) -> bool:
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
-    """First byte and whole length from `Content-Range: bytes 5-9/10`; None for what it does not say."""
+    """First byte and total length from `Content-Range: bytes 5-9/10`; None if missing."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None:
         return None, None
@@ -380,7 +380,7 @@ def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks us to wait (RFC 9110, section 10.2.3: a number or a date), or None."""
+    """The seconds in the Retry-After header (RFC 9110, section 10.2.3: a number or a date), or None."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -414,7 +414,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or as it was before."""
+    """Write a small file atomically."""
     draft = path.with_suffix(".draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

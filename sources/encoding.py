@@ -1,4 +1,4 @@
-"""From bytes to text: UTF-8 or a clear refusal that names the file, the byte and the likely encoding."""
+"""Decoding of UTF-8 files, with errors that name the file, the byte and the likely encoding."""
 
 import codecs
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from bardflow.sources.spec import CorpusError
 _BLOCK_BYTES = 1 << 18
 _GUESS_BYTES = 1 << 16
 
-# First bytes of files that are often named .txt and are not text (the formats' own signatures).
+# The first bytes of formats that are not text.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive (or a file built as one: docx, epub, xlsx)", "unpack it and give the text inside"),
     (b"PK\x05\x06", "an empty zip archive", "give a text file"),
@@ -28,7 +28,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"{\\rtf", "an RTF document", "save it as plain text"),
 )
 
-# Marks that stand first, longest first: UTF-32's little-endian one begins with UTF-16's.
+# Byte-order marks, longest first: UTF-32's little-endian one starts with UTF-16's.
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -38,9 +38,9 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
 
 
 def decoded(path: Path, name: str) -> Iterator[str]:
-    """The text of a UTF-8 file in blocks, every character kept (a byte-order mark and line ends too).
+    """The text of a UTF-8 file in blocks, unchanged (with a byte-order mark and line ends).
 
-    `name` is what errors call the file. Raises CorpusError for an archive, a binary file or another encoding.
+    `name` is the file's name in errors. Raises CorpusError for an archive, a binary file or another encoding.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0  # of the block's first byte in the file
@@ -48,11 +48,11 @@ def decoded(path: Path, name: str) -> Iterator[str]:
         block = file.read(_BLOCK_BYTES)
         _refuse_signatures(block, name)
         while block:
-            carried = len(decoder.getstate()[0])  # bytes of a character that the block before broke off
+            carried = len(decoder.getstate()[0])  # the first bytes of a character that the last block ended in
             following = file.read(_BLOCK_BYTES)
             nul = block.find(b"\0")
             try:
-                # What stands before a NUL is decoded first: the error names the first byte that is wrong.
+                # Text before a NUL is decoded first, so that the error names the first wrong byte.
                 text = decoder.decode(block if nul < 0 else block[:nul], final=nul >= 0 or not following)
             except UnicodeDecodeError as error:
                 raise CorpusError(_encoding_message(name, offset - carried + error.start, path)) from error
@@ -70,20 +70,19 @@ def guessed_encoding(data: bytes) -> str | None:
         if data.startswith(mark):
             return encoding
     if data.count(0) > len(data) // 5:
-        # ASCII in UTF-16 has its zero bytes on one side of each pair only.
+        # ASCII in UTF-16 has zero bytes at even or at odd offsets only.
         return "UTF-16LE" if data[1::2].count(0) > data[0::2].count(0) else "UTF-16BE"
     scores = {encoding: _likeness(data, encoding) for encoding in _COMMON_LEADS}
     best = max(scores, key=lambda encoding: scores[encoding])
-    # Below, a third of the characters are rare ones: the bytes were not written in any of these.
+    # Below this share, none of these encodings is likely.
     if scores[best] >= 2 / 3:
         return best
     high = sum(byte >= 0x80 for byte in data)
     return "WINDOWS-1252" if high < len(data) // 4 and b"\0" not in data else None
 
 
-# Each of these puts its commonest characters under certain lead bytes: level 1 of GB 2312, of Big5 and of JIS X 0208
-# (kana and punctuation included), and the Hangul syllables of KS X 1001. The narrower ranges come first: where the same
-# bytes fit two, they say more.
+# Lead bytes of the most common characters: level 1 of GB 2312, Big5 and JIS X 0208 (with kana and punctuation), and the
+# Hangul syllables of KS X 1001. Narrower ranges come first, because they are stronger evidence.
 _COMMON_LEADS: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {
     "EUC-KR": ("euc_kr", ((0xA1, 0xA3), (0xB0, 0xC8))),
     "EUC-JP": ("euc_jp", ((0xA1, 0xA5), (0xB0, 0xCF))),
@@ -123,7 +122,7 @@ def _encoding_message(name: str, offset: int, path: Path) -> str:
         value = _read_at(file, offset, 1)
         sample = _read_at(file, 0, _GUESS_BYTES)
         if offset > _GUESS_BYTES // 2:
-            # Round the bad byte, but begun on a new line, so that the bytes of a character stay together.
+            # Around the bad byte, from the start of a line, so that no character is cut.
             sample = _read_at(file, offset - _GUESS_BYTES // 2, _GUESS_BYTES)
             sample = sample[sample.find(b"\n") + 1 :]
     guess = guessed_encoding(sample)

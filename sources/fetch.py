@@ -1,4 +1,4 @@
-"""From an address to raw files in a folder, whatever kind of source it is, with what came recorded."""
+"""Fetch the files of a corpus from any kind of source."""
 
 import glob
 import hashlib
@@ -29,7 +29,7 @@ _FILE_READERS = ("json", "csv", "parquet", "text", "arrow", "xml")
 
 
 class RawFile(BaseModel):
-    """One file as it came: its name below the folder (with "/"), its size in bytes and its sha256."""
+    """A fetched file: its relative path, its size in bytes and its sha256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,9 +39,9 @@ class RawFile(BaseModel):
 
 
 class Fetched(BaseModel):
-    """What a fetch brought: from where, which files, whether it went over the network, and why (or why not).
+    """The result of a fetch: address, files, whether they were downloaded, and why.
 
-    `pinned` says that the description itself fixes the bytes: by a sha256, or because they are generated.
+    `pinned` means that the corpus file fixes the bytes: by a sha256, or because they are generated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,9 +65,9 @@ def fetch(
 ) -> Fetched:
     """Put the raw files of the corpus into the empty folder `into`.
 
-    Files over http(s) are kept in `downloads`, so that an unchanged one is not sent twice; `mirror` is a folder or a
-    base URL laid out `<corpus>/<file name>` that is tried first. `project` is where relative paths start.
-    `progress(bytes so far, bytes in all if known)` is called as they come.
+    Downloads are kept in `downloads`, so that an unchanged file is not downloaded twice. `mirror` is a folder or a
+    base URL with `<corpus>/<file name>` that is tried first. Relative paths start at `project`. `progress(bytes so far,
+    total bytes or None)` is called repeatedly.
     Raises FetchError if the source cannot be reached, ChecksumError if the bytes are not those that `sha256` pins, and
     CorpusError if there is nothing to fetch or too much.
     """
@@ -86,7 +86,7 @@ def fetch(
 
 
 def file_name(url: str) -> str:
-    """The name under which the file at `url` is kept, and looked for in a mirror."""
+    """The file name for `url`, also in a mirror."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return name if name not in ("", ".", "..") and "\0" not in name else "corpus.txt"
 
@@ -181,7 +181,7 @@ def _from_path(source: PathSource, into: Path, project: Path) -> Fetched:
 
 
 def _named_files(given: Path) -> Iterator[tuple[str, Path]]:
-    """The files that a path means, each with its name below the folder that is fixed; hidden ones are left out."""
+    """The files of a path, a folder or a glob with their relative names, without hidden files."""
     if given.is_file():
         yield given.name, given
         return
@@ -233,7 +233,7 @@ def _written(chunks: Iterable[bytes], target: Path) -> RawFile:
 
 
 def _from_dataset(source: DatasetSource, into: Path, project: Path, progress: Progress | None) -> Fetched:
-    """The rows' texts in one file, `rows.jsonl`: a JSON string a line, so that a row may hold line ends."""
+    """Write the texts of the rows to `rows.jsonl`, one JSON string on each line."""
     address = f"dataset:{source.dataset}" + (f"/{source.config}" if source.config else "")
     address += f"@{source.revision}" if source.revision else ""
     counts = {"rows": 0, "empty": 0, "bytes": 0}
@@ -264,8 +264,8 @@ def _from_dataset(source: DatasetSource, into: Path, project: Path, progress: Pr
 
 
 def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
-    """The text of each row, as a stream. Raises FetchError if `datasets` cannot open or read it."""
-    import datasets  # 0.6 s: only those who read a dataset pay for it
+    """Stream the text of each row. Raises FetchError if `datasets` cannot open or read it."""
+    import datasets  # takes 0.6 s to import
 
     name, files = _on_this_machine(source, project)
     try:
@@ -289,7 +289,7 @@ def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
     except CorpusError:
         raise
     except Exception as error:
-        # The library lets through what its readers, fsspec, pyarrow and the Hub's client raise; this is the border.
+        # The library raises errors of its readers, fsspec, pyarrow and the Hub's client.
         raise FetchError(
             f"The dataset {source.dataset!r} (config {source.config}, split {source.split!r}) could not be read: "
             f"{type(error).__name__}: {error}. Check its name, config, split and data_files, and the network; "
@@ -298,7 +298,7 @@ def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
 
 
 def _on_this_machine(source: DatasetSource, project: Path) -> tuple[str, str | list[str] | None]:
-    """The dataset's name and files, with those that lie in the project made absolute."""
+    """The dataset's name and files, with absolute local paths."""
     local = source.dataset.startswith((".", "/"))
     name = str((project / source.dataset).absolute()) if local else source.dataset
     files = source.data_files

@@ -1,4 +1,4 @@
-"""What a corpus is: one small TOML file read into one frozen value, with every mistake named."""
+"""The spec of a corpus, read from its TOML file with an error for each mistake."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ from bardflow.sources.cleaning import STEP_NAMES
 from bardflow.toml import closest, read_toml
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-# What a corpus's name would be mistaken for: the store keeps the reports of experiments under it.
+# The store uses this name for reports of experiments.
 RESERVED_NAMES = ("experiments",)
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -34,7 +34,7 @@ Language = Annotated[str, StringConstraints(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-
 
 
 class CorpusError(BardError):
-    """A corpus that cannot be used as it stands: a bad description, or a text that is not what it claims to be."""
+    """A mistake in a corpus file, or a text that cannot be used."""
 
 
 class _Frozen(BaseModel):
@@ -42,7 +42,7 @@ class _Frozen(BaseModel):
 
 
 class UrlSource(_Frozen):
-    """One file at an http or https address; without `sha256` the source floats, and what came is recorded."""
+    """A file at an http(s) address; without `sha256`, its content may change."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
     sha256: Sha256 | None = None
@@ -73,7 +73,7 @@ class DatasetSource(_Frozen):
 
 
 class SyntheticSource(_Frozen):
-    """A generated text of `synthetic` characters (see `sources.synthetic`), the same for ever for one seed."""
+    """A generated text of `synthetic` characters (see `sources.synthetic`), which is always the same for a seed."""
 
     synthetic: int = Field(gt=0)
     seed: int = Field(default=1, ge=0)
@@ -135,14 +135,14 @@ class DocumentsSpec(_Frozen):
 
 
 class SplitSpec(_Frozen):
-    """The last part of the text (by characters or by documents) is kept for validation."""
+    """The validation set: the end of the text, measured in characters or documents."""
 
     by: Literal["position", "document"] = "position"
     validation: float = Field(default=0.1, gt=0, lt=1)
 
 
 class PublishedFigure(_Frozen):
-    """What others report for the same split of the same text, for comparison; of how they measured, see their note."""
+    """A published score on the same split, for comparison."""
 
     name: str = Field(min_length=1)
     bits_per_character: float = Field(gt=0)
@@ -150,7 +150,7 @@ class PublishedFigure(_Frozen):
 
 
 class CorpusSpec(_Frozen):
-    """A corpus: where its text comes from and all that decides which characters it has, and in which part."""
+    """A corpus: its source and everything that determines its text and its split."""
 
     name: str
     title: str = Field(min_length=1)
@@ -198,7 +198,7 @@ class CorpusSpec(_Frozen):
 
 
 def corpus_names(folder: Path) -> list[str]:
-    """The names of the corpora that `folder` describes, sorted."""
+    """The names of the corpora in `folder`, sorted."""
     return sorted(path.stem for path in folder.glob("*.toml") if CORPUS_NAME.fullmatch(path.stem))
 
 
@@ -248,7 +248,7 @@ def write_corpus(spec: CorpusSpec, folder: Path) -> Path:
 
 
 def explained(path: Path, error: ValidationError) -> str:
-    """One line a mistake: the field, what is wrong with it, what was given and what is legal."""
+    """One line for each mistake: the field, the error, the given value and the legal values."""
     lines = []
     for mistake in error.errors(include_url=False):
         # Inside the source pydantic puts the kind into the location: source.url.sha256 is the field source.sha256.

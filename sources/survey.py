@@ -1,4 +1,4 @@
-"""What a text is like before anything is learned from it: sizes, repetitions, unseen characters, and advice."""
+"""The survey of a text: sizes, repetitions, unseen characters, and suggestions."""
 
 import unicodedata
 from collections import Counter
@@ -14,17 +14,17 @@ _LONG_LINE = 10_000
 _SMALL_TEXT = 100_000
 _SMALL_VALIDATION = 5_000
 _CHAR_VOCABULARY = 256
-# A line of 20 characters or more that stands twice is hardly chance.
+# A line of 20 characters or more hardly repeats by chance.
 _TELLING_LINE = 20
-# At most so many different lines are remembered (about 100 bytes each); beyond, a sample of them.
+# The limit of lines in memory (about 100 bytes each).
 _REMEMBERED_LINES = 500_000
-# Lines are compared by their first so many characters.
+# Lines are compared by this many characters at their start.
 _COMPARED_CHARACTERS = 65_536
 _SAMPLE_LINES = 5_000
 
 
 class Suggestion(BaseModel):
-    """The vocabulary that suits a text, and why."""
+    """The suggested vocabulary for a text, with the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,13 +33,13 @@ class Suggestion(BaseModel):
 
 
 class Survey(BaseModel):
-    """Counts over a text and its two parts.
+    """Counts over a text, its training set and its validation set.
 
-    `unseen_*` are characters that only the validation part has. The next counts are of lines of 20 characters or
-    more, as short ones (a speaker's name) repeat by nature: `duplicate_lines` equal an earlier line and are
-    `duplicate_share` of them all; `overlap` is the share of the validation part's lines that stand in the training
-    part too. Past 500,000 different lines these three are estimates from a sample. `longest_line` is in characters,
-    its line end not counted.
+    `unseen_*` count characters that occur only in the validation set. The next counts are for lines of 20 characters or
+    more, because short ones (a speaker's name) repeat by nature: `duplicate_lines` are equal to an earlier line,
+    `duplicate_share` is their share; `overlap` is the share of the validation set's lines that are also in the training
+    set. For more than 500,000 different lines, these three are estimated from a sample. `longest_line` is in
+    characters, without the line end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,9 +65,9 @@ class Survey(BaseModel):
 
 
 class _LineCounts:
-    """How often each line occurs in each part, by a 64-bit hash; past a limit only for lines of an even sample.
+    """The number of occurrences of each line in each set, by a 64-bit hash; above a limit, only for a sample.
 
-    The sample is by the hash itself, so that a line is in it everywhere or nowhere.
+    The sample depends on the hash, so all occurrences of a line are in it or none.
     """
 
     def __init__(self) -> None:
@@ -86,20 +86,20 @@ class _LineCounts:
                         del counter[kept]
 
     def duplicates(self) -> float:
-        """The share of lines that equal an earlier one."""
+        """The share of lines that are equal to an earlier one."""
         train, validation = self.counts["train"], self.counts["validation"]
         total = train.total() + validation.total()
         return 0.0 if not total else 1 - len(train.keys() | validation.keys()) / total
 
     def overlap(self) -> float:
-        """The share of the validation part's lines that the training part has."""
+        """The share of the validation set's lines that are also in the training set."""
         train, validation = self.counts["train"], self.counts["validation"]
         total = validation.total()
         return 0.0 if not total else sum(count for key, count in validation.items() if key in train) / total
 
 
 class _Lines:
-    """Puts lines together again from pieces and hands each, once whole, to the counts."""
+    """Joins lines from pieces and counts them."""
 
     def __init__(self) -> None:
         self.counts = _LineCounts()
@@ -123,12 +123,12 @@ class _Lines:
         self._extend(rest)
 
     def close(self) -> None:
-        """Count what stands before a border as a line of its own."""
+        """Count the text before a border as a line."""
         if self._begun_characters:
             self._end()
 
     def _extend(self, text: str) -> None:
-        # A line without end must not fill the memory: what cannot be compared is only measured.
+        # A very long line must not fill the memory.
         self._begun += text[: _COMPARED_CHARACTERS - len(self._begun)]
         self._begun_characters += len(text)
 
@@ -144,7 +144,7 @@ class _Lines:
 
 
 class _Signs:
-    """Traces of what a cleaning step or another look would mend."""
+    """Signs that a cleaning step is needed."""
 
     def __init__(self) -> None:
         self.html = False
@@ -164,7 +164,7 @@ class _Signs:
 
 
 def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
-    """Count over the labelled pieces (as `sources.documents.split` gives them), in memory that does not grow with them.
+    """Count over the labelled pieces of `sources.documents.split`, in constant memory.
 
     Raises ValueError if there is no piece.
     """
@@ -217,7 +217,7 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
 
 
 def _cleaning(signs: _Signs, *, wrapped: bool) -> Iterator[str]:
-    """The steps that would change this text, in the order in which they work."""
+    """The cleaning steps that would change this text, in order."""
     for step, found in (
         ("strip-bom", signs.bom),
         ("crlf", signs.carriage_returns),

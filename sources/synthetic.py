@@ -1,7 +1,7 @@
-"""A play in an invented language, of any length: a text to learn from that needs no network and never changes.
+"""A generated play in an invented language: a text of any length that needs no network and never changes.
 
-What there is to learn grows with the distance it spans: spelling (syllables), words (a Zipf law), agreement of number
-within a sentence, who speaks (a scene has a cast of three), and what is spoken of (a scene has its own few things).
+It has structure at several distances: syllables, words (Zipf's law), agreement of number within a sentence, and a few
+speakers and things for each scene.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ _CAST, _THINGS, _SPEECHES = 3, 4, 12
 def generate(characters: int, seed: int) -> Iterator[str]:
     """Exactly `characters` characters (ASCII) in chunks of about 65,536, the same on every machine and Python.
 
-    The language is always the same and the seed decides what is said in it; a longer text begins with the shorter.
-    The only source of chance is SHAKE-128 (FIPS 202), read as little-endian 16-bit numbers; all else is integers.
+    The language is always the same; the seed determines the text. A longer text starts with the shorter one.
+    Random numbers are SHAKE-128 (FIPS 202) as little-endian 16-bit numbers; all arithmetic is with integers.
     Raises ValueError if `characters` or `seed` is negative.
     """
     if characters < 0 or seed < 0:
@@ -48,7 +48,7 @@ def generate(characters: int, seed: int) -> Iterator[str]:
 
 
 def _draws(label: str) -> Iterator[int]:
-    """Endless 16-bit numbers that depend on the label alone."""
+    """An endless stream of 16-bit numbers that depends on the label."""
     block = 0
     while True:
         numbers = array("H", hashlib.shake_128(f"{label}/{block}".encode()).digest(2 * _DRAWS_A_BLOCK))
@@ -98,7 +98,7 @@ def _scenes(draws: Iterator[int]) -> Iterator[str]:
         lines = [f"SCENE {number}. Ta {place}.\n\n"]
         speaker = 0
         for _ in range(4 + draw() % _SPEECHES):
-            # Nobody answers himself.
+            # No speaker answers themselves.
             speaker = (speaker + 1 + draw() % (_CAST - 1)) % _CAST
             lines.append(f"{cast[speaker]}:\n")
             for _ in range(1 + draw() % 4):
