@@ -1,4 +1,4 @@
-"""bardflow: train small GPTs on any text. `train`, `load` and the model that it gives are the Python API."""
+"""bardflow trains small GPTs on any text. The Python API is `train`, `load` and the model that `load` returns."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["LoadedModel", "TextScore", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: torch takes a second, and `bard --help` needs none of it.
+    # Imported on first use: importing torch takes a second, and `bard --help` does not need it.
     if name in __all__:
         from bardflow import api
 

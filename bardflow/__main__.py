@@ -1,4 +1,4 @@
-"""`bard` and `python -m bardflow`: says on which systems it runs before anything is imported that others lack."""
+"""Entry point of `bard` and `python -m bardflow`. It rejects Windows before it imports what Windows lacks."""
 
 import sys
 
@@ -9,10 +9,10 @@ WINDOWS = (
 
 
 def main() -> None:
-    """Run a command.
+    """Run the command line.
 
     Raises:
-        SystemExit: this is Windows; the message says what to do.
+        SystemExit: the system is Windows; the message says what to do.
     """
     if sys.platform == "win32":
         sys.exit(WINDOWS)

@@ -36,20 +36,20 @@ def train(
     quiet: bool = False,
     **overrides: Any,
 ) -> Outcome:
-    """Train and evaluate a model as `bard train` does, and return its scores and the digests of what was made.
+    """Train and evaluate a model as `bard train` does, and return its scores and the digests of its artifacts.
 
-    `overrides` are fields of the recipe, such as `steps=500`. What was computed before is not computed again. It runs
-    in a process of its own, because Prefect takes its settings from the environment when it is imported; the progress
-    goes to standard error, unless `quiet`.
+    `overrides` are fields of the recipe, such as `steps=500`. Cached results are used again. The training runs in a
+    separate process, because Prefect reads its settings from the environment when it is imported. Progress goes to
+    standard error unless `quiet` is true.
 
     Raises:
-        BardError: a corpus, a recipe or a field that does not exist, or a training that failed; the message says more.
+        BardError: the corpus, the recipe or a field does not exist, or the training failed; the message says more.
     """
     command = [sys.executable, "-m", "bardflow", "train", corpus, "--recipe", recipe, "--json"]
     command += [word for name, value in overrides.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
     said: list[str] = []
-    # Into a file: a pipe that nobody reads meanwhile holds 64 KiB, and a sample may be longer.
+    # Output goes to a file, because an unread pipe holds only 64 KiB and a sample may be longer.
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, encoding="utf-8") as running,
@@ -70,7 +70,7 @@ def train(
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well a model predicts a text: the sum of -log probability of its tokens, in nats."""
+    """How well a model predicts a text; `nats` is the sum of -log probability over its tokens."""
 
     nats: float
     tokens: int
@@ -78,12 +78,12 @@ class TextScore:
 
     @property
     def nats_per_token(self) -> float:
-        """Mean cross entropy; compare it only between models with the same vocabulary."""
+        """The mean cross-entropy loss in nats. Compare it only between models with the same vocabulary."""
         return self.nats / self.tokens
 
     @property
     def bits_per_character(self) -> float:
-        """Comparable between all models."""
+        """The loss in bits, divided by the length in characters; comparable between all models."""
         return self.nats / math.log(2) / self.characters
 
 
@@ -96,15 +96,15 @@ class LoadedModel:
     device: Device
 
     def generate(self, prompt: str = "\n", *, characters: int = 500, **sampling: Any) -> str:
-        """The text that continues `prompt`, without it. `sampling`: temperature, top_k, top_p, seed.
+        """Return text that continues `prompt`, without the prompt. `sampling`: temperature, top_k, top_p, seed.
 
         Raises:
-            BardError: the vocabulary cannot spell the prompt, or a sampling setting is not legal.
+            BardError: the vocabulary cannot encode the prompt, or a sampling setting is not legal.
         """
         return "".join(self.stream(prompt, characters=characters, **sampling))
 
     def stream(self, prompt: str = "\n", *, characters: int = 500, **sampling: Any) -> Iterator[str]:
-        """The same in pieces, as they are drawn.
+        """Return an iterator over the text of `generate`, in pieces as they are generated.
 
         Raises:
             BardError: as `generate`.
@@ -116,12 +116,12 @@ class LoadedModel:
         return (text for _, text in write(self.gpt, self.tokenizer, prompt, characters, spec, self.device))
 
     def score(self, text: str, *, before: str = "\n") -> TextScore:
-        """Score each token of a text, which is preceded by `before` (at least one token).
+        """Score each token of `text`. The text `before` precedes it and has at least one token.
 
-        Tokens see at most a window of the model's context, in disjoint windows, as in a report.
+        The tokens are scored in disjoint windows of the model's context length, as in a report.
 
         Raises:
-            BardError: the vocabulary cannot spell the text, or there is none.
+            BardError: the vocabulary cannot encode the text, or the text is empty.
         """
         ids, preceding = encode(self.tokenizer, [text, before])
         scored = score(self.gpt, ids, before=preceding, device=self.device)
@@ -129,7 +129,7 @@ class LoadedModel:
 
 
 def load(ref: str) -> LoadedModel:
-    """Load a model by its name (`tiny-shakespeare/champion`), its digest, or the folder that `bard export` wrote.
+    """Load a model by its name (`tiny-shakespeare/champion`), its digest, or a folder that `bard export` wrote.
 
     Raises:
         BardError: there is no such artifact, or it is not a model.

@@ -1,4 +1,4 @@
-"""Locations of a project: its folder, its home for data, its server; and the environment of our processes."""
+"""Locations of a project (its folder, home and server), and environment variables for its processes."""
 
 import ctypes
 import fcntl
@@ -15,7 +15,7 @@ PROJECT_FILE = "prefect.yaml"
 MAKE_ONE = "run `bard init NAME` and `cd NAME`, or name a project with BARDFLOW_PROJECT=/path/to/it"
 STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
 LOOPBACK = "127.0.0.1,localhost,::1"
-# The address at which `bard up` serves the reports.
+# Environment variable with the address at which `bard up` serves the reports.
 REPORTS_SITE = "BARDFLOW_REPORTS"
 # Parameters of mallopt(3), with numbers from glibc's malloc.h.
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
@@ -26,13 +26,13 @@ class HomeError(BardError):
 
 
 def project_folder() -> Path:
-    """The project's folder, which holds `prefect.yaml`, `corpora/` and `recipes/`.
+    """Return the project's folder, which has `prefect.yaml`, `corpora/` and `recipes/`.
 
-    It is BARDFLOW_PROJECT, else the nearest project at or above the working directory (`bard init` creates one), else
-    the checkout that the program runs from.
+    This is BARDFLOW_PROJECT if it is set, else the nearest project at or above the working directory, else the checkout
+    that the program runs from. (`bard init` creates a project.)
 
     Raises:
-        HomeError: there is none.
+        HomeError: no project was found, or BARDFLOW_PROJECT is not one.
     """
     named = os.environ.get("BARDFLOW_PROJECT")
     if named:
@@ -52,7 +52,7 @@ def project_folder() -> Path:
 
 
 def is_project(folder: Path) -> bool:
-    """Whether the folder has a bardflow `prefect.yaml`; other Prefect projects have files of this name too."""
+    """Return whether the folder has a bardflow `prefect.yaml`; other Prefect projects also have a file of this name."""
     try:
         return re.search("^name: bardflow$", (folder / PROJECT_FILE).read_text("utf-8"), re.MULTILINE) is not None
     except (OSError, UnicodeDecodeError):
@@ -60,45 +60,45 @@ def is_project(folder: Path) -> bool:
 
 
 def home() -> Path:
-    """The folder of all stored data: BARDFLOW_HOME, else `.bardflow` in the project folder."""
+    """Return the folder of all stored data: BARDFLOW_HOME, else `.bardflow` in the project folder."""
     named = os.environ.get("BARDFLOW_HOME")
     return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
 
 
 def prefect_environment() -> dict[str, str]:
-    """The environment variables for Prefect in all our processes; set them before `import prefect`.
+    """Return Prefect's environment variables for all our processes; set them before `import prefect`.
 
-    Creates PREFECT_HOME. PREFECT_API_URL is not included.
+    This creates PREFECT_HOME. PREFECT_API_URL is not included.
     """
     prefect = home() / "prefect"
-    # Prefect creates its folder, but not the parent; without it the server retries without end.
+    # Prefect creates its folder but not the parent. Without the parent, the server retries forever.
     prefect.mkdir(parents=True, exist_ok=True)
     proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
     return computing_environment() | {
-        # One database and one result store for `bard up` and for temporary servers: they share the cached results.
+        # `bard up` and temporary servers use one database and one result store, so they share cached results.
         "PREFECT_HOME": str(prefect),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
-        # The default is pickle, which runs code when it is read.
+        # The default is pickle, which can run code when it is loaded.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        # Plugins print a traceback if prefect is imported in a running event loop; ours is for typed commands only.
+        # With plugins, `import prefect` in an event loop prints a traceback; ours is for typed commands only.
         "PREFECT_PLUGINS_ENABLED": "false",
-        # Lines that our own code logs are among the logs of a run.
+        # Prefect stores the lines of this logger among the logs of a run.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Prefect's clients obey HTTP_PROXY even for the server on this machine.
+        # Prefect's clients use HTTP_PROXY even for the server on this machine.
         "NO_PROXY": ",".join(proxied_not),
         "no_proxy": ",".join(proxied_not),
     }
 
 
 def computing_environment() -> dict[str, str]:
-    """Variables for torch's threads and glibc's memory, to be set before Python starts. The user's settings win.
+    """Return variables for torch's threads and glibc's memory that the user did not set; set them before Python starts.
 
-    By default, GNU OpenMP's threads spin while they wait: two training runs at once on 2 cores took 1,978 ms a step,
-    and 105 with sleeping threads. But to sleep costs 70 us, as much as many operations of a small model.
+    By default, GNU OpenMP's threads spin while they wait. Two training runs at once on 2 cores took 1,978 ms a step,
+    and 105 ms with sleeping threads. But sleeping costs 70 us, as much as many operations of a small model.
 
     glibc returns freed memory at the top of the heap and allocates it again, with a page fault for every 4 KiB: 4,479
     in a step of recipe `sprint`, and 9 with these thresholds (benchmarks/LOG.md). Blocks over 32 MiB are returned.
@@ -109,9 +109,9 @@ def computing_environment() -> dict[str, str]:
 
 
 def set_up_computing() -> None:
-    """Apply `computing_environment` to this process, before torch is imported; glibc is set by a call."""
+    """Apply `computing_environment` to this process before torch is imported; glibc is set up with `mallopt`."""
     settings = computing_environment()
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none, and read no such variables
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS lack it and ignore these variables
     for name, parameter in MALLOPT.items():
         if mallopt is not None and name in settings:
             mallopt(parameter, int(settings[name]))
@@ -119,12 +119,12 @@ def set_up_computing() -> None:
 
 
 def up_lock() -> Path:
-    """The file that a running `bard up` locks with flock; it contains its server's API address."""
+    """Return the path of the file that a running `bard up` locks with flock; it contains its server's API address."""
     return home() / "up.lock"
 
 
 def held(lock: Path) -> bool:
-    """Whether a process holds the lock; the kernel releases it when the process ends in any way."""
+    """Return whether a process holds the lock. The kernel releases it when the process ends in any way."""
     if not lock.exists():
         return False
     with lock.open("rb") as probe:
@@ -136,7 +136,7 @@ def held(lock: Path) -> bool:
 
 
 def healthy(url: str) -> bool:
-    """Whether a Prefect server answers at `url`, the address that ends in `/api`."""
+    """Return whether a Prefect server answers at `url`, the address that ends in `/api`."""
     try:
         return httpx.get(f"{url}/health", timeout=2, trust_env=False).text == "true"
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -144,10 +144,10 @@ def healthy(url: str) -> bool:
 
 
 def server_url() -> str | None:
-    """The API address of this project's `bard up`, or None if none runs.
+    """Return the API address of this project's `bard up`, or None if none runs.
 
-    Waits up to 60 s while one starts or stops: a second server on the same database would fail with "database is
-    locked".
+    This waits up to 60 s while `bard up` starts or stops, because a second server on the same database would fail with
+    "database is locked".
 
     Raises:
         HomeError: `bard up` runs, but its server does not answer.

@@ -1,13 +1,13 @@
-"""The part of a spec that belongs in cache keys: all fields except later ones whose value means "as before".
+"""The part of a spec that belongs in cache keys: all fields except newer ones whose value means "as before".
 
-A spec's JSON is part of cache keys and of artifacts, so of their digests. A new field would change all of them, and
+The JSON of a spec is part of cache keys and of artifacts, and so of digests. A new field would change all of them, and
 everything would be computed again. So a new field declares the value that means what the code did before the field
-existed. With that value, the field is left out:
+existed. A field with that value is left out of the JSON:
 
     label_smoothing: Annotated[float, AsBefore(0.0), Field(ge=0, lt=1)] = 0.1
 
-That value never changes; the default may be different, and may change. Leaving out fields that equal their default
-would return old results after a default changed.
+The declared value never changes. The default may be different, and may change. Fields are not left out just because
+they equal their default: after a change of the default, old results would be returned.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class AsBefore:
 
 
 def identity(spec: BaseModel) -> dict[str, Any]:
-    """The spec as plain JSON types, without the fields that say "as before"; specs within it likewise."""
+    """Return the spec as JSON types without the fields that mean "as before", and nested specs likewise."""
     before = _as_before(type(spec))
     dumped = spec.model_dump(mode="json")
     for name in type(spec).model_fields:
@@ -40,10 +40,10 @@ def identity(spec: BaseModel) -> dict[str, Any]:
 
 
 def restored(kind: type[M], stored: Mapping[str, Any]) -> M:
-    """The spec that `identity` gave: a field that is missing says "as before", whatever its default is today.
+    """Rebuild a spec from the output of `identity`; a missing field gets its `AsBefore` value, not its default.
 
     Raises:
-        pydantic.ValidationError: it is none.
+        pydantic.ValidationError: `stored` is not a valid spec of this class.
     """
     filled = _as_before(kind) | dict(stored)
     for name, info in kind.model_fields.items():
@@ -63,7 +63,7 @@ def _as_before(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _within(value: Any, dumped: Any) -> Any:
-    """What was dumped of a value, with the specs within it as `identity` gives them."""
+    """Return a dumped value in which each nested spec is replaced by its `identity`."""
     if isinstance(value, BaseModel):
         return identity(value)
     if isinstance(value, list | tuple):

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Outcome(BaseModel):
-    """The result of a run. Losses are over the whole validation set."""
+    """The result of a training run. Losses are over the whole validation set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Outcome(BaseModel):
     report: str
 
     def line(self) -> str:
-        """The run in one line."""
+        """Return a summary of the run in one line."""
         return (
             f"{'trained' if self.trained else 'nothing trained'}: {self.why}; "
             f"{self.nats_per_token:.4f} nats per token, {self.bits_per_character:.4f} bits per character; "

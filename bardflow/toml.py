@@ -1,4 +1,4 @@
-"""Reading of TOML files that users write, with errors and suggestions."""
+"""Reading TOML files that users write, and suggestions for misspelled words."""
 
 import difflib
 import tomllib
@@ -26,6 +26,6 @@ def read_toml(path: Path, error: type[BardError]) -> dict[str, Any]:
 
 
 def closest(word: str, among: Iterable[str]) -> str:
-    """`; did you mean …` with the most similar known word, or an empty string."""
+    """Return ` (did you mean 'word'?)` with the most similar known word, or an empty string."""
     near = difflib.get_close_matches(word, list(among), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,1 +1,1 @@
-"""The command line: `bard` and what it starts."""
+"""The command line `bard`, and the processes that it starts."""

@@ -65,7 +65,7 @@ def show(ref: OptionalRef = None, as_json: AsJson = False) -> None:
 
 
 def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
-    """Print each name and its artifact; `only` limits the kinds."""
+    """Print each name and its artifact; `only` limits the kinds of artifacts."""
     from bardflow.storage.refs import Refs
 
     refs = Refs(home())
@@ -219,10 +219,10 @@ def gc(
 
 
 def report_of(ref: str) -> "Report":
-    """The report of a run, by name or digest.
+    """Return the report of a run, given by name or digest.
 
     Raises:
-        BardError: there is none.
+        BardError: the artifact is not a report and has none.
     """
     from bardflow.storage.handles import Model, Report
     from bardflow.storage.refs import Refs

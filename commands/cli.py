@@ -39,7 +39,7 @@ FALLBACK_CORPUS = "synthetic"
 
 
 def main() -> None:
-    """Run a command; for an error that the user can correct, print only its message."""
+    """Run a command. For an error that the user can correct, print only its message."""
     set_up_computing()
     try:
         app()
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and end."""
+    """Print the version and exit."""
     if wanted:
         from importlib.metadata import version
 
@@ -169,10 +169,10 @@ app.add_typer(models)
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """Parse `name=value`; the value is JSON, or else text.
+    """Parse `name=value`. The value is read as JSON if it is valid JSON, else as text.
 
     Raises:
-        BardError: there is no `=` in it.
+        BardError: the text has no `=`.
     """
     name, equals, value = text.partition("=")
     if not equals:
@@ -187,7 +187,7 @@ def priced(text: str) -> tuple[str, float]:
     """Parse `CARD=DOLLARS`.
 
     Raises:
-        BardError: it is not of this form.
+        BardError: the text has another form.
     """
     name, equals, dollars = text.rpartition("=")
     try:
@@ -197,7 +197,7 @@ def priced(text: str) -> tuple[str, float]:
 
 
 def summary(outcome: "Outcome") -> str:
-    """The result of a training run in a few lines."""
+    """Summarise the result of a training run in a few lines."""
     sample = outcome.sample.strip()[:400].splitlines()
     width = max(15, *(len(name) for name in outcome.baselines))
     lines = [

@@ -1,4 +1,4 @@
-"""Functions for all commands: prepare Prefect, find an artifact, print."""
+"""Functions for all commands: set up Prefect, find an artifact, print."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from bardflow.home import home, prefect_environment
 if TYPE_CHECKING:
     from bardflow.storage.handles import Handle
 
-# Commands import heavy modules inside the function: `bard --help` and `bard path` stay fast, and Prefect reads its
-# settings when it is imported.
+# Commands import heavy modules inside their functions. So `bard --help` and `bard path` are fast, and Prefect is
+# imported only after its settings are in the environment.
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A name such as three-kingdoms/champion, or a digest's start.")]
@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def prepare_prefect() -> None:
-    """Set this process up before Prefect is imported: Prefect's settings, and the log on the terminal."""
+    """Set up this process before Prefect is imported: Prefect's settings, and logging to the terminal."""
     os.environ.update(prefect_environment())
     # The terminal shows what the logger `bardflow` logs; Prefect's own lines go to its database.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
@@ -37,7 +37,7 @@ def prepare_prefect() -> None:
 
 
 def found(ref: str) -> "tuple[Any, Handle]":
-    """The store, and the handle of a REF."""
+    """Return the store, and the handle that a REF refers to."""
     from bardflow.storage.refs import Refs, resolve
     from bardflow.storage.store import Store
 
@@ -46,12 +46,12 @@ def found(ref: str) -> "tuple[Any, Handle]":
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on standard output."""
+    """Print a value as JSON on standard output."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
-    """Print a title, and names with values on a line each."""
+    """Print a title, and a line for each name and value."""
     print(title)
     for name, value in rows.items():
         print(f"  {name:<24} {json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value}")

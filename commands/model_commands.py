@@ -150,7 +150,7 @@ def serve(
 
 
 def refused(error: "ValidationError") -> str:
-    """One line for each refused option: the given value, the expected one, and its purpose."""
+    """Describe each rejected option in one line: the given value, and what was expected."""
     lines = []
     for mistake in error.errors(include_url=False):
         option = "--" + str(mistake["loc"][0]).replace("_", "-")

@@ -19,7 +19,7 @@ from bardflow.tasks.run import refs, store
 
 
 class Offer(BaseModel):
-    """The training run on a rented GPU; figures are None if it does not fit."""
+    """The training run on one rented GPU; figures are None if the run does not fit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ def foresee_run(
     Raises:
         BardError: the corpus cannot be fetched, or a limit or a price is not legal.
     """
-    # A run's process has these modules in memory, so the plan must count them.
+    # The process of a run has these modules in memory, so the plan must count them.
     import bardflow.flows.train_gpt  # noqa: F401
 
     gpt, training = recipe.gpt, recipe.training
@@ -132,7 +132,7 @@ def foresee_run(
 
 
 def survey_of(corpus: str) -> dict[str, Any]:
-    """The survey of a corpus's text, from the store or by fetching it."""
+    """Return the survey of a corpus's text, from the store or by fetching the text."""
     spec = load_corpus(corpus, project_folder() / "corpora")
     entry = refs().head(f"{corpus}/text")
     if entry is not None and not store().damage(entry.handle):
@@ -144,7 +144,7 @@ def survey_of(corpus: str) -> dict[str, Any]:
 
 
 def table(foreseen: Foreseen, recipe: Recipe) -> str:
-    """The plan as text."""
+    """Format the plan as text."""
     f, training = foreseen, recipe.training
     peak = f.plan.peak
     lines = [
@@ -196,7 +196,7 @@ def table(foreseen: Foreseen, recipe: Recipe) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time in its largest unit."""
+    """Format a length of time in its largest unit."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"

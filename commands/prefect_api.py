@@ -1,4 +1,4 @@
-"""Requests to Prefect's REST API: interrupted runs, the work pool, deployments and their next runs."""
+"""Requests to Prefect's REST API about interrupted runs, the work pool, deployments and their next runs."""
 
 import time
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ class Deployment(BaseModel):
 
 
 def api(url: str) -> httpx.Client:
-    """An HTTP client for the server. Prefect's own client takes 1.5 s and 60 MB to import."""
+    """Return an HTTP client for the server. Importing Prefect's own client takes 1.5 s and 60 MB."""
     return httpx.Client(base_url=url, timeout=60, trust_env=False)
 
 
@@ -70,7 +70,7 @@ def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:
 
 
 def runs_under_way(client: httpx.Client) -> list[FlowRun]:
-    """The runs of our pool that are pending, running or being cancelled."""
+    """Return the runs of our work pool that are pending, running or being cancelled."""
     question = {
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {"state": {"type": {"any_": UNDER_WAY}}},
@@ -80,13 +80,13 @@ def runs_under_way(client: httpx.Client) -> list[FlowRun]:
 
 
 def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
-    """The flow runs with these ids."""
+    """Return the flow runs with these ids."""
     answers = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted(ids)}}})
     return [FlowRun.model_validate(run) for run in answers]
 
 
 def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
-    """Set runs whose process is dead back to Scheduled, and return them; those being cancelled become Cancelled.
+    """Set runs whose process is dead back to Scheduled, and return them; set those being cancelled to Cancelled.
 
     Runs that have ended, or whose process is alive (on another worker), are not changed.
     """
@@ -106,13 +106,13 @@ def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
         else:
             state = resuming(run)
             again.append(run)
-        # Forced, because no rule allows this change from Running. The concurrency slot is released anyway.
+        # Forced, because no rule of Prefect allows this change from Running. The concurrency slot is still released.
         ask(client, f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
     return again
 
 
 def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
-    """The filter for the run's unfinished tasks."""
+    """Return the filter for the run's unfinished tasks."""
     return {
         "flow_runs": {"id": {"any_": [run.id]}},
         "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
@@ -120,8 +120,8 @@ def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
 
 
 def resuming(run: FlowRun) -> dict[str, Any]:
-    """A Scheduled state that is due now, so that a worker resumes the run."""
-    # Deploying deletes automatically scheduled runs that never ran, except those that wait for a slot (Prefect 3.8.8).
+    """Return a Scheduled state that is due now, so that a worker resumes the run."""
+    # `prefect deploy` deletes auto-scheduled runs that never ran, except those that wait for a slot (Prefect 3.8.8).
     name = "AwaitingConcurrencySlot" if run.auto_scheduled and run.run_count == 0 else "Resuming"
     return {
         "type": "SCHEDULED",
@@ -135,10 +135,10 @@ def resuming(run: FlowRun) -> dict[str, Any]:
 
 
 def make_pool(client: httpx.Client) -> None:
-    """Create the work pool if it does not exist. An existing one is not changed.
+    """Create the work pool if it does not exist. An existing pool is not changed.
 
-    It runs one flow at a time: two training runs share cores and memory, and distort an experiment with a time budget.
-    A limit on a deployment does not separate two deployments.
+    It runs one flow at a time, because two training runs would share cores and memory and distort an experiment with a
+    time budget. A limit on one deployment would not stop a run of another deployment.
     """
     pool = {
         "name": POOL,
@@ -172,7 +172,7 @@ def deploy(client: httpx.Client, project: Path) -> list[Deployment]:
 
 
 def all_deployments(client: httpx.Client) -> list[Deployment]:
-    """Every deployment on the server, by title."""
+    """Return every deployment on the server, sorted by title."""
     flows = {flow["id"]: flow["name"] for flow in ask(client, "/flows/filter", {})}
     found = [
         Deployment(
@@ -188,13 +188,13 @@ def all_deployments(client: httpx.Client) -> list[Deployment]:
 
 
 def declared(project: Path) -> set[tuple[str, str]]:
-    """Entry point and name of each deployment in prefect.yaml."""
+    """Return the entry point and the name of each deployment in prefect.yaml."""
     content = yaml.safe_load((project / "prefect.yaml").read_text(encoding="utf-8"))
     return {(entry["entrypoint"], entry["name"]) for entry in content["deployments"]}
 
 
 def worker_seen(client: httpx.Client, since: datetime) -> bool:
-    """Whether our worker has sent a heartbeat since then."""
+    """Return whether our worker has sent a heartbeat since then."""
     workers = ask(client, f"/work_pools/{POOL}/workers/filter", {})
     return any(
         worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]) >= since
@@ -203,7 +203,7 @@ def worker_seen(client: httpx.Client, since: datetime) -> bool:
 
 
 def planned_starts(client: httpx.Client, deployments: list[Deployment]) -> dict[str, datetime]:
-    """The next planned start by deployment id; waits up to 20 s until each active schedule has one."""
+    """Return each deployment's next planned start by id; waits up to 20 s until every active schedule has one."""
     wanted = [deployment.id for deployment in deployments if deployment.scheduled]
     deadline = time.monotonic() + PLAN_SECONDS
     while True:

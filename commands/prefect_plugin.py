@@ -1,7 +1,7 @@
-"""Prefect reads `prefect deployment run train-gpt` as `prefect deployment run train-gpt/default`.
+"""A Prefect plugin: it turns `prefect deployment run train-gpt` into `prefect deployment run train-gpt/default`.
 
-Stock Prefect refuses a name without a slash before it asks the server. Its plugin system runs `setup_environment` on
-`import prefect`, before the command line is read: early enough to complete the name. No other command is touched.
+Prefect itself rejects a name without a slash before it asks the server. Its plugin system calls `setup_environment` on
+`import prefect`, before the command line is read, so the name can be completed. No other command is changed.
 """
 
 import sys
@@ -20,27 +20,27 @@ RUN_FLAGS = GLOBAL_FLAGS | {"--watch", "--no-watch"}
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
-    """Complete a bare flow name on the command line of `prefect`; leave every other process alone."""
+    """Complete a flow name without a slash on the command line of `prefect`; change no other process."""
     if is_prefect(sys.argv, sys.orig_argv):
         sys.argv[:] = rewrite(sys.argv)
 
 
 def is_prefect(argv: list[str], orig_argv: list[str]) -> bool:
-    """Whether this process is the `prefect` command, called by its name or as `python -m prefect`."""
+    """Return whether this process is the `prefect` command, called by its name or as `python -m prefect`."""
     if not argv:
         return False
     program = PurePath(argv[0])
     if program.stem == "prefect" and program.suffix in ("", ".exe"):
         return True
-    # While `python -m prefect` imports the package, argv[0] is still "-m"; the module's name stands in orig_argv only.
+    # While `python -m prefect` imports the package, argv[0] is still "-m"; only orig_argv has the module's name.
     module_at = len(orig_argv) - len(argv)
     return argv[0] == "-m" and module_at > 0 and orig_argv[module_at] in ("prefect", "-mprefect")
 
 
 def rewrite(argv: list[str]) -> list[str]:
-    """`argv` of the prefect command, where the bare name given to `deployment run` has become `<name>/default`.
+    """Return `argv` with the name after `deployment run` completed to `<name>/default`, if it has no slash.
 
-    An option that is not known here leaves the line as it is, since its value could be taken for the name.
+    If there is an unknown option, `argv` is not changed, because the option's value could be mistaken for the name.
     """
     command = next_word(argv, 1, GLOBAL_OPTIONS_WITH_VALUE | {"-p"}, GLOBAL_FLAGS)
     if (
@@ -56,7 +56,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
 
 def next_word(argv: list[str], start: int, with_value: frozenset[str], flags: frozenset[str]) -> int | None:
-    """Where in `argv`, from `start` on, the first word stands that is neither an option nor an option's value."""
+    """Return the index of the first word from `start` that is neither an option nor an option's value, or None."""
     at = start
     while at < len(argv):
         word = argv[at]

@@ -1,4 +1,4 @@
-"""Processes that `bard` starts: logs, stopping, leftovers of killed commands, locks and ports."""
+"""Processes that `bard` starts: logs, stopping, cleaning up after killed commands, locks and ports."""
 
 import errno
 import fcntl
@@ -18,9 +18,9 @@ import psutil
 from bardflow.errors import BardError
 from bardflow.home import held, home, prefect_environment, project_folder, up_lock
 
-# The port that `[tool.prefect] api.url` in pyproject.toml names, so that a typed `prefect …` reaches the server.
+# The port in `[tool.prefect] api.url` of pyproject.toml, so that a typed `prefect …` reaches the server.
 PROJECT_PORT = 4200
-# Set in every process started here, and inherited by flow runs: the path of its supervisor's lock.
+# Environment variable of every process started here, and of its flow runs: the path of the supervisor's lock.
 SUPERVISOR = "BARDFLOW_SUPERVISOR"
 STOP_SECONDS = 15
 LOG_LINES = 20
@@ -41,7 +41,7 @@ class Child(NamedTuple):
 def start(
     project: Path, name: str, arguments: list[str], settings: dict[str, str], *, module: str = "prefect"
 ) -> Child:
-    """Start `python -m <module> <arguments>` in the project folder and a new session, which Ctrl-C does not reach."""
+    """Start `python -m <module> <arguments>` in the project folder, in a new session that Ctrl-C does not reach."""
     log = home() / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -50,7 +50,7 @@ def start(
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=project,
-            # BARDFLOW_HOME may be relative to another folder than the process's.
+            # BARDFLOW_HOME may be relative, and the child's working directory may differ from ours.
             env={
                 **os.environ,
                 **prefect_environment(),
@@ -67,7 +67,7 @@ def start(
 
 
 def stop(child: Child) -> None:
-    """Stop a child: SIGTERM, and after 15 s SIGKILL to its session (a server waits for connected browsers)."""
+    """Stop a child with SIGTERM, and after 15 s with SIGKILL to its session (a server waits for open browsers)."""
     if child.process.poll() is None:
         child.process.terminate()
         try:
@@ -78,20 +78,20 @@ def stop(child: Child) -> None:
 
 
 def require_alive(child: Child) -> None:
-    """Raise UpError with the end of its log if the child has ended."""
+    """Raise UpError with the end of the child's log if the child has ended."""
     exit_status = child.process.poll()
     if exit_status is not None:
         raise UpError(f"The {child.name} ended by itself (exit status {exit_status}). {end_of(child.log)}")
 
 
 def end_of(log: Path) -> str:
-    """The last lines of a log, for a message."""
+    """Return the last lines of a log, for an error message."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
     return f"The end of {log}:\n" + "\n".join(f"    {line}" for line in lines or ["(empty)"])
 
 
 def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Child], seconds: float) -> None:
-    """Wait for a condition that a child brings about, while all children are alive.
+    """Wait until the child `awaited` makes the condition true, while all children stay alive.
 
     Raises:
         UpError: a child ended, or the time is over; the message has the end of its log.
@@ -109,12 +109,12 @@ def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Chi
 
 
 def me() -> Path:
-    """The lock file that this process holds while it supervises others; its path marks all processes that it starts."""
+    """Return the lock file of this process as a supervisor; its path marks all processes that it starts."""
     return home() / "supervisors" / f"{os.uname().nodename}-{os.getpid()}.lock"
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:
-    """The environment a process was started with; empty for a process that is gone or another user's."""
+    """Return the environment a process was started with; empty if it is gone or belongs to another user."""
     try:
         return process.environ()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -122,7 +122,7 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
 
 
 def supervised_by(lock: Path) -> Iterator[psutil.Process]:
-    """All processes that the supervisor with this lock started, directly or indirectly."""
+    """Return all processes that the supervisor with this lock started, directly or indirectly."""
     return (process for process in psutil.process_iter() if environment_of(process).get(SUPERVISOR) == str(lock))
 
 
@@ -148,10 +148,10 @@ def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
 
 @contextmanager
 def holding(lock: Path) -> Iterator[TextIO]:
-    """Hold a lock file, and yield it open. The kernel releases the lock when this process ends in any way.
+    """Hold a lock file and yield it open. The kernel releases the lock when this process ends in any way.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a", encoding="utf-8") as file:
@@ -169,7 +169,7 @@ def holding(lock: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def supervising() -> Iterator[None]:
-    """Supervise processes of this home; leftovers of killed supervisors are killed first."""
+    """Supervise processes of this home, after killing those whose supervisor was killed."""
     with holding(me()):
         stopped = stop_leftovers()
         if stopped:
@@ -183,7 +183,7 @@ def supervising() -> Iterator[None]:
 
 @contextmanager
 def only_one(url: str) -> Iterator[None]:
-    """Be the only `bard up` of this project, and store its server's address for other commands.
+    """Ensure that this is the project's only `bard up`, and store its server's address for other commands.
 
     Raises:
         UpError: another `bard up` runs.
@@ -204,7 +204,7 @@ def only_one(url: str) -> Iterator[None]:
 
 
 def require_free(host: str, port: int) -> None:
-    """Raise UpError unless a server can listen there."""
+    """Raise UpError unless a server can listen on this host and port."""
     if not 0 < port < 65536:
         raise UpError(f"No such port: {port}. Choose one from 1 to 65535, such as `bard up --port {PROJECT_PORT}`.")
     try:
@@ -225,19 +225,19 @@ def require_free(host: str, port: int) -> None:
 
 
 def listener(port: int) -> str | None:
-    """The process that listens on the port, as `name (process 123)`; None where the system does not tell."""
+    """Return the process that listens on the port, as `name (process 123)`; None if the system does not tell."""
     try:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
             if listens and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     except (psutil.AccessDenied, psutil.NoSuchProcess):
-        return None  # macOS tells only the superuser
+        return None  # macOS shows other processes' connections only to root
     return None
 
 
 def reachable(host: str) -> str:
-    """The host for an address; a server on all interfaces is reached by loopback."""
+    """Return the host to use in a URL; a server on all interfaces is reached by the loopback address."""
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

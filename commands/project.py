@@ -6,11 +6,11 @@ from pathlib import Path
 
 from bardflow.errors import BardError
 
-# The contents of a project; the package has them in a checkout and in a wheel.
+# Files to copy into a project; the package has them in a checkout and in a wheel.
 COPIED = ("corpora", "recipes", "prefect.yaml")
 WRITTEN = {
     ".gitignore": ".bardflow/\n.venv/\n__pycache__/\n",
-    # `prefect` reads it in this folder, as it reads pyproject.toml in the checkout.
+    # `prefect` reads this file in a project, as it reads pyproject.toml in the checkout.
     "prefect.toml": """\
 [api]
 url = "http://127.0.0.1:4200/api"
@@ -28,7 +28,7 @@ show_promotional_content = false
 
 
 class ProjectError(BardError):
-    """A folder that cannot become a project."""
+    """The folder cannot become a project."""
 
 
 def create_project(folder: Path) -> list[str]:

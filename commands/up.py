@@ -1,4 +1,4 @@
-"""`bard up`: start and supervise a server, deployments and a worker, and stop them with Ctrl-C."""
+"""`bard up`: start and supervise a server, a worker and all deployments until Ctrl-C."""
 
 import shutil
 import signal
@@ -49,7 +49,7 @@ from bardflow.commands.processes import (
 )
 from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
 
-# The reports site takes the first free port among this many after the server's.
+# The reports site takes the first free port of this many after the server's port.
 REPORTS_PORTS = 20
 START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
 
@@ -57,7 +57,7 @@ START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy
 def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all deployments, and a worker.
 
-    Active runs are set back to Scheduled when it stops; the next `bard up` resumes them, and their finished tasks come
+    When it stops, it sets active runs back to Scheduled. The next `bard up` resumes them, and their finished tasks come
     from the cache. The same holds for runs of a killed `bard up`.
 
     Raises:
@@ -82,10 +82,10 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The API address of a server for one command: that of a running `bard up`, else a temporary one.
+    """Yield the API address of a server for one command: that of a running `bard up`, else of a temporary server.
 
-    Prefect starts its own temporary server only if no address is set, but pyproject.toml sets one, and an empty
-    PREFECT_API_URL breaks its event client (3.8.8: "Service 'EventsWorker' failed"). Set the address in the
+    Prefect starts its own temporary server only if no address is set. But pyproject.toml sets one, and an empty
+    PREFECT_API_URL breaks Prefect's event client (3.8.8: "Service 'EventsWorker' failed"). Set the address in the
     environment, with `prefect_environment()`, before `import prefect`.
 
     Raises:
@@ -109,7 +109,7 @@ def server() -> Iterator[str]:
 
 
 def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
-    """Start all parts in order and print the status. Each is added to `children`, so that a failure stops them all."""
+    """Start all parts in order and print the status. Each is added to `children`, so a failure stops all of them."""
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = start_server(project, host, port, "server", [])
     children.append(server)
@@ -137,7 +137,7 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
 
 
 def shut_down(url: str, children: list[Child]) -> None:
-    """Stop the worker, set active runs back to Scheduled, stop the server, and leave no process."""
+    """Stop the worker, set active runs back to Scheduled, stop the server, and kill all remaining processes."""
     ignore_signals()
     servers = [child for child in children if child.name == "server"]
     answering = healthy(url) and any(child.process.poll() is None for child in servers)
@@ -170,14 +170,14 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:
-    """Start the worker of the pool; its runs link to the reports site."""
-    # Prefect's default is 10 s.
+    """Start the worker of the work pool; its runs link to the reports site."""
+    # The worker asks for new runs every 3 s; Prefect's default is 10 s.
     settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3", REPORTS_SITE: reports}
     return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
 
 
 def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
-    """Start the reports site on the first free port after the server's; returns it and its address."""
+    """Start the reports site on the first free port after the server's, and return it with its address."""
     for own in range(port + 1, port + REPORTS_PORTS):
         try:
             require_free(host, own)
@@ -191,7 +191,7 @@ def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a site answers with any status."""
+    """Return whether a site answers, with any status."""
     try:
         httpx.get(url, timeout=30, trust_env=False)
     except httpx.TransportError:
@@ -201,7 +201,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into KeyboardInterrupt; later ones are ignored while things stop."""
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into KeyboardInterrupt, and ignore later ones while stopping."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         ignore_signals()
@@ -224,7 +224,7 @@ def ignore_signals() -> None:
 def status(
     url: str, reports: str, deployments: list[Deployment], planned: dict[str, datetime], wanted: set[tuple[str, str]]
 ) -> str:
-    """The status text: deployments with their next runs in local time, and commands to type."""
+    """Return the status text: deployments with their next runs in local time, and commands to type."""
     width = max(len(deployment.title) for deployment in deployments)
     lines = ["", f"bardflow is up: {url.removesuffix('/api')}", f"Reports:        {reports}", ""]
     for deployment in deployments:
@@ -238,7 +238,7 @@ def status(
         if (deployment.entrypoint, deployment.name) not in wanted:
             when += "; not in prefect.yaml, remove it with `prefect deployment delete`"
         lines.append(f"  {deployment.title:<{width}}  {when}")
-    # A default of the main flow first, since its name can be shortened.
+    # Prefer the deployment `train-gpt/default`, because `/default` can be left out.
     titles = [deployment.title for deployment in deployments]
     example = min(titles, key=lambda title: (not title.startswith("train-gpt/"), not title.endswith("/default")))
     lines += [
@@ -251,7 +251,7 @@ def status(
 
 
 def typed_prefect(url: str) -> str:
-    """The command line of this environment's `prefect` with this server."""
+    """Return the command line that calls this environment's `prefect` with this server."""
     ours = Path(sys.executable).with_name("prefect")
     found = shutil.which("prefect")
     command = "prefect" if found and Path(found) == ours else str(ours)
@@ -259,5 +259,5 @@ def typed_prefect(url: str) -> str:
 
 
 def names(runs: list[FlowRun]) -> str:
-    """The names of the runs, separated by commas."""
+    """Return the names of the runs, separated by commas."""
     return ", ".join(run.name for run in runs)

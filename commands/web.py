@@ -33,7 +33,7 @@ MOST_CHARACTERS = 20_000
 
 
 class Wish(BaseModel):
-    """A request of the page: a text to continue, and sampling settings."""
+    """A request of the page: the text to continue, and sampling settings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,7 +46,7 @@ class Wish(BaseModel):
 
 
 def reports_app() -> Starlette:
-    """The index at `/`, generated for each request, and the reports. Nothing else of the home is served."""
+    """Return a site with the index at `/`, generated for each request, and the reports. It serves nothing else."""
 
     def index(request: Request) -> Response:
         return FileResponse(write_index(), media_type="text/html", headers={"Cache-Control": "no-store"})
@@ -65,7 +65,7 @@ def reports_app() -> Starlette:
 
 
 def writing_app(name: str, model: Model) -> Starlette:
-    """A page to generate text: `/` shows it, `/write` streams the continuation of a text as JSON lines."""
+    """Return a site to generate text: `/` is the page, `/write` streams a continuation as JSON lines."""
     folder, place = store().folder(model), device.choose("f32")
     gpt, tokenizer = load_model(folder).to(place.name), load(folder / TOKENIZER_FILE)
     facts = store().facts(model)
@@ -78,8 +78,8 @@ def writing_app(name: str, model: Model) -> Starlette:
             prompt=opening(tokenizer),
         )
     )
-    # One text at a time: two on the same cores each take twice as long. A client that disconnects is cancelled while it
-    # waits or between two tokens, and releases the lock.
+    # One text at a time, because two texts on the same cores each take twice as long. A request whose client
+    # disconnects is cancelled while it waits or between two tokens, and releases the lock.
     lock = asyncio.Lock()
 
     def show(request: Request) -> Response:
@@ -108,7 +108,7 @@ def writing_app(name: str, model: Model) -> Starlette:
                     ]
                     text = stream.take(drawn.token)
                     if written + len(text) + stream.at_least >= wish.characters:
-                        text += stream.end()  # bytes that are no character also end a text
+                        text += stream.end()  # an incomplete character also counts
                     if not text:
                         continue
                     text = text[: wish.characters - written]
@@ -122,10 +122,10 @@ def writing_app(name: str, model: Model) -> Starlette:
 
 
 def serve(app: Starlette, host: str, port: int) -> None:
-    """Serve until Ctrl-C.
+    """Serve a site until Ctrl-C.
 
-    On a loopback address, the Host header must be a loopback name, so that a foreign site cannot read it by DNS
-    rebinding.
+    On a loopback address, the Host header must be a loopback name. Otherwise another web site could read this one by
+    DNS rebinding.
     """
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])

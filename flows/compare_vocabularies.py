@@ -1,4 +1,4 @@
-"""Experiment: the same network body with several vocabularies, at an equal budget, compared in bits per character."""
+"""Experiment: the same network body with several vocabularies at an equal budget, compared in bits per character."""
 
 from typing import Literal
 
@@ -32,16 +32,16 @@ def compare_vocabularies(
     seconds: Seconds = 60.0,
     characters: Count = 2_500_000,
 ) -> str:
-    """Train with each vocabulary, compare the scores for each corpus, and return the path of the report.
+    """Train a model with each vocabulary at an equal budget, compare the scores, and return the report's path.
 
     Args:
-        corpora: names of files in `corpora/`.
-        vocabularies: the vocabularies to compare: char, bytes, bpe-SIZE or bpe-char-SIZE.
-        recipe: the network and its training settings. Its context is taken as a number of characters.
-        overrides: fields of the recipe to change.
-        budget: what is equal for all: seconds of training on this machine, or characters seen.
-        seconds: the budget of each training run if `budget` is time.
-        characters: the budget of each training run if `budget` is characters.
+        corpora: The corpora to train on: names of files in `corpora/` without `.toml`.
+        vocabularies: The vocabularies to compare: char, bytes, bpe-SIZE or bpe-char-SIZE.
+        recipe: The recipe for the network and its training; its context is taken as a number of characters.
+        overrides: Recipe fields to change for this run.
+        budget: What is equal for all models: seconds of training on this machine, or characters seen.
+        seconds: The training time of each model if the budget is time.
+        characters: The number of characters that each model sees if the budget is characters.
     """
     specs = {name: vocabulary_named(name) for name in vocabularies}
     chosen = recipe_named(recipe, overrides)
@@ -89,7 +89,7 @@ def compare_vocabularies(
 
 
 def with_vocabulary(recipe: Recipe, name: str, characters_a_token: float) -> Recipe:
-    """The recipe with another vocabulary; its context has as many characters as the recipe's has tokens."""
+    """Return the recipe with another vocabulary; its context has as many characters as the recipe's has tokens."""
     context = max(8, round(recipe.gpt.context / characters_a_token / 8) * 8)
     spec = {f"vocabulary_{field}": value for field, value in vocabulary_named(name).model_dump().items()}
     return recipe.changed(context=context, **spec)

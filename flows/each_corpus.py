@@ -1,4 +1,4 @@
-"""The same work for several corpora; if one fails, the others still run."""
+"""Running the same work for several corpora; if one fails, the others still run."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def each_corpus(corpora: list[str] | None, work: Callable[[CorpusSpec], T]) -> tuple[dict[str, T], dict[str, str]]:
-    """The result for each corpus, and the errors of those that failed, by name. `None` means all corpora."""
+    """Run `work` for each corpus (None: all of them), and return the results and the error messages by name."""
     folder = project_folder() / "corpora"
     done: dict[str, T] = {}
     failed: dict[str, str] = {}

@@ -16,12 +16,12 @@ from bardflow.tasks.saying import say
 
 @flow(name="evaluate-gpt", description="Score champions again, and publish their reports.")
 def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
-    """Score the champions of some corpora and return their bits per character.
+    """Score the champion of each corpus on its current text, publish its report, and return its bits per character.
 
     If one corpus fails, the others are still scored. The name `<corpus>/evaluated` refers to the last report.
 
     Args:
-        corpora: names of files in `corpora/`; all of them if left out.
+        corpora: The corpora to score: names of files in `corpora/` without `.toml`. If left out, all of them.
 
     Raises:
         BardError: a corpus could not be fetched or its champion not scored; the message has each error.
@@ -33,7 +33,7 @@ def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
 
 
 def score_champion(run: Run, spec: CorpusSpec) -> float | None:
-    """The champion's bits per character on the current text; None if there is no champion or it cannot be scored."""
+    """Score the champion on the current text, in bits per character; None if there is none or it cannot be scored."""
     name, current = spec.name, champion(spec.name)
     if current is None:
         say(f"{name}: no champion yet; train one with `prefect deployment run train-gpt -p corpus={name}`")

@@ -7,7 +7,7 @@ from bardflow.tasks.reporting import html_of, page_of
 from bardflow.tasks.run import Run, refs
 from bardflow.tasks.saying import say
 
-# If tokens were written anew, the first of these tasks that ran is the reason.
+# If the corpus was tokenized again, the first of these tasks that ran is the reason.
 NEW_TOKENS = {
     "clean_corpus": "the corpus is new or changed",
     "learn_vocabulary": "the vocabulary was not learned before",
@@ -18,7 +18,7 @@ NEW_TOKENS = {
 def outcome(
     corpus: str, recipe: Recipe, model: Model, report: Report, run: Run, *, moved: bool, recalled: bool
 ) -> Outcome:
-    """Sum up a run and log it. `moved`: the champion was replaced; `recalled`: an earlier run made the decision."""
+    """Summarise a run and log it. `moved`: the champion was replaced; `recalled`: an earlier run made the decision."""
     page = page_of(report)
     legs, legs_run = (sum(a.task == "train_leg" and a.ran >= ran for a in run.calls) for ran in (False, True))
     rebuilt = [f"{call.handle} was {call.rebuilt}" for call in run.calls if call.rebuilt]
@@ -54,7 +54,7 @@ def outcome(
 
 
 def reason(run: Run) -> str:
-    """Why training ran: which of its inputs is new."""
+    """Explain why training ran: say which of its inputs is new."""
     if run.ran("tokenize_corpus"):
         return next(said for task, said in NEW_TOKENS.items() if run.ran(task))
     if run.ran("begin_training"):

@@ -1,4 +1,4 @@
-"""Types of flow parameters. Prefect refuses values out of range in its form and for `-p`."""
+"""Types of flow parameters. Prefect rejects values out of range, both in its form and for `-p`."""
 
 from typing import Annotated
 

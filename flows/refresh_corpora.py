@@ -14,10 +14,10 @@ from bardflow.tasks.saying import say
 
 @flow(name="refresh-corpora", description="Fetch corpora, and say what changed.")
 def refresh_corpora(corpora: Corpora | None = None) -> dict[str, str]:
-    """Fetch and clean corpora; if one fails, the others still run.
+    """Fetch and clean corpora, and return what changed in each text; if one fails, the others still run.
 
     Args:
-        corpora: names of files in `corpora/`; all of them if left out.
+        corpora: The corpora to fetch: names of files in `corpora/` without `.toml`. If left out, all of them.
 
     Raises:
         BardError: a corpus could not be fetched; the message has each error.

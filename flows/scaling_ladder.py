@@ -26,16 +26,16 @@ def scaling_ladder(
     patience: Count = 2,
     most_rungs: Count = 11,
 ) -> str:
-    """Train models of growing size, each about twice the one before, and return the path of the report.
+    """Train models of growing size, each about twice the size before, and return the path of the report.
 
     Args:
-        corpus: the name of a file in `corpora/`.
-        recipe: all settings but the size. Its learning rates are those for its own width.
-        overrides: fields of the recipe to change.
-        steps: the number of training steps of each model.
-        least_gain: a size pays if it is better with 95 % confidence and by at least this many bits per character.
-        patience: stop after this many sizes in a row that do not pay.
-        most_rungs: the largest number of sizes.
+        corpus: The corpus to train on: the name of a file in `corpora/` without `.toml`.
+        recipe: The recipe for all settings but the size; its learning rates are scaled from its own width.
+        overrides: Recipe fields to change for this run.
+        steps: The number of training steps of each model.
+        least_gain: The least gain in bits per character; a size must also be better with 95 % confidence.
+        patience: Training stops after this many sizes in a row that do not gain enough.
+        most_rungs: The largest number of sizes to train.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
@@ -76,7 +76,7 @@ def scaling_ladder(
 
 
 def of_size(recipe: Recipe, layers: int, width: int) -> Recipe:
-    """The recipe at another size, with learning rates scaled to its width."""
+    """Return the recipe at another size, with learning rates scaled to its width."""
     factor = learning_rate_factor(width, recipe.gpt.width)
     return recipe.changed(
         layers=layers,

@@ -1,4 +1,4 @@
-"""Experiment: a hyperparameter search. Bad trials stop early, and finished trials are kept between runs."""
+"""Experiment: a hyperparameter search. Bad trials are pruned, and a later run resumes with the finished trials."""
 
 from typing import Any
 
@@ -46,19 +46,19 @@ def search(
     trials: Count = 12,
     seed: Seed = 1337,
 ) -> str:
-    """Search for the fields with the fewest bits per character, and return the path of the report.
+    """Search for the recipe fields with the fewest bits per character, and return the path of the report.
 
     Args:
-        corpus: the name of a file in `corpora/`.
-        recipe: the settings that are not searched.
-        overrides: fields of the recipe to change in all trials.
-        fields: values or ranges to search, such as {"layers": [2, 4], "learning_rate": {"low": 0.001, "high": 0.01}}.
-        trials: the number of trials in all, those of earlier runs included.
-        seed: the seed of the search.
+        corpus: The corpus to train on: the name of a file in `corpora/` without `.toml`.
+        recipe: The recipe for all settings that are not searched.
+        overrides: Recipe fields to change in all trials.
+        fields: Values or ranges to search, such as {"layers": [2, 4], "learning_rate": {"low": 0.001, "high": 0.01}}.
+        trials: The total number of trials, including those of earlier runs.
+        seed: The random seed of the search.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
-    # Two processes in one study would each take the other's trials for interrupted ones.
+    # With two processes in one study, each would treat the other's active trials as interrupted.
     with search_lock(corpus), Run() as run:
         text = run(clean_corpus, run(fetch_source, described), described)
         search = Search(text, recipe, overrides, fields, seed)
@@ -68,12 +68,12 @@ def search(
                 chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
                 reached, ending = tried(run, text, chosen, search, trial)
             except BardError as error:
-                # These fields cannot be trained on this text; others can.
+                # These values cannot be trained on this text, but others can, so the search continues.
                 say(f"trial {trial.number}: {drawn}: {error}")
                 search.end(trial, None, 0, str(error))
                 continue
             except Exception:
-                raise  # probably not caused by the fields: repeated, up to a limit
+                raise  # probably not caused by the fields; a later run repeats the trial, up to a limit
             except BaseException:
                 search.interrupted(trial)
                 raise
@@ -104,10 +104,10 @@ def search(
 
 
 def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:
-    """Train a trial. Returns bits per character after each leg, and how it ended.
+    """Train a trial, and return its bits per character after each leg and how it ended.
 
     Raises:
-        BardError: it cannot be trained.
+        BardError: the trial cannot be trained.
     """
     reached: list[float] = []
     ending = TO_THE_END
@@ -119,7 +119,7 @@ def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) 
         if len(legs) == len(chosen.training.leg_ends()):
             return None
         if is_hopeless(legs, chosen.training.patience):
-            ending = PATIENCE  # stopped by its own patience, not by comparison
+            ending = PATIENCE  # the recipe's patience stopped it; it is not pruned
             return None
         if not worse:
             return None
@@ -131,6 +131,6 @@ def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) 
 
 
 def in_legs(recipe: Recipe) -> Recipe:
-    """The recipe with enough legs to stop a bad trial early; legs do not change the result."""
+    """Return the recipe with enough legs to prune a bad trial early; the number of legs does not change the result."""
     short = -(-recipe.training.steps // LEGS)
     return recipe.changed(leg_steps=min(recipe.training.leg_steps, short))

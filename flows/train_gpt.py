@@ -35,11 +35,11 @@ def train_gpt(
     """Train and evaluate a GPT on a corpus with a recipe; cached results are used again.
 
     Args:
-        corpus: the name of a file in `corpora/`.
-        recipe: the name of a recipe: all settings of the run.
-        overrides: fields of the recipe to change for this run.
-        memory_limit: the most memory that training may take: bytes, a text such as 800MB or 2GiB, or free for what the
-            machine has free. It changes how a step is computed, not the result, so it is not part of cache keys.
+        corpus: The corpus to train on: the name of a file in `corpora/` without `.toml`.
+        recipe: The recipe with all settings of the run: the name of a file in `recipes/` without `.toml`.
+        overrides: Recipe fields to change for this run.
+        memory_limit: The most memory that training may use: bytes, a text such as 800MB or 2GiB, or `free` for the
+            machine's free memory. It changes how a step is computed, not the result, so it is not part of cache keys.
 
     Returns:
         The scores and artifacts. The state's message has them too; its name is `Unchanged` if nothing was trained.
@@ -69,7 +69,7 @@ def train_gpt(
                 break
             except RefMoved as moved_meanwhile:
                 say(f"{moved_meanwhile}: comparing again")
-                # A decision that this run may just have stored was made against another champion.
+                # This run may have stored a decision already; it was made against another champion.
                 recall = decision.recalled
         show_in_prefect(corpus, report)
         came_out = outcome(corpus, chosen, model, report, run, moved=moved, recalled=decision.recalled)

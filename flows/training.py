@@ -1,4 +1,4 @@
-"""One training run from a corpus to scores, as used by all flows that train."""
+"""One training run from a corpus to scores, used by all flows that train."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,17 +24,17 @@ class Trained(NamedTuple):
 
 # The number of legs of a training run in an experiment.
 LEGS = 4
-# Called with the legs so far; returns the reason to stop here, or None.
+# A function that gets the legs so far and returns the reason to stop, or None.
 Stop = Callable[[list[Checkpoint], TokenShards], str | None]
 
 
 def train_and_evaluate(
     run: Run, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
 ) -> Trained:
-    """Learn the vocabulary, write the shards, train, export and evaluate."""
+    """Learn the vocabulary, write the shards, train, export the best checkpoint and evaluate it."""
     vocabulary = run(learn_vocabulary, text, chosen.vocabulary)
     shards = run(tokenize_corpus, text, vocabulary, chosen.shards)
-    # Planned after learning and encoding: the memory that these leave in use stays in use during training.
+    # The plan comes after learning and tokenizing, because memory that they leave in use counts during training.
     plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
     legs = train(run, vocabulary, shards, chosen, plan, stop)
     model = run(export_model, best(legs), vocabulary, text)
@@ -60,6 +60,6 @@ def train(
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with this number of steps in a few legs, without patience."""
+    """Return the recipe with this number of steps in a few legs, without patience."""
     warmup = min(recipe.training.warmup_steps, steps // 10)
     return recipe.changed(steps=steps, leg_steps=-(-steps // LEGS), warmup_steps=warmup, patience=None)

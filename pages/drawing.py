@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 # matplotlib's settings are global, but two flows may draw in two threads.
 _DRAWING = threading.Lock()
-# matplotlib needs colours, the page has CSS variables: these colours are replaced after drawing.
+# matplotlib does not accept CSS variables: it draws with these colours, which are replaced afterwards.
 _INKS = {
     "#010101": "var(--ink-soft)",
     "#020202": "var(--rule)",
@@ -28,8 +28,8 @@ TEXT, GRID, TRAIN, VALIDATION, PAPER, BAD, GOOD, BAR = _INKS
 def inline_svg(draw: Callable[[], Figure], *, name: str, title: str, description: str) -> str:
     """Call `draw` and return its figure as an inline SVG.
 
-    `name` is the prefix of all ids; each drawing on a page needs its own. The SVG backend draws 72 units an
-    inch, and one unit is one CSS pixel. Text is about 12 px high at any width.
+    `name` is the prefix of all ids; each drawing on a page needs its own. The SVG backend draws 72 units for each inch,
+    and one unit is one CSS pixel. Text is about 12 px high at any width.
     """
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 12, "path.simplify": False}
     with _DRAWING, matplotlib.style.context(["default", style]):
@@ -62,7 +62,7 @@ def _inline(svg: bytes, name: str, title: str, description: str) -> str:
         element.tag = _local(element.tag)
         element.attrib = {_local(key): value for key, value in element.attrib.items()}
         if element.tag == "g":
-            # Groups have ids such as figure_1 in every drawing; nothing refers to them.
+            # All drawings use the same ids of groups, such as figure_1, and nothing refers to them.
             element.attrib.pop("id", None)
         if element.tag == "text":
             # Font and colour come from the page's style sheet.

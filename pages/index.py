@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Standing(PageModel):
-    """A model of a corpus. `link` is the path of its report; `current`: it was scored on the current text."""
+    """A model of a corpus; `link` is its report's path, `current` means that it was scored on the current text."""
 
     recipe: str
     changed: tuple[str, ...]

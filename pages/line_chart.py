@@ -74,7 +74,7 @@ def _drawn(chart: Chart, width: float) -> Figure:
 
 
 def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
-    """Round numbers between two limits, at most `most`."""
+    """Return at most `most` round numbers between two limits."""
     ticks: list[float] = []
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10)):
         denser = [float(x) for x in LogLocator(subs=[*digits]).tick_values(low, high) if low <= x <= high]
@@ -85,9 +85,9 @@ def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
 
 
 def _label_points(axes: Axes, lines: Sequence[Line], *, all_of_them: bool) -> None:
-    """Place each point's label where it overlaps nothing; labels without room are left out.
+    """Place each point's label where it overlaps nothing, and leave out labels without room.
 
-    With `all_of_them`, labels are also placed further away, with a line to the point.
+    With `all_of_them`, no label is left out: it may be further away, with a line to the point.
     """
     sides = [(6, 5, "left"), (6, -14, "left"), (-6, -14, "right"), (-6, 5, "right")]
     if all_of_them:
@@ -129,7 +129,7 @@ def _inks(count: int) -> Sequence[str]:
 
 
 def _tick(value: float, _place: int | None) -> str:
-    """`1.2M`, `30k`, `0.5`."""
+    """Format a number, such as `1.2M`, `30k` or `0.5`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

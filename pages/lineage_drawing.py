@@ -45,7 +45,7 @@ def lineage_drawing(nodes: Sequence[Node], *, name: str, width: float) -> str:
 
 
 def _laid_out(nodes: Sequence[Node]) -> tuple[list[_Box], list[tuple[int, int]]]:
-    """The boxes, and the arrows as pairs of indices. A box has the rank after its inputs."""
+    """Return the boxes, and the arrows as pairs of box indices; a box's rank is higher than those of its inputs."""
     box_of: dict[str, int] = {}
     members: list[list[Node]] = []
     for node in nodes:
@@ -66,7 +66,7 @@ def _laid_out(nodes: Sequence[Node]) -> tuple[list[_Box], list[tuple[int, int]]]
         }
     )
     ranks = [0] * len(members)
-    # Repeated for each box, because legs in one box can make an arrow point back.
+    # Repeated as often as there are boxes, because legs in one box can make an arrow point back.
     for _ in members:
         for start, end in arrows:
             ranks[end] = min(len(members), max(ranks[end], ranks[start] + 1))

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bardflow.pages.drawing import GRID, PAPER, TEXT, TRAIN, VALIDATION, inline_svg
 
-# The width of the chart in pixels, about. 5,000 points would be 200 KB.
+# About one point for each pixel of a narrow chart. 5,000 points would take 200 KB.
 MOST_POINTS = 400
 
 
@@ -48,7 +48,7 @@ def thinned(series: Series) -> tuple[Series, int]:
 def loss_chart(
     train: Series, validation: Series, times: Times, best_step: int, bits_per_nat: float, *, name: str, width: float
 ) -> str:
-    """Draws both losses against step (below) and time (above), in nats (left) and bits per character (right).
+    """Draw both losses against step (below) and time (above), in nats (left) and bits per character (right).
 
     `width` is in CSS pixels, `bits_per_nat` converts nats per token to bits per character, and `name` is the prefix of
     all ids. Text is about 12 px high at any width.
@@ -97,7 +97,7 @@ def _drawn(
     clock.set_xlabel(f"training time ({unit})", labelpad=9)
 
     for edge in (axes, bits, clock):
-        # Higher, so that its last label does not touch the right axis's first.
+        # More padding for the time axis: its last label would touch the first label of the right axis.
         edge.tick_params(length=0, colors=TEXT, pad=10 if edge is clock else 5)
         edge.xaxis.label.set_color(TEXT)
         edge.yaxis.label.set_color(TEXT)
@@ -109,7 +109,7 @@ def _drawn(
 
 
 def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
-    """The steps at round times, these times, and their unit; times are interpolated linearly."""
+    """Return the steps at round times, the labels of these times, and their unit; steps are interpolated linearly."""
     total = max(times.seconds, default=0.0)
     length, unit = (1.0, "s") if total < 180 else (60.0, "min") if total < 10_800 else (3600.0, "h")
     places: list[float] = []
@@ -120,7 +120,7 @@ def _time_ticks(times: Times, most: int) -> tuple[list[float], list[str], str]:
         if not 0 <= time <= total / length:
             continue
         place = _step_at(time * length, times)
-        # Labels of a slow start would overlap.
+        # If the first steps are slow, their labels would overlap.
         if not places or place - places[-1] >= 0.5 * times.steps[-1] / most:
             places.append(place)
             labels.append(f"{time:g}")

@@ -71,9 +71,9 @@ class ModelFacts(PageModel):
 class Scores(PageModel):
     """The loss over the whole validation set, and its tokens, characters and UTF-8 bytes.
 
-    The first three are for disjoint windows, `sliding_bits_per_character` for windows in which every token sees at
-    least half a context. `compressed_bytes` is the size of the compression proof, or None without one. Older reports
-    have None.
+    The first three are for disjoint windows, `sliding_bits_per_character` for overlapping windows in which every token
+    sees at least half a context. `compressed_bytes` is the size of the compression proof, or None without one. Both are
+    None in older reports.
     """
 
     nats_per_token: Bits
@@ -87,7 +87,7 @@ class Scores(PageModel):
 
 
 class Baseline(PageModel):
-    """A baseline. Those of kind `compressor` and `statistical` were measured on this run's split."""
+    """A baseline. Those of kind `compressor` and `statistical` were measured on this run's validation set."""
 
     name: str
     kind: Literal["statistical", "compressor", "published"]
@@ -127,7 +127,7 @@ class CurvePoint(PageModel):
 
 
 class Sample(PageModel):
-    """A generated text after `prompt`, as row `row` of the batch with this seed."""
+    """A text that was generated after `prompt`, in row `row` of the batch with this seed."""
 
     prompt: str
     text: str
@@ -144,7 +144,7 @@ class Alternative(PageModel):
 
 
 class Surprise(PageModel):
-    """A piece of the validation set, its bits, and the most probable tokens at its start."""
+    """A piece of the validation set, the bits that it costs, and the most probable tokens at its start."""
 
     text: str
     bits: Bits
@@ -154,8 +154,8 @@ class Surprise(PageModel):
 class Cost(PageModel):
     """The cost of training; `peak_bytes` is the peak memory of the process, or of the GPU if there is one.
 
-    `peak_of` says whether it is the peak of a training leg, or of the whole process on systems that cannot tell them
-    apart. `planned_peak_bytes` is the planned peak, or None in older reports.
+    `peak_of` is `leg` for the peak of a training leg, or `process` on systems that measure only the whole process.
+    `planned_peak_bytes` is the planned peak, or None in older reports.
     """
 
     train_seconds: Seconds
@@ -210,7 +210,7 @@ class RunPage(PageModel):
     @model_validator(mode="before")
     @classmethod
     def _version_0_1(cls, values: Any) -> Any:
-        # Its reports had a field for what is now a part; parts are computed from the evaluation.
+        # Version 0.1 had a field `memorised`, which is a part now. Parts are computed from the evaluation.
         return (
             {name: value for name, value in values.items() if name != "memorised"}
             if isinstance(values, dict)
@@ -281,7 +281,7 @@ def markdown(page: RunPage, report: Path, link: str) -> str:
         )
         for row in _score_rows(page)
     ]
-    # Not in a column: Prefect's tables do not wrap.
+    # A list instead of a column, because Prefect's tables do not wrap.
     notes = [f"- {cell(row.name)}: {cell(row.note)}" for row in _score_rows(page) if row.note]
     blocks = [
         f"# {cell(page.title)}",
@@ -306,7 +306,7 @@ class _Remark(NamedTuple):
 
 
 class _ScoreRow(NamedTuple):
-    """A bar: bits per character, the difference from this model, and the length in percent of the longest."""
+    """A bar: bits per character, their difference from this model's, and the length in percent of the longest bar."""
 
     name: str
     kind: Literal["this", "champion", "statistical", "compressor", "published"]
@@ -327,7 +327,7 @@ class _CurveView(NamedTuple):
 
 
 def _remarks(page: RunPage) -> tuple[_Remark, ...]:
-    """Sentences on which baselines the model beats. A tie does not count."""
+    """Sentences about the baselines that the model beats or does not beat. A tie does not count as beating."""
     own = page.scores.bits_per_character
     remarks = []
     for kind, singular in (("compressor", "general-purpose compressor"), ("statistical", "count-based model")):
@@ -421,7 +421,7 @@ def _lineage_views(page: RunPage) -> tuple[str, str] | None:
 
 
 def _planned(cost: Cost) -> tuple[str, ...]:
-    """The planned peak and its error, if there is a plan."""
+    """The planned peak memory and its error in percent, if there is a plan."""
     if cost.planned_peak_bytes is None or not cost.peak_bytes:
         return ()
     error = 100 * (cost.planned_peak_bytes / cost.peak_bytes - 1)
@@ -435,5 +435,5 @@ def _verdict_name(verdict: Verdict) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

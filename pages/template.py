@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bardflow.pages import wording
 
-# For the choice of the theme, the passage, and the page that generates text.
+# The script for the theme button, the passage with its surprises, and the page that generates text.
 SCRIPT = r"""
 const button = document.getElementById("theme"), root = document.documentElement;
 const system = () => matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";

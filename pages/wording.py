@@ -14,32 +14,32 @@ _MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def grouped(count: int) -> str:
-    """1115394 as `1,115,394`."""
+    """A count with thousands separators: `1,115,394`."""
     return f"{count:,}"
 
 
 def score(value: float) -> str:
-    """A loss with four decimals, as published losses have."""
+    """A loss with four decimals, as in publications."""
     return f"{value:.4f}"
 
 
 def gap(value: float) -> str:
-    """A difference of two scores, with its sign (a true minus)."""
+    """A difference of two scores with its sign, with the character U+2212 for minus."""
     return f"{value:+.4f}".replace("-", MINUS)
 
 
 def percent(part: int, whole: int) -> str:
-    """`part` of `whole` in per cent, two decimals; `0 %` of nothing."""
+    """`part` of `whole` in percent, with two decimals; `0 %` if `part` is 0."""
     return f"{100 * part / whole:.2f} %" if part else "0 %"
 
 
 def share(part: float) -> str:
-    """A share of 1 in per cent, one decimal."""
+    """A fraction in percent, with one decimal."""
     return f"{100 * part:.1f} %"
 
 
 def memory(count: int) -> str:
-    """A number of bytes in the largest binary unit that keeps it at 1 or more."""
+    """A number of bytes in the largest binary unit in which it is 1 or more."""
     amount, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if amount < 1024:
@@ -49,7 +49,7 @@ def memory(count: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """A duration in its two largest units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -65,7 +65,7 @@ def moment(when: datetime) -> str:
 
 
 def setting(value: str | int | float | bool | None) -> str:
-    """A setting as it would stand in TOML; `none` for no value."""
+    """A setting as it is written in TOML; `none` for no value."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -90,10 +90,10 @@ def markdown_cell(text: str) -> str:
 
 
 def full_report(file: Path, link: str) -> str:
-    """Markdown with the link to a report and its file."""
+    """Markdown with a link to a report, and the path of its file."""
     return f"[Full report]({link}), the file `{file}`"
 
 
 def title_language(title: str, language: str) -> str:
-    """The language of a corpus's title: a Chinese text may have an English title."""
+    """The language of a corpus's title: English if it is ASCII, because a Chinese text may have an English title."""
     return "en" if title.isascii() else language

@@ -35,10 +35,10 @@ def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSo
 def look(
     spec: CorpusSpec, *, project: Path, downloads: Path, mirror: str | None, pin: bool, progress: Progress | None = None
 ) -> Added:
-    """Fetch the corpus into a temporary folder, survey it, and pin its sha256 if `pin` and the source is one file.
+    """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
 
     Raises:
-        CorpusError, FetchError: it cannot be fetched or is not text; nothing is written.
+        CorpusError, FetchError: it cannot be fetched, is not text, or is several files and cannot be pinned.
     """
     with tempfile.TemporaryDirectory() as folder:
         fetched = fetch(spec, Path(folder), downloads=downloads, mirror=mirror, progress=progress, project=project)

@@ -53,7 +53,7 @@ def strip_bom(lines: Iterator[str], tally: Tally) -> Iterator[str]:
 
 
 def crlf(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    r"""Make every line end "\n": of "\r\n" the "\r" goes, and a "\r" alone (old Macintosh) becomes a "\n"."""
+    r"""Replace the line ends "\r\n" (Windows) and "\r" (old Macintosh) with "\n"."""
     for line in lines:
         if "\r" not in line:
             yield line
@@ -63,16 +63,16 @@ def crlf(lines: Iterator[str], tally: Tally) -> Iterator[str]:
         alone = unified.count("\r")
         tally.characters_removed += alone
         tally.characters_added += alone
-        # Not `splitlines`: it also splits at U+2028, U+0085, form feeds and others, which end no line here.
+        # Not `splitlines`: it also splits at U+2028, U+0085, form feeds and others, which are not line ends here.
         yield from re.findall(r"[^\n]*\n|[^\n]+", unified.replace("\r", "\n")) if alone else (unified,)
 
 
-# The marks of Project Gutenberg's files since 2003, and of those before ("small print").
+# The marks in Project Gutenberg's files: those since 2003, and those of older files ("small print").
 _BOOK_STARTS = re.compile(r"\s*(\*\*\*\s*START OF\b|\*END\*? ?THE SMALL PRINT)", re.IGNORECASE)
 _BOOK_ENDS = re.compile(r"\s*(\*\*\*\s*END OF\b|End of (the |this )?Project Gutenberg\b)", re.IGNORECASE)
-# Past so many lines without a start mark a file is taken to have no header: what is read ahead stays bounded.
+# A file without a start mark in this many lines is taken to have no header. This limits the lines in memory.
 _HEADER_LINES = 3_000
-# A start mark with a long title is itself wrapped; its last line ends in ***.
+# A start mark with a long title can continue for this many lines; the last one ends with ***.
 _MARK_LINES = 3
 
 
@@ -93,8 +93,8 @@ class _Lines(Iterator[str]):
 def gutenberg(lines: Iterator[str], tally: Tally) -> Iterator[str]:
     """Remove Project Gutenberg's header and footer, with their marks and the blank lines next to them.
 
-    The header ends at `*** START OF`; a file without that mark has none. A footer begins at
-    `*** END OF` or `End of (the) Project Gutenberg's …` and ends at the next start mark or the end of the file.
+    The header ends at `*** START OF`; a file without that mark has none. A footer begins at `*** END OF` or `End of
+    (the) Project Gutenberg's …` and ends at the next start mark or the end of the file.
     """
     ahead = _Lines(lines)
     head = list(islice(_until(_BOOK_STARTS, ahead), _HEADER_LINES))
@@ -122,7 +122,7 @@ def gutenberg(lines: Iterator[str], tally: Tally) -> Iterator[str]:
 
 
 def _until(mark: re.Pattern[str], lines: Iterator[str]) -> Iterator[str]:
-    """The lines up to the first that matches, including it."""
+    """Yield the lines up to and including the first that matches."""
     for line in lines:
         yield line
         if mark.match(line):
@@ -156,14 +156,14 @@ def nfc(lines: Iterator[str], tally: Tally) -> Iterator[str]:
         yield composed
 
 
-# A hard-wrapped text is recognised by its right edge. Below 60 columns lines may well be verse: the edge of tiny
-# Shakespeare is at 52, with 48 % of its lines within 12 columns of it, so the share alone does not tell. The Three
-# Kingdoms have theirs at 76, with 83 % of the lines near it; a third leaves room for prose with much dialogue.
+# A hard-wrapped text has a right edge that many lines nearly reach. The share of lines within 12 columns of the edge is
+# 83 % in the Three Kingdoms (edge at column 76), but also 48 % in the verse of tiny Shakespeare (column 52). So an edge
+# below 60 columns is taken for verse. A share of a third is enough, because of prose with much dialogue.
 _NARROWEST, _WIDEST = 60, 120
 _EDGE_COLUMNS, _EDGE_SHARE = 12, 1 / 3
 _SAMPLE_LINES = 5_000
-# How far a line may stay short of the edge, after the next word would have fitted, and still be a wrapped one.
-# Two lines of the Three Kingdoms break off in mid-sentence 10 columns early; a line of verse is shorter than that.
+# A line counts as wrapped if the next word would end beyond the edge, or less than this many columns before it. Two
+# lines of the Three Kingdoms are wrapped 10 columns early, in mid-sentence; lines of verse are shorter than that.
 _SLACK_COLUMNS = 10
 
 _HEADING = re.compile(
@@ -171,21 +171,21 @@ _HEADING = re.compile(
     r"|(CHAPTER|BOOK|PART|VOLUME|CANTO|ACT|SCENE|LETTER)\s+([IVXLCDM]+|[0-9]+|THE)\b"
     r"|(Chapter|Book|Part|Volume|Canto|Act|Scene|Letter)\s+([IVXLCDM]+|[0-9]+)\s*([.:—–-]|$)"
 )
-# These never open a paragraph: where one follows an ideographic space, that space stands for a character that the
+# These never start a paragraph. An ideographic space before one is no indent, but replaces a character that the
 # source could not encode (the Three Kingdoms: "左右去其\n　，放起孟獲").
 _CLOSING = "，。、；：？！）」』】》〉…,.;:?!)]}"
-# What is taken off a line's end where the next one is joined to it: line ends and spaces (Unicode's Zs without the
-# ogham space mark, which is a stroke). Form feeds, U+0085, U+2028 and the like are no line ends here, and stay.
+# Characters to remove from the end of a line before the next one is joined: line ends and spaces (Unicode's Zs without
+# the ogham space mark, which is visible). Form feeds, U+0085 and U+2028 are not line ends here, and are kept.
 BLANKS = "\t\n\r \u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _DASHES = "-‐–—―─"
 
 
 def unwrap(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Join the lines of a hard-wrapped paragraph: with a space, or without next to a Chinese or Japanese character.
+    """Join the lines of hard-wrapped paragraphs with a space, or with none next to a Chinese or Japanese character.
 
-    A paragraph ends at a blank line, before an indented line, at a heading, and after a line so short that the next
-    word would have fitted with room to spare (verse, addresses, a last line). The wrap width is determined
-    from the first 5,000 lines; a text without a common right edge at 60 to 120 columns is not changed.
+    A paragraph ends at a blank line, before an indented line, at a heading, and after a line that had ample room for
+    the next word (verse, addresses, a last line). The wrap width is determined from the first 5,000 lines; a text
+    without a common right edge at 60 to 120 columns is not changed.
     """
     sample = list(islice(lines, _SAMPLE_LINES))
     width = wrap_width(sample)
@@ -217,7 +217,7 @@ def wrap_width(lines: Sequence[str]) -> int | None:
     widths = sorted(columns(line.rstrip()) for line in lines if line.strip())
     if not widths:
         return None
-    # One line in fifty may stick out (an address, a table); the edge is where the others end.
+    # One line in fifty may be longer (an address, a table); the edge is the end of the longest of the others.
     edge = widths[len(widths) - 1 - len(widths) // 50]
     near = sum(edge - _EDGE_COLUMNS <= width <= edge for width in widths)
     return edge if _NARROWEST <= edge <= _WIDEST and near >= _EDGE_SHARE * len(widths) else None
@@ -254,7 +254,7 @@ def _unspaced(character: str) -> bool:
 
 
 def _first_word(body: str) -> str:
-    """The first unit that could have been on the line before."""
+    """The part that could move to the line before: the first word, or one character of a script without spaces."""
     return body[0] if _unspaced(body[0]) else body.split(maxsplit=1)[0]
 
 

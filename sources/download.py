@@ -1,4 +1,4 @@
-"""Download of a file over http(s): streamed, resumed, conditional and checked."""
+"""Downloads over HTTP: streamed, retried, resumed, with conditional requests and a check of the sha256."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from bardflow.sources.spec import CorpusError
 
 Progress = Callable[[int, int | None], None]
 
-# Statuses that are retried.
+# HTTP statuses that are retried.
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -101,7 +101,7 @@ class _Later(Exception):
 
 
 class _Cell:
-    """The folder of an address in `downloads`: the complete file, its record, and a partial file."""
+    """The folder of one address in `downloads`: the complete file, its record, and a partial file."""
 
     def __init__(self, downloads: Path, url: str) -> None:
         self.folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:32]
@@ -182,15 +182,15 @@ def download(
 ) -> Download:
     """Download `url` into `downloads` and copy it to `target`.
 
-    A file that is there is downloaded again only if it changed; a partial one is resumed if the server has the same.
-    Raises FetchError (unreachable, refused, gone), ChecksumError (other bytes than `sha256`, after one fresh try where
-    the download had been resumed) and CorpusError (more than `max_bytes`).
+    A file in `downloads` is downloaded again only if it changed; a partial file is resumed if the server has the same
+    version. Raises FetchError (unreachable, refused, gone), ChecksumError (the sha256 differs, also after one fresh try
+    if the download was resumed) and CorpusError (more than `max_bytes`).
     """
     cell = _Cell(downloads, url)
     with cell.held():
         if sha256 is not None and (kept := _kept(cell, target, sha256)) is not None:
             return kept
-        # A file with another sha256 than the pinned one is downloaded again without conditions.
+        # A file whose sha256 is not the pinned one is downloaded again, with an unconditional request.
         known = cell.record() if sha256 is None else None
         transfer = _Transfer(url, cell, known, max_bytes, http, progress)
         arrived = transfer.run()
@@ -198,7 +198,7 @@ def download(
             return _given(cell, known, target, transferred=False, why=_not_modified(known))
         got = _sha256(cell.part)
         if sha256 is not None and got != sha256 and transfer.resumed:
-            # The partial file may be of another version.
+            # The partial file may be the start of another version.
             cell.drop_part()
             transfer.run()
             got = _sha256(cell.part)
@@ -225,7 +225,7 @@ def _given(cell: _Cell, record: _Record, target: Path, *, transferred: bool, why
 
 
 class _Transfer:
-    """A download with retries; afterwards the partial file is complete, unless the server says "not modified"."""
+    """A download with retries; afterwards the partial file is complete, unless the server answers "not modified"."""
 
     def __init__(
         self, url: str, cell: _Cell, known: _Record | None, max_bytes: int, http: HttpSpec, progress: Progress | None
@@ -240,7 +240,7 @@ class _Transfer:
         self.resumed = False
 
     def run(self) -> bool:
-        """True if the partial file is complete now, False if the known file is unchanged."""
+        """Return True if the partial file is complete now, False if the known file is unchanged."""
         self.resumed = False
         self._fruitless = 0
         began = time.monotonic()
@@ -296,7 +296,7 @@ class _Transfer:
             raise _Later(_cause(error), wait_seconds=None, gained=gained) from error
 
     def _accept(self, response: httpx.Response, start: int) -> int:
-        """The offset of this response's first byte. Raises an error for any other response."""
+        """Return the file offset of the response's first byte. Raises an error if the response is not usable."""
         status = response.status_code
         if status == httpx.codes.OK:
             self._cell.drop_part()

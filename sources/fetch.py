@@ -24,7 +24,7 @@ from bardflow.sources.synthetic import generate
 __all__ = ["ChecksumError", "FetchError", "Fetched", "HttpSpec", "Progress", "RawFile", "fetch", "file_name"]
 
 _COPY_BYTES = 1 << 20
-# Readers that `datasets` ships: with these, `data_files` are files on this machine and start from the project folder.
+# Readers of the `datasets` library. With these, `data_files` are local paths, relative to the project folder.
 _FILE_READERS = ("json", "csv", "parquet", "text", "arrow", "xml")
 
 
@@ -68,8 +68,8 @@ def fetch(
     Downloads are kept in `downloads`, so that an unchanged file is not downloaded twice. `mirror` is a folder or a
     base URL with `<corpus>/<file name>` that is tried first. Relative paths start at `project`. `progress(bytes so far,
     total bytes or None)` is called repeatedly.
-    Raises FetchError if the source cannot be reached, ChecksumError if the bytes are not those that `sha256` pins, and
-    CorpusError if there is nothing to fetch or too much.
+    Raises FetchError if the source cannot be reached, ChecksumError if the bytes do not have the pinned `sha256`, and
+    CorpusError if there is nothing to fetch, or more than the limit.
     """
     into.mkdir(parents=True, exist_ok=True)
     if any(into.iterdir()):
@@ -86,7 +86,7 @@ def fetch(
 
 
 def file_name(url: str) -> str:
-    """The file name for `url`, also in a mirror."""
+    """The name of the downloaded file of `url`, which is also its name in a mirror."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return name if name not in ("", ".", "..") and "\0" not in name else "corpus.txt"
 

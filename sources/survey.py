@@ -14,9 +14,9 @@ _LONG_LINE = 10_000
 _SMALL_TEXT = 100_000
 _SMALL_VALIDATION = 5_000
 _CHAR_VOCABULARY = 256
-# A line of 20 characters or more hardly repeats by chance.
+# Lines of at least this many characters seldom repeat by chance.
 _TELLING_LINE = 20
-# The limit of lines in memory (about 100 bytes each).
+# The largest number of different lines in memory (about 100 bytes each).
 _REMEMBERED_LINES = 500_000
 # Lines are compared by this many characters at their start.
 _COMPARED_CHARACTERS = 65_536
@@ -35,11 +35,11 @@ class Suggestion(BaseModel):
 class Survey(BaseModel):
     """Counts over a text, its training set and its validation set.
 
-    `unseen_*` count characters that occur only in the validation set. The next counts are for lines of 20 characters or
-    more, because short ones (a speaker's name) repeat by nature: `duplicate_lines` are equal to an earlier line,
-    `duplicate_share` is their share; `overlap` is the share of the validation set's lines that are also in the training
-    set. For more than 500,000 different lines, these three are estimated from a sample. `longest_line` is in
-    characters, without the line end.
+    `unseen_*` count characters that occur only in the validation set. Three values use only lines of 20 characters or
+    more, because shorter ones, such as a speaker's name, often repeat: `duplicate_lines` is the number of lines that
+    are equal to an earlier line, `duplicate_share` is their share, and `overlap` is the share of the validation set's
+    lines that are also in the training set. For more than 500,000 different lines, these three are estimated from a
+    sample. `longest_line` is in characters, without the line end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +99,7 @@ class _LineCounts:
 
 
 class _Lines:
-    """Joins lines from pieces and counts them."""
+    """Puts lines together from pieces of text, and counts them."""
 
     def __init__(self) -> None:
         self.counts = _LineCounts()
@@ -123,7 +123,7 @@ class _Lines:
         self._extend(rest)
 
     def close(self) -> None:
-        """Count the text before a border as a line."""
+        """Count the unfinished line at the end of a set."""
         if self._begun_characters:
             self._end()
 
@@ -164,13 +164,13 @@ class _Signs:
 
 
 def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
-    """Count over the labelled pieces of `sources.documents.split`, in constant memory.
+    """Survey the labelled pieces of `sources.documents.split`, in constant memory.
 
     Raises ValueError if there is no piece.
     """
     characters: dict[Part, int] = {"train": 0, "validation": 0}
     encoded: dict[Part, int] = {"train": 0, "validation": 0}
-    seen: set[str] = set()  # in the training part
+    seen: set[str] = set()  # in the training set
     held_out: Counter[str] = Counter()
     replaced = 0
     lines, signs = _Lines(), _Signs()

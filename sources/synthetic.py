@@ -1,7 +1,7 @@
 """A generated play in an invented language: a text of any length that needs no network and never changes.
 
-It has structure at several distances: syllables, words (Zipf's law), agreement of number within a sentence, and a few
-speakers and things for each scene.
+It has structure at several distances: syllables, words (with frequencies by Zipf's law), agreement of subject and verb
+within a sentence, and a few speakers and things for each scene.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ _CAST, _THINGS, _SPEECHES = 3, 4, 12
 
 
 def generate(characters: int, seed: int) -> Iterator[str]:
-    """Exactly `characters` characters (ASCII) in chunks of about 65,536, the same on every machine and Python.
+    """Yield exactly `characters` ASCII characters in chunks of about 65,536, equal on all machines and Python versions.
 
     The language is always the same; the seed determines the text. A longer text starts with the shorter one.
-    Random numbers are SHAKE-128 (FIPS 202) as little-endian 16-bit numbers; all arithmetic is with integers.
+    Random numbers are the output of SHAKE-128 (FIPS 202) as little-endian 16-bit numbers. All arithmetic is integer.
     Raises ValueError if `characters` or `seed` is negative.
     """
     if characters < 0 or seed < 0:
@@ -63,7 +63,7 @@ def _words(kind: str, count: int) -> list[str]:
     draws = _draws(f"words {kind}")
     found: dict[str, None] = {}
     while len(found) < count:
-        # The first tenth are short.
+        # The first tenth of the words has one syllable less.
         syllables = 1 + (len(found) > count // 10) + next(draws) % 2
         found[
             "".join(
@@ -98,12 +98,12 @@ def _scenes(draws: Iterator[int]) -> Iterator[str]:
         lines = [f"SCENE {number}. Ta {place}.\n\n"]
         speaker = 0
         for _ in range(4 + draw() % _SPEECHES):
-            # No speaker answers themselves.
+            # A speaker never follows themselves.
             speaker = (speaker + 1 + draw() % (_CAST - 1)) % _CAST
             lines.append(f"{cast[speaker]}:\n")
             for _ in range(1 + draw() % 4):
                 shape = draw()
-                # One noun in two is a thing of the scene; a plural subject (-i) has a plural verb (-en).
+                # Half of the subjects are things of the scene. A plural subject (-i) has a plural verb (-en).
                 subject = things[shape % _THINGS] if shape & 64 else nouns[draw()]
                 noun_end, verb_end = ("i", "en") if shape & 128 else ("", "")
                 sentence = f"{subject}{noun_end} {verbs[draw()]}{verb_end}"

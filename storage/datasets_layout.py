@@ -10,7 +10,7 @@ import pyarrow as pa
 
 R = TypeVar("R")
 
-# Short rows need more memory than their size: an array of one token is a Python object of 112 bytes.
+# A limit for short rows, which need more memory than their data: a NumPy array of one token takes 112 bytes.
 BATCH_ROWS = 2**16
 
 FEATURES = {
@@ -31,7 +31,7 @@ def write_dataset(
 ) -> None:
     """Write a stream of record batches with their splits; a batch that would exceed `shard_bytes` starts a new shard.
 
-    Only one batch is in memory. A split without batches gets one with no rows, from which readers learn the types.
+    Only one batch is in memory at a time. A split without batches gets one empty batch, so that readers know the types.
     """
     writers = {split: _SplitWriter(folder / split, schema, shard_bytes) for split in splits}
     for split, batch in batches:
@@ -44,7 +44,7 @@ def write_dataset(
 
 
 def read_batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """The split's record batches in order, memory-mapped."""
+    """Yield the record batches of a split in order, memory-mapped."""
     state = json.loads((folder / split / "state.json").read_text())
     for data_file in state["_data_files"]:
         with pa.memory_map(str(folder / split / data_file["filename"])) as source:
@@ -70,7 +70,7 @@ def gather(rows: Iterable[tuple[str, R]], size: Callable[[R], int], most: int) -
 
 
 class _SplitWriter:
-    """The writer of one split's shards; the last shard is open."""
+    """Writes the shards of one split, one after another."""
 
     def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int) -> None:
         folder.mkdir(parents=True)

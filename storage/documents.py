@@ -14,7 +14,7 @@ from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 SCHEMA = pa.schema([("document", pa.int32()), ("text", pa.string())])
 SHARD_BYTES = 256 * 2**20
-# The size of a record batch, about.
+# The approximate size of a record batch.
 BATCH_CHARACTERS = 2**20
 
 
@@ -47,7 +47,7 @@ def write_documents(folder: Path, rows: Iterable[tuple[str, int, str]]) -> Docum
 
 
 def read_documents(folder: Path, split: str) -> Iterator[tuple[int, str]]:
-    """Yield rows (document number, text) in order; the joined texts are the split."""
+    """Yield rows (document number, text) in order; the joined texts are the split's whole text."""
     for batch in read_batches(folder, split):
         yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
@@ -59,7 +59,7 @@ def read_text(folder: Path, split: str) -> Iterator[str]:
 
 
 def read_end(folder: Path, split: str, characters: int) -> Iterable[str]:
-    """The last pieces of the split with at least this many characters; only these are kept in memory."""
+    """Return the last pieces of the split, at least `characters` characters; only these are kept in memory."""
     tail: deque[str] = deque()
     held = 0
     for piece in read_text(folder, split):

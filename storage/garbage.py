@@ -12,13 +12,13 @@ from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import Entry, Refs
 from bardflow.storage.store import Store
 
-# The keys of digests in notes, and the kinds of their artifacts.
+# The keys of an entry's notes that have a digest as value, with the kinds of the artifacts.
 NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Artifacts and drafts that were deleted or would be, and their bytes."""
+    """The artifacts and drafts that were deleted (or would be, in a dry run), and their size in bytes."""
 
     objects: tuple[Handle, ...]
     bytes: int
@@ -28,12 +28,12 @@ class Collected:
 def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), dry_run: bool) -> Collected:
     """Delete artifacts that no name refers to; with `dry_run`, only list them.
 
-    It keeps the artifacts of each name's last entry, of all entries of `<corpus>/champion` (for rollbacks), of the
-    notes in these entries, those in `keep`, and everything that these were made from. An active run's artifacts have no
-    name yet: no run may be active, or `keep` must have its handles. Artifacts that are added meanwhile are kept.
+    The artifacts of each name's last entry and of all entries of `<corpus>/champion` (for rollbacks) are kept, also
+    those in the notes of these entries, those in `keep`, and all inputs of these. The artifacts of an active run have
+    no name yet: no run may be active, or `keep` must have its handles. Artifacts added meanwhile are kept.
 
     Raises:
-        StoreError: an entry or an origin cannot be read; nothing was deleted.
+        StoreError: an entry or an origin cannot be read. Nothing is deleted then.
     """
     # Artifacts are listed before names: an artifact that gets its name in between is kept.
     held = list(store.handles())
@@ -50,7 +50,7 @@ def collect_garbage(store: Store, refs: Refs, *, keep: Collection[Handle] = (), 
 
 
 def named(refs: Refs) -> Iterator[Handle]:
-    """The handles in each name's last entry, and in all entries of champions."""
+    """Yield the handles in each name's last entry and in all entries of champions, with those in their notes."""
     for name in refs.names():
         history = refs.history(name)
         for entry in history if name.endswith("/champion") else history[-1:]:
@@ -59,14 +59,14 @@ def named(refs: Refs) -> Iterator[Handle]:
 
 
 def noted(entry: Entry) -> Iterator[Handle]:
-    """The handles in an entry's notes."""
+    """Yield the handles in an entry's notes."""
     for key, kind in NOTED.items():
         if entry.notes.get(key):
             yield kind(digest=entry.notes[key])
 
 
 def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> set[Handle]:
-    """The roots and everything that they were made from, limited to `held`."""
+    """Return the roots and all their direct and indirect inputs, limited to the artifacts in `held`."""
     found: set[Handle] = set()
     left = list(roots)
     while left:

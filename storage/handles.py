@@ -38,11 +38,11 @@ class Source(Handle):
 
 
 class Corpus(Handle):
-    """Cleaned documents, cut and split, as Arrow."""
+    """The cleaned text of a corpus in Arrow files, cut into documents and split into two sets."""
 
 
 class Vocabulary(Handle):
-    """A `tokenizer.json`, and the same as a readable list."""
+    """A `tokenizer.json`, with a readable list of its tokens."""
 
 
 class TokenShards(Handle):
@@ -78,5 +78,5 @@ KINDS: dict[str, type[Handle]] = {
     kind_of(c): c for c in (Source, Corpus, Vocabulary, TokenShards, Checkpoint, Model, Baselines, Evaluation, Report)
 }
 
-# Prefect's results contain class names with modules. Those of version 0.1 have this module name, and stay cached.
+# Prefect's results contain class names with modules. Results of version 0.1 have this module name and stay valid.
 sys.modules.setdefault("storage.handles", sys.modules[__name__])

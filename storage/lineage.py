@@ -8,7 +8,7 @@ from bardflow.storage.store import Manifest, Origin, Store, StoreError
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One artifact between a source and the given artifact."""
+    """An artifact of a lineage, with its manifest and its origin."""
 
     handle: Handle
     manifest: Manifest
@@ -16,20 +16,20 @@ class Ancestor:
 
 
 def lineage(store: Store, handle: Handle) -> list[Ancestor]:
-    """The artifact and everything it was made from, each once, sources first.
+    """Return the artifact and all its direct and indirect inputs, each once, sources first.
 
     Raises:
         storage.store.ObjectMissing: one of them is missing.
     """
     found: list[Ancestor] = []
     met: set[Handle] = set()
-    # Depth first with an explicit stack, because hundreds of legs form a chain of that length.
+    # Depth first with an explicit stack, because a chain of hundreds of legs could exceed the recursion limit.
     stack: list[tuple[Handle, Origin | None]] = [(handle, None)]
     while stack:
         current, origin = stack.pop()
         if origin is not None:
             found.append(Ancestor(current, store.manifest(current), origin))
-        # A cycle: two artifacts made from each other, for example if each was made again after damage.
+        # This also ends cycles: two artifacts may be inputs of each other if each was made again after damage.
         elif current not in met:
             met.add(current)
             origin = store.origin(current)
@@ -56,6 +56,6 @@ def text_of(handle: Handle) -> str:
 
 
 def source_address(origin: Origin) -> str:
-    """The address in a source's description; the file may have come from a mirror."""
+    """The address in the corpus file, or else the one that was used; the download may have come from a mirror."""
     declared = origin.spec["corpus"]["source"]
     return str(declared.get("url") or origin.measured["address"])

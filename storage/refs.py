@@ -22,11 +22,11 @@ NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, err
 
 
 class RefMoved(StoreError):
-    """Another process changed the name in between."""
+    """Another process added an entry to the name after the caller read it."""
 
 
 class Entry(BaseModel):
-    """An entry of a name's history: artifact, time, author and reason; `notes` are free for the author."""
+    """An entry of a name's history: artifact, time, author, reason, and `notes` with any further values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +45,7 @@ class Entry(BaseModel):
 
 
 class Pointed(NamedTuple):
-    """The last entry of a name, and whether it is new."""
+    """The last entry of a name, and whether the call added it."""
 
     entry: Entry
     moved: bool
@@ -78,10 +78,10 @@ class Refs:
     def move(
         self, name: str, handle: Handle, *, after: Entry | None, by: str, why: str, notes: dict[str, Any] | None = None
     ) -> Entry:
-        """Append an entry. `after` is the last entry that the caller saw (None: there was none).
+        """Append an entry if `after` is still the last entry of the name (None: the name has no entries).
 
         Raises:
-            RefMoved: the last entry is a different one now.
+            RefMoved: another process has added an entry.
             StoreError: it is not a name, or a number in the notes is not finite.
         """
         folder = self.folder / checked(name)
@@ -124,7 +124,7 @@ class Refs:
         why: Callable[[Entry | None], str],
         notes: dict[str, Any] | None = None,
     ) -> Pointed:
-        """Make the name refer to the handle, also if others change it meanwhile; no new entry if it already does.
+        """Make the name refer to the handle, with retries if others change it; adds no entry if it already does.
 
         `why` gets the last entry and returns the reason.
 
@@ -154,7 +154,7 @@ class Refs:
                 raise
         from filelock import FileLock  # 70 ms to import, and only a file system without hard links needs it
 
-        # If there are no hard links for one writer, there are none for any, so all use this lock.
+        # All writers use the same file system, so without hard links all of them use this lock.
         lock = FileLock(self.folder / "moving.lock", fallback_to_soft=False)
         try:
             lock.acquire()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
 from bardflow.storage.documents import SPLITS
 
-# The size of a record batch, about: a writer holds 2 MB of uint16.
+# The approximate size of a record batch: 2 MB of uint16 in memory.
 BATCH_TOKENS = 2**20
 
 TokenIds = npt.NDArray[np.uint16 | np.uint32]
@@ -33,7 +33,7 @@ def write_shards(
 ) -> dict[str, int]:
     """Write a stream of rows (split, document number, ids) and return the number of tokens in each split.
 
-    A row is a part of one document; documents end where `document` changes. A part longer than a batch or a shard is
+    A row is a part of one document; a document ends where the number changes. A part longer than a batch or a shard is
     split into several rows.
 
     Raises:
@@ -47,7 +47,7 @@ def write_shards(
     def tagged() -> Iterator[tuple[str, tuple[int, TokenIds]]]:
         for split, document, ids in rows:
             tokens[split] += len(ids)
-            # So a batch is no larger than a shard, and its int32 offsets do not overflow.
+            # This keeps a batch no larger than a shard, and its int32 offsets do not overflow.
             for start in range(0, max(len(ids), 1), most):
                 yield split, (document, ids[start : start + most])
 

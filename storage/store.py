@@ -63,7 +63,7 @@ class Manifest(BaseModel):
 
 
 class Origin(BaseModel):
-    """How an artifact was made. It is not part of the digest: equal bytes have equal digests."""
+    """How an artifact was made; not part of the digest, so that equal content has equal digests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -158,7 +158,7 @@ class Store:
         """
         with self._removing():
             place = self.place(handle)
-            # A damaged artifact that cannot be renamed over (anything but an empty folder) must be removed first.
+            # A rename replaces an empty folder; anything else must be removed first.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
             if occupied and self.damage(handle) is not None:
                 self._remove(handle)
@@ -182,7 +182,7 @@ class Store:
     def damage(self, handle: Handle) -> str | None:
         """What is wrong with the artifact, or None if all bytes match the digest.
 
-        It hashes all files, with about 1.5 GB/s on a processor with SHA instructions.
+        All files are hashed, at about 1.5 GB/s on a processor with SHA instructions.
         """
         place = self.place(handle)
         try:
@@ -256,7 +256,7 @@ class Store:
             folder = self.objects / kind
             if folder.is_dir():
                 for name in sorted(place.name for place in folder.iterdir()):
-                    if DIGEST.fullmatch(name):  # desktops add their own files to folders
+                    if DIGEST.fullmatch(name):  # file managers add their own files to folders
                         yield handle_class(digest=name)
 
     def place(self, handle: Handle) -> Path:
@@ -280,7 +280,7 @@ class Store:
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
-        """The lock for removing artifacts. The kernel releases it when the process ends."""
+        """Hold the exclusive lock for removing artifacts; the kernel releases it when the process ends."""
         make_folder(self.root)
         with (self.root / "removing.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -297,7 +297,7 @@ class Store:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, indented by two spaces, UTF-8, with a line end.
+    """Encode a value as canonical JSON: sorted keys, indented by two spaces, UTF-8, with a final line end.
 
     Raises:
         StoreError: a number is NaN or infinite, or a text has undecodable bytes.
@@ -312,7 +312,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def file_names(folder: Path) -> list[str]:
-    """All files below a folder, sorted, without the folders."""
+    """The relative paths of all files below a folder, sorted."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 

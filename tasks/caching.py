@@ -1,4 +1,4 @@
-"""When a cached result is used: for the same task, version and inputs."""
+"""The cache policy of tasks: a cached result is used again for the same task, version and inputs."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from bardflow.identity import identity
 
 @dataclass
 class CacheByInputs(CachePolicy):
-    """A cache key made of the task's name, its version and its inputs.
+    """A cache policy whose key consists of the task's name, its version and its inputs.
 
-    Prefect's own `INPUTS` leaves out the name, so two tasks with equal inputs would share results.
-    `ignored` names arguments that say how to compute but do not change the result, such as a memory limit.
+    Prefect's own `INPUTS` omits the name, so two tasks with equal inputs would share results. `ignored` names arguments
+    that do not change the result, such as a memory limit.
     """
 
     ignored: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class CacheByInputs(CachePolicy):
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
-        """`<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
+        """Return `<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
         task = task_ctx.task
         key = json.dumps(
             {name: canonical(value) for name, value in inputs.items() if name not in self.ignored},
@@ -35,12 +35,12 @@ class CacheByInputs(CachePolicy):
         return f"{task.name}-{task.version}-{hashlib.sha256(key.encode()).hexdigest()}"
 
     def ignoring(self, *arguments: str) -> "CacheByInputs":
-        """The same policy, without these arguments in the key."""
+        """Return the same policy without these arguments in the key."""
         return replace(self, ignored=arguments)
 
 
 def canonical(value: Any) -> Any:
-    """An input as JSON with its class name, so that a corpus and a vocabulary with the same digest differ.
+    """Convert an input to JSON with its class name, so that a corpus and a vocabulary with the same digest differ.
 
     Raises:
         TypeError: the input is neither a pydantic model nor made of JSON types.

@@ -1,4 +1,4 @@
-"""The model card in the Hub's format: Markdown with YAML metadata."""
+"""The model card in the format of the Hugging Face Hub: Markdown with YAML metadata."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def model_card(
     vocabulary: dict[str, Any],
     scores: Scores | None = None,
 ) -> str:
-    """The card of a model: its size, its training text, its limits. `corpus` and `vocabulary` are facts of artifacts.
+    """Return a model's card: its size, training text and limits. `corpus` and `vocabulary` are facts of artifacts.
 
-    If given, the scores are in the text and in the metadata (`model-index`).
+    If `scores` are given, they are in the text and in the metadata (`model-index`).
     """
     head = {
         "language": corpus["language"],
@@ -85,7 +85,7 @@ tokens at once.
 
 
 def scored(scores: Scores | None) -> str:
-    """The scores as a section of the card; empty if there are none."""
+    """Return the scores as a section of the card; empty if there are none."""
     if scores is None:
         return ""
     overlapping = (

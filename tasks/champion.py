@@ -1,4 +1,4 @@
-"""The champion of a corpus: the comparison with a new model, the replacement, and its history."""
+"""The champion of a corpus: comparing it with a new model, replacing it, and its history."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,21 @@ from bardflow.tasks.saying import say
 
 # The relative standard deviation of bits per character between seeds (benchmarks/LOG.md, "Luck").
 LUCK = 0.006
-# The shortest prefix of a digest that names an entry.
+# The shortest prefix of a digest that identifies an entry.
 LEAST_DIGEST = 4
 
 
 class Champion(NamedTuple):
-    """A corpus's champion, and the entry of its history that made it so."""
+    """A corpus's champion, and the entry in its history that made it champion."""
 
     model: Model
     entry: Entry
 
 
 class Decision(NamedTuple):
-    """A verdict, the number of the history's entry that it was made against, and whether an earlier run made it.
+    """A verdict on a model, and whether an earlier run made it (`recalled`).
 
-    `rival` is the evaluation of the champion, if the model was compared with one.
+    `against` is the number of the champion's entry at that time, or 0; `rival` is its evaluation if it was compared.
     """
 
     verdict: Verdict
@@ -37,7 +37,7 @@ class Decision(NamedTuple):
 
 
 def champion(corpus: str) -> Champion | None:
-    """The corpus's champion, or None if there is none or its model is missing or damaged."""
+    """Return the corpus's champion, or None if there is none or its model is missing or damaged."""
     entry = refs().head(f"{corpus}/champion")
     if entry is None:
         return None
@@ -58,11 +58,11 @@ def decide(
     *,
     recall: bool = True,
 ) -> Decision:
-    """Compare a model with the champion: it replaces it only if it is better with 95 % confidence on the same text.
+    """Compare a model with the champion; the model replaces it only if better with 95 % confidence on the same text.
 
-    The first decision on a model and evaluation stands: a repeated run reads it from the recipe's history, so
-    that the same run gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why
-    it cannot be scored there. Without `recall` it is compared anew: the champion changed since this run's own decision.
+    The first decision about a model and an evaluation is final: a repeated run reads it from the recipe's history and
+    gives the same report. `rival` is the champion's evaluation on the same corpus, or the reason why it cannot be
+    scored. Without `recall`, the models are compared again, because the champion changed after this run's own decision.
     """
     for entry in reversed(refs().history(f"{corpus}/{recipe}")) if recall else ():
         if entry.notes["model"] == model.digest and entry.notes["evaluation"] == evaluation.digest:
@@ -101,10 +101,10 @@ def decide(
 
 
 def still_there(digest: str | None) -> Evaluation | None:
-    """The evaluation of the champion that an earlier decision compared with; None if there was none or it was deleted.
+    """Return the champion's evaluation that an earlier decision used; None if there was none or it was deleted.
 
-    Garbage collection keeps the evaluations of each name's last entry. Without it, only the champion's samples are
-    missing in the report.
+    Garbage collection keeps the evaluations of each name's last entry. If this one was deleted, the report lacks only
+    the champion's samples.
     """
     if digest is None:
         return None
@@ -116,19 +116,19 @@ def still_there(digest: str | None) -> Evaluation | None:
 
 
 def signed(bits: float) -> str:
-    """A difference with its sign (a true minus)."""
+    """Format a difference with its sign (a true minus)."""
     return f"{bits:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def update_champion(
     corpus: str, recipe: str, model: Model, evaluation: Evaluation, decision: Decision, report: Report, *, by: str
 ) -> bool:
-    """Add the run to its recipe's history and, if so decided, make the model champion. Repeating it changes nothing.
+    """Add the run to its recipe's history, and make the model the champion if the decision says so.
 
-    Returns whether the champion was replaced.
+    Returns whether the champion was replaced. A second call with the same arguments changes nothing.
 
     Raises:
-        storage.refs.RefMoved: the champion changed since the decision (a rollback); compare again.
+        storage.refs.RefMoved: the champion changed after the decision (by a rollback); compare again.
     """
     verdict = decision.verdict
     current = refs().head(f"{corpus}/champion")
@@ -153,11 +153,11 @@ def update_champion(
 
 
 class NoSuchChampion(BardError):
-    """A rollback to a model that was never champion, or where there was no earlier champion."""
+    """A rollback to a model that was never champion, or without an earlier champion."""
 
 
 def line_of_champions(history: list[Entry]) -> list[Entry]:
-    """The champions in succession, without those that were rolled back; the last one is the champion now."""
+    """Return the champions in order, without those that were rolled back; the last one is the current champion."""
     line: list[Entry] = []
     for entry in history:
         back_to = entry.notes.get("back_to")
@@ -168,15 +168,15 @@ def line_of_champions(history: list[Entry]) -> list[Entry]:
 def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[Entry, Entry]:
     """Make an earlier champion the champion again: the one before, or the one with that number or digest.
 
-    A model that was rolled back can be put back the same way. The history is never rewritten: a rollback adds an entry.
-    It does not wait for active runs; they compare with the champion at their end.
+    A model that was rolled back can be restored in the same way. The history is never rewritten: a rollback adds an
+    entry. It does not wait for active runs; they compare with the champion when they end.
 
     Returns:
         The entry that was rolled back, and the new one.
 
     Raises:
-        NoSuchChampion: there is none before, or none of that name; the message says which there are.
-        storage.refs.RefMoved: the champion changed in between.
+        NoSuchChampion: there is no earlier champion, or none with that number or digest; the message lists them.
+        storage.refs.RefMoved: another process changed the champion at the same time.
     """
     name = f"{corpus}/champion"
     history = refs().history(name)
@@ -214,20 +214,20 @@ def rollback(corpus: str, *, to: str | None, by: str, why: str | None) -> tuple[
 
 
 def named_by(to: str, history: list[Entry]) -> list[Entry]:
-    """The entry with that number, else those whose digest starts with `to`: a prefix may consist of digits."""
+    """Return the entry with that number, else those whose digest starts with `to` (it may be all digits)."""
     if numbered := [entry for entry in history if to == str(entry.number)]:
         return numbered
     return [entry for entry in history if len(to) >= LEAST_DIGEST and entry.digest.startswith(to)]
 
 
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:
-    """Store which text a corpus has now, and say in words what changed since the last run."""
+    """Record the corpus's current text, and return in words what changed since the last run."""
     noted, moved = refs().point(f"{corpus}/text", text, by=by, why=lambda before: changed(before, text))
     return noted.why if moved else f"unchanged since {noted.at[:16].replace('T', ' ')} UTC"
 
 
 def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: Report, *, by: str) -> None:
-    """Name the report of a champion's score on the current text, so that it is listed and kept."""
+    """Give the report on the current text a name, so that it is listed and garbage collection keeps it."""
     bits = scores_of(evaluation).bits_per_character
     notes = {"model": model.digest, "evaluation": evaluation.digest}
     why = f"the champion {model.short} scored again: {bits:.4f} bits per character"
@@ -235,7 +235,7 @@ def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: R
 
 
 def changed(before: Entry | None, text: Corpus) -> str:
-    """The difference between two states of a corpus in one line."""
+    """Describe the difference between two versions of a corpus in one line."""
     if before is None:
         return "first seen"
     if store().damage(before.handle):

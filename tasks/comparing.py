@@ -1,4 +1,4 @@
-"""Comparison of vocabularies at an equal budget: the number of steps for a time budget, and the report."""
+"""Comparing vocabularies at an equal budget: the number of steps for a time budget, and the report."""
 
 from typing import NamedTuple
 
@@ -28,10 +28,10 @@ OFF_BUDGET = 0.15
 def steps_within(
     vocabularies: list[Vocabulary], gpts: list[GPTSpec], trainings: list[TrainingSpec], seconds: float
 ) -> list[int]:
-    """The number of training steps of each trial that take `seconds` on this machine, measured. At least 20.
+    """Measure how many training steps of each trial take `seconds` on this machine; return at least 20 each.
 
-    All trials are timed in turn, in several rounds, and the fastest round counts, because other load only adds time.
-    The result is cached, so a repeated experiment trains nothing.
+    All trials are timed in turn, in several rounds. The fastest round counts, because other load only adds time. The
+    result is cached, so a repeated experiment trains nothing.
     """
     here = {precision: devices.choose(precision) for precision in {training.precision for training in trainings}}
     base = {precision: settled_bytes(device) for precision, device in here.items()}
@@ -47,12 +47,12 @@ def steps_within(
 
 
 def steps_of_the_fastest(rounds: list[list[float]], seconds: float) -> list[int]:
-    """The number of steps of each trial that take `seconds`, from the seconds of a step in each round. At least 20."""
+    """Return how many steps of each trial take `seconds`, at least 20; `rounds` has seconds per step by round."""
     return [max(20, round(seconds / min(times))) for times in zip(*rounds, strict=True)]
 
 
 def characters_per_token(corpus: Corpus, shards: TokenShards) -> float:
-    """The mean length of a token on the training set."""
+    """Return the mean length of a token on the training set, in characters."""
     characters: int = store().facts(corpus)["survey"]["train_characters"]
     tokens: int = store().facts(shards)["tokens"]["train"]
     return characters / tokens
@@ -68,9 +68,9 @@ def publish_vocabularies(
     budget: str,
     seconds: float | None,
 ) -> Report:
-    """Publish the report on the vocabularies. Each list has one entry for each training run.
+    """Publish the report on the vocabularies. Each list has one item for each training run.
 
-    `seconds` is the budget of each run if the budget is time.
+    `seconds` is the training time of each run, or None if the budget is not time.
     """
     trials = [
         _Tried(name, corpus, evaluation, figures(model, evaluation, leg))
@@ -105,7 +105,7 @@ class _Tried(NamedTuple):
 
 
 def _which(title: str, best: _Tried, against: dict[str, Comparison]) -> str:
-    """The answer for one text in a sentence or two."""
+    """Describe which vocabulary is the best for one text, in a few sentences."""
     said = [f"{title}: {best.name} needs the fewest bits per character, {best.figures.bits_per_character:.4f}."]
     near = [name for name, found in against.items() if found.verdict == "not distinguishable"]
     worse = [f"{name} {interval(found)}" for name, found in against.items() if found.verdict == "worse"]
@@ -167,7 +167,7 @@ def _vocabulary_part(
 
 
 def strayed(took: dict[str, float], seconds: float) -> str:
-    """A sentence that lists runs whose training time differs from the budget; empty if there are none."""
+    """Return a sentence that lists runs whose training time misses the budget; empty if there are none."""
     off = [f"{name} {time:.0f} s" for name, time in took.items() if abs(time / seconds - 1) > OFF_BUDGET]
     if not off:
         return ""

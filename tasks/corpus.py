@@ -1,4 +1,4 @@
-"""From an address to cleaned, cut and split documents."""
+"""Fetching a corpus, cleaning it, cutting it into documents and splitting it."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
-RAW = "raw"  # a folder of its own, because a file of the source may be called manifest.json
+RAW = "raw"  # a subfolder, because a file of the source may be called manifest.json
 
 
 @task(version="1", cache_policy=NO_CACHE)
 def fetch_source(corpus: CorpusSpec) -> Source:
-    """Fetch the raw files. Always runs, never cached: only the source knows whether it changed."""
+    """Fetch the raw files. The result is never cached, because only the source knows whether it changed."""
     with store().draft() as draft:
         (draft.folder / RAW).mkdir()
         with Progress(f"fetching {corpus.name}", "B") as progress:
@@ -40,7 +40,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
-    """Decode, clean, cut into documents and split. The counts become the artifact's facts."""
+    """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts."""
     with store().draft() as draft:
         reading = read(corpus, store().folder(source) / RAW)
         characters, documents = extent(

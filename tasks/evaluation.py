@@ -1,4 +1,4 @@
-"""Scores of a model over the whole validation set, its samples, and baselines for the same text."""
+"""Scoring a model on the whole validation set, generating samples, and baselines for the same text."""
 
 import json
 import math
@@ -50,17 +50,17 @@ CHARGES = "charges.npy"
 COMPRESSED = "validation.coded"
 SURPRISES = "surprises.json"
 BASELINES = "baselines.json"
-# Baselines use this much of the training set's end: the n-gram model takes 100 bytes and 1 us for each character.
+# Baselines use only the end of the training set: the n-gram model takes 100 bytes and 1 us for each character.
 LOOK_BACK_CHARACTERS = 2**23
 # The length of the passage with surprises, and the number of probable tokens listed for each of its tokens.
 PASSAGE_CHARACTERS = 700
 LIKELIEST = 6
-# No token is longer (model/vocabulary.py bounds the length of words).
+# No token has more characters (model/vocabulary.py limits the length of words).
 CHARACTERS_A_TOKEN = 64
 
 
 class BitsNotReal(BardError):
-    """The decompressed text is not the text that was compressed."""
+    """The decompressed text differs from the text that was compressed."""
 
 
 SAMPLE_LIST = TypeAdapter(list[Sample])
@@ -69,7 +69,7 @@ SURPRISE_LIST = TypeAdapter(list[Surprise])
 
 
 class EvaluationSpec(BaseModel):
-    """What an evaluation measures in addition to the score."""
+    """What an evaluation measures in addition to the scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -100,7 +100,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
     """Score the model on every character of the validation set, in f32, and generate samples.
 
     Raises:
-        BitsNotReal: decompressing gave another text than the validation set.
+        BitsNotReal: decompression gave a text that differs from the validation set.
     """
     folder, text = store().folder(model), store().folder(corpus)
     gpt, tokenizer = load_model(folder), load(folder / TOKENIZER_FILE)
@@ -173,9 +173,9 @@ def measure_baselines(corpus: Corpus) -> Baselines:
 
 
 def unspellable(model: Model, corpus: Corpus) -> str | None:
-    """The reason why the model's vocabulary cannot encode the validation set; None if it can.
+    """Return why the model's vocabulary cannot encode the validation set, or None if it can.
 
-    Such a model gives the text the probability 0, and its loss would be infinite.
+    Such a model gives the text the probability 0, so its loss would be infinite.
     """
     tokenizer = load(store().folder(model) / TOKENIZER_FILE)
     try:
@@ -187,12 +187,12 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
 
 
 def last_tokens(tokenizer: Tokenizer, text: Path, count: int) -> TokenIds:
-    """The last `count` tokens of a corpus's training set, or all if it has fewer."""
+    """Return the last `count` tokens of a corpus's training set, or all tokens if it has fewer."""
     return np.concatenate(list(encode(tokenizer, read_end(text, "train", count * CHARACTERS_A_TOKEN))))[-count:]
 
 
 def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
-    """A passage in pieces of whole characters, each with its bits and the most probable tokens at its start."""
+    """Cut a passage into pieces of whole characters, each with its bits and the most probable tokens at its start."""
     stream, pieces = TextStream(tokenizer), []
     first, bits = 0, 0.0
     for number, (token, guess) in enumerate(zip(ids, expected, strict=True)):
@@ -207,7 +207,7 @@ def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> li
 
 
 def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.Device) -> list[Sample]:
-    """Samples that continue the prompt, generated as one batch."""
+    """Generate samples that continue the prompt, in one batch."""
     sampling = SamplingSpec(temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p, seed=spec.sample_seed)
     prompt = spec.prompt or opening(tokenizer)
     texts = [""] * spec.samples
@@ -220,7 +220,7 @@ def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.De
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """The default prompt: a line end, or the first token if the vocabulary has no line end."""
+    """Return the default prompt: a line end, or the first token if the vocabulary has no line end."""
     try:
         next(encode(tokenizer, ["\n"]))
     except UnknownCharacter:
@@ -229,28 +229,28 @@ def opening(tokenizer: Tokenizer) -> str:
 
 
 def scores_of(evaluation: Evaluation) -> Scores:
-    """The scores of an evaluation."""
+    """Read the scores of an evaluation."""
     return Scores.model_validate_json((store().folder(evaluation) / SCORES).read_bytes())
 
 
 def samples_of(evaluation: Evaluation) -> list[Sample]:
-    """The samples of an evaluation."""
+    """Read the samples of an evaluation."""
     return SAMPLE_LIST.validate_json((store().folder(evaluation) / SAMPLES).read_bytes())
 
 
 def charges_of(evaluation: Evaluation) -> Charges:
-    """The loss of each character of the validation set, in nats."""
+    """Read the loss of each character of the validation set, in nats."""
     charged: Charges = np.load(store().folder(evaluation) / CHARGES)
     return charged
 
 
 def surprises_of(evaluation: Evaluation) -> list[Surprise]:
-    """The passage with the surprise of each piece."""
+    """Read the passage of an evaluation, with the surprise of each piece."""
     return SURPRISE_LIST.validate_json((store().folder(evaluation) / SURPRISES).read_bytes())
 
 
 def baselines_of(measured: Baselines) -> list[Baseline]:
-    """The baselines of an artifact."""
+    """Read the baselines of an artifact."""
     return BASELINE_LIST.validate_json((store().folder(measured) / BASELINES).read_bytes())
 
 

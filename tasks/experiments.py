@@ -1,4 +1,4 @@
-"""Functions for all experiments: figures of a training run, comparison of two, and storing the report."""
+"""Functions for all experiments: cost and scores of a training run, comparing two runs, and storing the report."""
 
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
@@ -39,7 +39,7 @@ class Figures(BaseModel):
 
 
 def figures(model: Model, evaluation: Evaluation, last_leg: Checkpoint) -> Figures:
-    """The scores of a training run, and the cost of all its legs."""
+    """Return the scores of a training run, and the cost of all its legs."""
     facts, scores = store().facts(model), scores_of(evaluation)
     legs = legs_behind(last_leg)
     measured = [store().origin(leg).measured for leg in legs]
@@ -60,7 +60,7 @@ def figures(model: Model, evaluation: Evaluation, last_leg: Checkpoint) -> Figur
 
 
 def legs_behind(last: Checkpoint) -> list[Checkpoint]:
-    """All legs up to a checkpoint in order, without the initial checkpoint."""
+    """Return all legs up to a checkpoint in order, without the initial checkpoint."""
     legs = [last]
     while store().facts(before := handle_of(store().origin(legs[0]).inputs["checkpoint"]))["step"]:
         legs.insert(0, Checkpoint(digest=before.digest))
@@ -73,7 +73,7 @@ def compared(own: Evaluation, theirs: Evaluation) -> Comparison:
 
 
 def interval(found: Comparison) -> str:
-    """`+0.0213 (+0.0101 to +0.0325)`."""
+    """Format a difference with its confidence interval, such as `+0.0213 (+0.0101 to +0.0325)`."""
     return f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)})"
 
 
@@ -86,7 +86,7 @@ def keep_experiment(page: ExperimentPage) -> Report:
 
 
 def show_experiment(name: str, report: Report, *, by: str) -> str:
-    """Name an experiment's report, publish its tables in Prefect's UI, and log its answer."""
+    """Name an experiment's report, publish it in Prefect's UI, log its answer, and return the report's path."""
     page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
     head = refs().head(name)
     if head is None or head.handle != report:

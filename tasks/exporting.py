@@ -1,4 +1,4 @@
-"""Export of a model as a folder that `transformers` opens, with a model card that has its scores."""
+"""Export of a model as a folder that `transformers` can load, with a model card that has its scores."""
 
 import shutil
 from pathlib import Path
@@ -21,24 +21,24 @@ from bardflow.tasks.evaluation import scores_of
 from bardflow.tasks.run import store
 
 CARD = "README.md"
-# The largest difference of a logit in f32, and how many windows of the validation set are compared.
+# The largest accepted difference of a logit in f32, and the number of windows of the validation set to compare.
 TOLERANCE = 1e-3
 WINDOWS = 8
 
 
 class ExportError(BardError):
-    """The folder cannot be written, or transformers computes something else from it."""
+    """The folder cannot be written, or `transformers` computes something else from it."""
 
 
 class Checked(NamedTuple):
-    """The check of an export with `transformers`: largest difference of a logit, and number of equal tokens."""
+    """The result of checking an export: the largest difference of a logit, and the number of equal tokens."""
 
     logits: float
     tokens: int
 
 
 def export(model: Model, folder: Path) -> Scores | None:
-    """Write the model's files and its card into a new folder atomically. Returns the scores on the card.
+    """Write the model's files and its card to a new folder atomically, and return the scores on the card.
 
     Raises:
         ExportError: the folder exists and is not empty.
@@ -64,14 +64,14 @@ def export(model: Model, folder: Path) -> Scores | None:
 
 
 def corpus_of(model: Model) -> Corpus:
-    """The text that a model was trained on."""
+    """Return the corpus that a model was trained on."""
     found = handle_of(store().origin(model).inputs["corpus"])
     assert isinstance(found, Corpus)
     return found
 
 
 def last_scores(model: Model) -> Scores | None:
-    """The scores of the model's last evaluation on its training corpus; None if there is none."""
+    """Return the scores of the model's last evaluation on its training corpus; None if there is none."""
     text, found = corpus_of(model), []
     for handle in store().handles():
         if isinstance(handle, Evaluation):
@@ -82,10 +82,10 @@ def last_scores(model: Model) -> Scores | None:
 
 
 def check(folder: Path, model: Model) -> Checked:
-    """Open the folder with `transformers` and compare: tokens of the whole validation set, logits of some windows.
+    """Load the folder with `transformers`, and compare all tokens of the validation set and logits of some windows.
 
     Raises:
-        ExportError: transformers is not installed, or something differs.
+        ExportError: transformers is not installed, or a token or a logit differs.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,10 +114,10 @@ def check(folder: Path, model: Model) -> Checked:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload the folder to the Hub with the account that is logged in; returns the address.
+    """Upload the folder to the Hugging Face Hub with the account that is logged in, and return its address.
 
     Raises:
-        ExportError: the Hub refused it; the message has the reason.
+        ExportError: the Hub refused the upload; the message has the reason.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError

@@ -1,4 +1,4 @@
-"""The index page of all reports, from the names in the store."""
+"""The index page of all reports, made from the names in the store."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -28,10 +28,10 @@ EVALUATED = "evaluated"
 
 
 def write_index() -> Path:
-    """Write the index page into the home atomically and return its path.
+    """Write the index page to the home atomically and return its path.
 
-    It reads only manifests and the values it shows, so the cost does not depend on the size of the corpora. It does not
-    check the artifacts' bytes; runs do.
+    This reads only manifests and the values on the page, so its cost does not depend on the size of the corpora. It
+    does not verify the artifacts' files; runs do.
     """
     home().mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
@@ -50,13 +50,13 @@ def write_index() -> Path:
 
 
 def corpora() -> list[str]:
-    """The corpora that have files, and those that have names in the store."""
+    """Return the corpora that have a file or a name in the store."""
     named = {name.partition("/")[0] for name in refs().names()} - {EXPERIMENTS}
     return sorted(named | set(corpus_names(project_folder() / "corpora")))
 
 
 def board(corpus: str) -> pages.Board:
-    """The section of a corpus and its models."""
+    """Return the section of the page about a corpus and its models."""
     problems: list[str] = []
     facts: dict[str, Any] = {}
     described, text = False, None
@@ -98,7 +98,7 @@ def board(corpus: str) -> pages.Board:
 
 
 def facts_of(handle: Handle) -> dict[str, Any] | None:
-    """An artifact's facts; None if it is no longer in the store."""
+    """Return an artifact's facts, or None if it is no longer in the store."""
     try:
         return store().facts(handle)
     except StoreError:
@@ -106,7 +106,7 @@ def facts_of(handle: Handle) -> dict[str, Any] | None:
 
 
 def reign(entry: Entry) -> pages.Reign:
-    """A change of the champion, with its score if that is still in the store."""
+    """Describe a change of the champion, with its score if that is still in the store."""
     scored, report = facts_of(Evaluation(digest=entry.notes["evaluation"])), Report(digest=entry.notes["report"])
     return pages.Reign(
         number=entry.number,
@@ -121,9 +121,9 @@ def reign(entry: Entry) -> pages.Reign:
 
 
 def standings(corpus: str, text: Entry | None, seated: str | None, problems: list[str]) -> Iterable[pages.Standing]:
-    """Each model of the corpus's recipes once, with its last readable report.
+    """Yield each model of the corpus's recipes once, with its last readable report.
 
-    For a champion, that is the report of `evaluate-gpt` on the current text, if there is one.
+    For a champion, this is the report of `evaluate-gpt` on the current text, if there is one.
     """
     evaluated = refs().head(f"{corpus}/{EVALUATED}")
     for name in refs().names():
@@ -162,12 +162,12 @@ def standings(corpus: str, text: Entry | None, seated: str | None, problems: lis
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message: pydantic's have one for each mistake."""
+    """Return the first line of an error's message; pydantic's messages have one line for each mistake."""
     return str(error).partition("\n")[0]
 
 
 def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
-    """The last report of each experiment; errors are added to `problems`."""
+    """Yield the last report of each experiment, and add errors to `problems`."""
     for name in refs().names():
         if not name.startswith(f"{EXPERIMENTS}/"):
             continue
@@ -186,7 +186,7 @@ def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
 
 
 def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
-    """The deployments in `prefect.yaml` and their schedules; errors are added to `problems`."""
+    """Yield the deployments in `prefect.yaml` with their schedules, and add errors to `problems`."""
     path = project_folder() / "prefect.yaml"
     try:
         for deployment in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
@@ -202,6 +202,6 @@ def schedule(problems: list[str]) -> Iterable[pages.Scheduled]:
 
 
 def said(schedule: dict[str, Any]) -> str:
-    """A schedule in a few words."""
+    """Describe a schedule in a few words."""
     rule = next(f"{kind} {schedule[kind]}" for kind in ("cron", "interval", "rrule") if kind in schedule)
     return f"{rule.removeprefix('cron ')}{' s' * ('interval' in schedule)} {schedule.get('timezone', 'UTC')}"

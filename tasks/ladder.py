@@ -1,4 +1,4 @@
-"""The scaling ladder: the next size, whether a size pays, and the report."""
+"""The scaling ladder: the next size, whether a size is worth its cost, and the report."""
 
 import math
 from itertools import pairwise
@@ -109,7 +109,7 @@ def _ladder_chart(label: str, x: list[float], losses: list[float], names: list[s
 
 
 def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) -> str:
-    """A sentence about the knee; if all sizes paid, about the knee that the fit predicts."""
+    """Describe the knee in a sentence; if no knee was reached, describe the one that the fit predicts."""
     last = f"{names[at]} ({rungs[at].parameters:,} parameters, {rungs[at].bits_per_character:.4f} bits per character, "
     last += f"{rungs[at].seconds:.0f} s)"
     worth = f"{100 * WORTH:g} %"
@@ -124,7 +124,7 @@ def _knee(names: list[str], rungs: list[Figures], at: int, curve: Fit | None) ->
 
 
 def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: float) -> str:
-    """A sentence about the next size: its cost, and the loss that the fit predicts."""
+    """Describe the next size in a sentence: its cost, and the loss that the fit predicts."""
     last = rungs[-1]
     body = last.body_parameters * flops_factor
     promised = f"; the fit promises {curve.at(body):.4f} bits per character" if curve is not None else ""
@@ -135,38 +135,38 @@ def _next(rungs: list[Figures], curve: Fit | None, shape: str, flops_factor: flo
 
 
 def learning_rate_factor(width: int, base_width: int) -> float:
-    """The factor for both learning rates at another width.
+    """Return the factor by which both learning rates change with the width.
 
-    AdamW trains the embedding table, whose best rate does not depend on the width, and the head, whose best rate is
-    inverse to it (muP; Yang et al. 2022). They share one rate: the geometric mean of the two. Muon's updates have a
-    spectral norm that does not depend on the shape (Bernstein 2024), which suggests a constant rate. But the ladder
-    also grows in depth, and the measured best rate falls with the same root (benchmarks/LOG.md, "Learning rates
-    between widths").
+    AdamW trains the embedding table and the head. The best rate for the table does not depend on the width; for the
+    head it is inverse to it (muP; Yang et al. 2022). They share one rate, so the factor is the geometric mean of the
+    two. Muon's updates have a spectral norm that does not depend on the shape (Bernstein 2024), which suggests a
+    constant rate. But the ladder also grows in depth, and the measured best rate falls with the same root
+    (benchmarks/LOG.md, "Learning rates between widths").
     """
     return math.sqrt(base_width / width)
 
 
 def larger(layers: int, width: int) -> tuple[int, int]:
-    """The next rung's layers and width: about twice the parameters of the body, 12 x layers x width^2 each."""
+    """Return the next size's layers and width: about twice the parameters of the body, 12 x layers x width^2."""
     for shape in RUNGS:
         if shape[0] * shape[1] ** 2 > 1.3 * layers * width**2:
             return shape
     return layers + 2, round(width * 1.25 / 32) * 32
 
 
-# Layers and widths, each about twice the one before; heads of about 48 channels.
+# Layers and width of each size; each has about twice the parameters of the one before.
 RUNGS: tuple[tuple[int, int], ...] = (
     (2, 48), (2, 64), (3, 80), (3, 112), (4, 128), (5, 160), (6, 208), (6, 288), (8, 352), (9, 464), (12, 576),
 )  # fmt: skip
 
 
 def heads_of(width: int) -> int:
-    """The number of heads for which a head has about 48 channels, and an even number of them."""
+    """Return the number of heads for which a head has about 48 channels, and an even number of channels."""
     fitting = [h for h in range(1, width // 16 + 1) if width % h == 0 and (width // h) % 2 == 0]
     return min(fitting, key=lambda h: abs(width / h - 48))
 
 
 def pays(own: Evaluation, before: Evaluation, least: float) -> tuple[bool, Comparison]:
-    """Whether a size is better with 95 % confidence than the best before, and by at least `least_gain`."""
+    """Return whether a size beats the best one so far with 95 % confidence and by `least`, and the comparison."""
     found = compared(own, before)
     return found.verdict == "better" and -found.difference >= least, found

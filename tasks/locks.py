@@ -1,4 +1,4 @@
-"""Locks: one training run of a corpus at a time, and no garbage collection while a run is active."""
+"""Locks: each corpus has one training run at a time, and garbage collection waits until no run is active."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ from bardflow.tasks.saying import say
 
 @contextmanager
 def training_lock(corpus: str) -> Iterator[None]:
-    """Wait until no other run trains on the corpus, and keep others waiting."""
+    """Hold the lock for training on a corpus; this waits until no other run trains on it."""
     with _locked(f"corpora/{corpus}", fcntl.LOCK_EX, f"another run is training on {corpus}: waiting for it to end"):
         yield
 
 
 @contextmanager
 def search_lock(corpus: str) -> Iterator[None]:
-    """Wait until no other run searches on the corpus, and keep others waiting."""
+    """Hold the lock for searches on a corpus; this waits until no other search on it runs."""
     with _locked(f"searches/{corpus}", fcntl.LOCK_EX, f"another search on {corpus} runs: waiting for it to end"):
         yield
 
 
 @contextmanager
 def using_store() -> Iterator[None]:
-    """Hold the store lock, shared with other runs, so no garbage is deleted. Waits for garbage collection to end."""
+    """Share the store lock with other runs, so that no artifact is deleted; waits for garbage collection to end."""
     with _locked("store", fcntl.LOCK_SH, "waiting for garbage collection to end"):
         yield
 
 
 @contextmanager
 def collecting_garbage() -> Iterator[None]:
-    """Hold the store lock alone: waits until no run is active; new runs wait until it is released."""
+    """Hold the store lock alone: waits until no run is active, and makes new runs wait."""
     waiting = "waiting for active runs to end, because their artifacts have no name yet"
     with _locked("store", fcntl.LOCK_EX, waiting):
         yield
@@ -39,10 +39,10 @@ def collecting_garbage() -> Iterator[None]:
 
 @contextmanager
 def _locked(name: str, how: int, waiting: str) -> Iterator[None]:
-    """Hold a lock file of the home, exclusively (LOCK_EX) or shared (LOCK_SH); log `waiting` if it has to wait.
+    """Hold a lock file in the home, exclusively (LOCK_EX) or shared (LOCK_SH); log `waiting` if it has to wait.
 
-    The kernel releases it when the process ends in any way. (filelock's shared lock needs hard links or a folder of
-    mode 0700, which some file systems lack.)
+    The kernel releases the lock when the process ends in any way. The library filelock is not used: its shared lock
+    needs hard links or a folder of mode 0700, which some file systems lack.
     """
     path = home() / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

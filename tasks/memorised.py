@@ -1,4 +1,4 @@
-"""Memorised text: how much of a model's samples occurs word for word in the training set."""
+"""Memorised text: the share of a model's samples that occurs word for word in the training set."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +13,15 @@ from bardflow.storage.handles import Corpus, Evaluation, Model
 from bardflow.tasks.run import store
 
 FILE = "memorised.json"
-# Only the end of a longer training set is searched.
+# Of a longer training set, only the end is searched.
 SEARCHED_CHARACTERS = 2**23
 
 
 class Memorised(BaseModel):
     """Shares of characters in verbatim stretches of at least `characters` each, and the longest stretches.
 
-    `validation_*` are for text of the same length from the validation set's start. `searched_characters` is the length
-    of the searched end of the training set, or None if all of it was searched.
+    `validation_*` are for text of the same length from the start of the validation set. `searched_characters` is the
+    length of the searched end of the training set, or None if all of it was searched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,7 @@ def memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memo
 
 
 def memorised_section(_model: Model, evaluation: Evaluation, corpus: Corpus) -> Part | None:
-    """The section of the report; None if there are no samples."""
+    """Return the report's section about memorised text, or None if there are no samples."""
     path = store().folder(evaluation) / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The plan of a training run: its memory, and an execution that fits into the limit."""
+"""The plan of a training run: its memory, and an execution that fits into the memory limit."""
 
 import os
 
@@ -23,7 +23,7 @@ def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, 
 
     Raises:
         model.machine.memory.BadLimit: the limit is not a number of bytes.
-        model.planning.plan.TooLittleMemory: no execution fits; the message has the smallest limit that does.
+        model.planning.plan.TooLittleMemory: no execution fits; the message has the smallest limit that fits.
     """
     size = store().facts(vocabulary)["size"]
     plan = planned(gpt, size, training, memory_limit)
@@ -43,7 +43,7 @@ def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, 
 
 
 def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
-    """The plan for this process on this machine; the default limit is BARDFLOW_MEMORY_LIMIT."""
+    """Plan a training run for this process on this machine; the default limit is BARDFLOW_MEMORY_LIMIT."""
     device = devices.choose(training.precision)
     limit = checked_limit(memory_limit, training)
     machine = Machine.here(device, settled_bytes(device))
@@ -51,28 +51,28 @@ def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_l
 
 
 def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int | None:
-    """The limit in bytes, from the argument or BARDFLOW_MEMORY_LIMIT; None if neither is given.
+    """Return the limit in bytes, from the argument or BARDFLOW_MEMORY_LIMIT; None if neither is given.
 
     Raises:
-        model.machine.memory.BadLimit: it is not a number of bytes.
+        model.machine.memory.BadLimit: the limit is not a number of bytes.
     """
     given = memory_limit if memory_limit is not None else os.environ.get(LIMIT_VARIABLE) or None
     return None if given is None else memory.limit_bytes(given, devices.choose(training.precision))
 
 
 def in_megabytes(count: int) -> str:
-    """Bytes as `1,234 MB`."""
+    """Format bytes as `1,234 MB`."""
     return f"{count / 1e6:,.0f} MB"
 
 
 def by_part(parts: Parts) -> str:
-    """The parts of a peak in one line, the largest first, without those of 0 MB."""
+    """List the parts of a peak in one line, the largest first, without those of 0 MB."""
     listed = sorted(parts.model_dump().items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {in_megabytes(count)}" for name, count in listed if count >= 500_000)
 
 
 def in_words(plan: Plan, training: TrainingSpec) -> str:
-    """How a step is computed, in a few words."""
+    """Describe in a few words how a step is computed."""
     execution = plan.execution
     words = [f"{-(-training.batch // execution.micro_batch):,} x {execution.micro_batch:,} windows a step"]
     words += ["activations computed again"] if execution.recompute else []

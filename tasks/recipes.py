@@ -19,7 +19,7 @@ from bardflow.toml import closest, read_toml
 RECIPES_FOLDER = "recipes"
 BUILT_IN = Path(str(resources.files("bardflow"))) / RECIPES_FOLDER
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-# Names under a corpus that recipes cannot have, as in `<corpus>/text`.
+# Recipes cannot have these names, because names such as `<corpus>/text` have another meaning.
 RESERVED_NAMES = frozenset({"text", "champion", "evaluated"})
 
 RecipeName = Annotated[
@@ -28,7 +28,7 @@ RecipeName = Annotated[
 
 
 class RecipeError(BardError):
-    """A recipe or field that does not exist, or a value that is not legal."""
+    """A recipe or a field does not exist, or a value is not legal."""
 
 
 class Recipe(BaseModel):
@@ -44,12 +44,12 @@ class Recipe(BaseModel):
     evaluation: EvaluationSpec = EvaluationSpec()
 
     def settings(self) -> dict[str, str | int | float | bool | None]:
-        """Every field under its flat name, in order."""
+        """Return every field by its flat name, in order."""
         parts = self.model_dump(mode="json", exclude={"name"})
         return {flat(part, field): value for part, fields in parts.items() for field, value in fields.items()}
 
     def changed(self, **fields: Any) -> "Recipe":
-        """The recipe with some fields changed, by their flat names, and validated.
+        """Return the recipe with some fields changed, given by their flat names, and validated.
 
         Raises:
             RecipeError: a value is not legal; the message has the legal values.
@@ -74,7 +74,7 @@ SPECS: dict[str, type[BaseModel]] = {
 
 
 def flat(part: str, field: str) -> str:
-    """The name of a field in overrides; fields of the vocabulary have a prefix, as in `vocabulary_size`."""
+    """Return a field's name in overrides; fields of the vocabulary have a prefix, as in `vocabulary_size`."""
     return f"vocabulary_{field}" if part == "vocabulary" else field
 
 
@@ -98,10 +98,10 @@ _Fields: Any = create_model("_Fields", __config__=ConfigDict(frozen=True, extra=
 
 
 class Overrides(_Fields):  # type: ignore[misc]
-    """Fields of a recipe to change, by name; the others keep the recipe's values."""
+    """Recipe fields to change, by name; all others keep the recipe's values."""
 
     def changes(self) -> dict[str, Any]:
-        """The fields that were given."""
+        """Return only the fields that were given."""
         given: dict[str, Any] = self.model_dump(exclude_unset=True)
         return given
 
@@ -118,15 +118,15 @@ class RecipeFile(NamedTuple):
 
 
 def recipe_names() -> list[str]:
-    """The names of all recipes, sorted: the project's and the built-in ones."""
+    """Return the names of all recipes, sorted: the project's and the built-in ones."""
     return sorted(_paths())
 
 
 def load_recipe(name: str) -> RecipeFile:
-    """Read `recipes/<name>.toml`; missing fields have their defaults.
+    """Read `recipes/<name>.toml`; missing fields get their defaults.
 
     Raises:
-        RecipeError: there is no such recipe, or the file has a mistake; the message names field and legal values.
+        RecipeError: there is no such recipe, or the file has a mistake; the message has the field and its legal values.
     """
     paths = _paths()
     if name not in paths:
@@ -153,7 +153,7 @@ def load_recipe(name: str) -> RecipeFile:
                 raise RecipeError(
                     f"{path}: [{section}] has no field {field!r}{closest(field, legal)}; fields: {', '.join(legal)}"
                 )
-    # TOML has no null, so it is written as on the command line.
+    # TOML has no null, so it is written as "null", as on the command line.
     given = {part: {f: None if v == "null" else v for f, v in fields.items()} for part, fields in table.items()}
     try:
         return RecipeFile(Recipe.model_validate({"name": name, **given}), description, path)
@@ -162,13 +162,13 @@ def load_recipe(name: str) -> RecipeFile:
 
 
 def _paths() -> dict[str, Path]:
-    """Each recipe's file by name."""
+    """Return each recipe's file by name; a project's recipe hides a built-in one of the same name."""
     folders = (BUILT_IN, project_folder() / RECIPES_FOLDER)
     return {path.stem: path for folder in folders for path in folder.glob("*.toml") if NAME.fullmatch(path.stem)}
 
 
 def recipe(name: str, overrides: Overrides) -> Recipe:
-    """The named recipe with some fields changed, checked as a whole.
+    """Return the named recipe with some fields changed, validated as a whole.
 
     Raises:
         RecipeError: there is no such recipe, or a value is not legal; the message has the legal values.
@@ -177,7 +177,7 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
 
 
 def overrides_from(given: dict[str, Any]) -> Overrides:
-    """Overrides from names and values; text is read as a number, a boolean or null where the field takes one.
+    """Make overrides from names and values; a text becomes a number, a boolean or null where the field takes one.
 
     Raises:
         RecipeError: there is no such field, or a value has the wrong type.
@@ -192,7 +192,7 @@ def overrides_from(given: dict[str, Any]) -> Overrides:
 
 
 def explained(error: ValidationError) -> str:
-    """One line for each mistake: the field, the given value and the legal values."""
+    """Describe each mistake in one line: the field, the given value and the legal values."""
     lines = []
     for mistake in error.errors(include_url=False):
         place = [str(part) for part in mistake["loc"]]
@@ -206,7 +206,7 @@ def explained(error: ValidationError) -> str:
 
 
 def legal(name: str) -> str:
-    """A field's description and legal words in brackets; empty if it has none."""
+    """Return a field's description and legal words in parentheses; empty if it has neither."""
     if name not in FIELDS:
         return ""
     part, field = FIELDS[name]

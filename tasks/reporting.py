@@ -1,4 +1,4 @@
-"""The report of a run, made from artifacts."""
+"""The report of a training run, made from artifacts."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 PAGE = "page.json"
 HTML = "report.html"
 METRICS = "metrics.jsonl"
-# More sections of a report: each returns its content, or None if it has nothing to show.
+# Additional sections of a report. Each function returns the content, or None if it has nothing to show.
 Section = Callable[[Model, Evaluation, Corpus], Part | None]
 SECTIONS: tuple[Section, ...] = (memorised_section,)
 
@@ -80,7 +80,7 @@ def publish_report(
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
-    """Write an earlier run's report again with scores on the current text."""
+    """Write the report of an earlier run again, with scores on the current text."""
     page = page_of(report)
     return keep_page(
         page.model_copy(
@@ -99,17 +99,17 @@ def rescore_report(
 
 
 def sections(model: Model, evaluation: Evaluation, corpus: Corpus) -> tuple[Part, ...]:
-    """The content of all sections that have something to show."""
+    """Return the content of all sections that have something to show."""
     return tuple(part for section in SECTIONS if (part := section(model, evaluation, corpus)))
 
 
 def made_at(handle: Handle) -> datetime:
-    """When an artifact was first made. A report has its evaluation's time, so that a repeated report is equal."""
+    """Return when an artifact was first made. A report has its evaluation's time, so a repeated report is equal."""
     return datetime.fromisoformat(store().origin(handle).at)
 
 
 def keep_page(page: pages.RunPage) -> Report:
-    """Store a report as JSON and HTML."""
+    """Store a report as JSON and HTML, and its loss curve as JSON lines."""
     with store().draft() as draft:
         write_json(draft.folder / PAGE, page.model_dump(mode="json"))
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
@@ -118,7 +118,7 @@ def keep_page(page: pages.RunPage) -> Report:
 
 
 def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
-    """Write a run's loss curve and scores as a TensorBoard run with torch's writer.
+    """Write a run's loss curve and scores as a TensorBoard run with torch's writer, and return the folder.
 
     Raises:
         BardError: the tensorboard library is not installed.
@@ -147,43 +147,43 @@ def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
 
 
 def page_of(report: Report) -> pages.RunPage:
-    """The values of a report."""
+    """Read the values of a report."""
     return _page_at(store().folder(report) / PAGE)
 
 
 @lru_cache(maxsize=8)
 def _page_at(path: Path) -> pages.RunPage:
-    # 400 kB take 15 ms, and a run reads it three times. An artifact never changes.
+    # Parsing 400 kB takes 15 ms, and a run reads a report three times. An artifact never changes.
     return pages.RunPage.model_validate_json(path.read_bytes())
 
 
 def evaluated_with(report: Report) -> EvaluationSpec:
-    """The evaluation spec of a report's run."""
+    """Return the evaluation spec of a report's run."""
     return evaluation_spec(page_of(report).settings)
 
 
 def evaluation_spec(settings: Mapping[str, Any]) -> EvaluationSpec:
-    """The evaluation spec in a report's settings; older reports lack newer fields."""
+    """Return the evaluation spec in a report's settings; newer fields, which older reports lack, get defaults."""
     known = EvaluationSpec.model_fields.keys() & settings.keys()
     return EvaluationSpec.model_validate({field: settings[field] for field in known})
 
 
 def address_of(report: Report) -> str:
-    """The link to a report in Prefect's UI: on the site of `bard up` if that runs, else the file.
+    """Return the link to a report for Prefect's UI: on the site of `bard up` if that runs, else the file.
 
-    A browser does not open file links on a page that was loaded over http.
+    Browsers do not open file links on a page that was loaded over http.
     """
     site = os.environ.get(REPORTS_SITE)
     return f"{site}/{link_to(report)}" if site else html_of(report).as_uri()
 
 
 def link_to(report: Report) -> str:
-    """The path of a report's HTML file, relative to the home and the index page."""
+    """Return the path of a report's HTML file, relative to the home and the index page."""
     return html_of(report).relative_to(home()).as_posix()
 
 
 def html_of(report: Report) -> Path:
-    """The path of a report's HTML file."""
+    """Return the path of a report's HTML file."""
     return store().folder(report) / HTML
 
 
@@ -198,7 +198,7 @@ def show_in_prefect(corpus: str, report: Report) -> None:
 
 
 def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
-    """A corpus's facts and where it came from."""
+    """Return a corpus's facts and the address of its source."""
     facts, made = store().facts(corpus), store().origin(corpus)
     source = handle_of(made.inputs["source"])
     files = store().manifest(source).files
@@ -210,7 +210,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
         language=facts["language"],
         licence=facts["licence"],
         address=source_address(store().origin(source)),
-        # A source of several files is named by the digest of all of them.
+        # A source of several files is identified by the digest of its artifact.
         sha256=next(iter(files.values())).sha256 if len(files) == 1 else source.digest,
         cleaned=tuple(
             pages.CleanedStep(**{name: step[name] for name in pages.CleanedStep.model_fields})
@@ -221,7 +221,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
 
 
 def vocabulary_facts(model: Model, evaluation: Evaluation) -> pages.VocabularyFacts:
-    """The vocabulary's kind and size, and the mean length of a token on the validation set."""
+    """Return the vocabulary's kind and size, and the mean length of a token on the validation set."""
     facts, scores = store().facts(model), scores_of(evaluation)
     return pages.VocabularyFacts(
         kind=facts["vocabulary_kind"],
@@ -231,14 +231,14 @@ def vocabulary_facts(model: Model, evaluation: Evaluation) -> pages.VocabularyFa
 
 
 def model_facts(model: Model) -> pages.ModelFacts:
-    """The network's shape and size."""
+    """Return the network's shape and size."""
     facts = store().facts(model)
     gpt = {name: facts["gpt"][name] for name in ("architecture", "layers", "heads", "width", "context")}
     return pages.ModelFacts(parameters=facts["parameters"], embedding_parameters=facts["embedding_parameters"], **gpt)
 
 
 def curve(legs: list[Checkpoint]) -> list[pages.CurvePoint]:
-    """The loss curve over all legs, with seconds of training added up."""
+    """Return the loss curve over all legs, with their training seconds added up."""
     points: list[pages.CurvePoint] = []
     passed = 0.0
     for leg, validation in zip(legs, validation_losses(legs), strict=True):
@@ -259,7 +259,7 @@ def curve(legs: list[Checkpoint]) -> list[pages.CurvePoint]:
 
 
 def cost(legs: list[Checkpoint]) -> pages.Cost:
-    """The cost of all legs; device and software are those of the last leg."""
+    """Return the cost of all legs; device and software are those of the last leg."""
     measured: list[dict[str, Any]] = [store().origin(leg).measured for leg in legs]
     seconds = sum(m["train_seconds"] for m in measured)
     last, highest = measured[-1], max(measured, key=lambda m: m["peak_bytes"])
@@ -277,7 +277,7 @@ def cost(legs: list[Checkpoint]) -> pages.Cost:
 
 
 def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
-    """One artifact between the source and the model."""
+    """Describe one artifact of the lineage from the source to the model."""
     return pages.LineageStep(
         kind=type(ancestor.handle).__name__,
         digest=ancestor.handle.digest,
@@ -289,7 +289,7 @@ def lineage_step(ancestor: Ancestor) -> pages.LineageStep:
 
 
 def detail(ancestor: Ancestor) -> str:
-    """A few words about an artifact."""
+    """Describe an artifact in a few words."""
     handle: Handle = ancestor.handle
     facts, files = ancestor.manifest.facts, ancestor.manifest.files
     match handle:

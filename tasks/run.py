@@ -1,4 +1,4 @@
-"""A run of a flow: tasks from the cache or run anew, with a check that each artifact is complete."""
+"""A run of a flow: each task's result comes from the cache or is computed, and each artifact is checked."""
 
 import importlib.metadata
 import platform
@@ -28,17 +28,17 @@ PACKAGES = ("bardflow", "torch", "numpy", "tokenizers", "datasets", "pyarrow", "
 
 
 def store() -> Store:
-    """The store in this project's home."""
+    """Return the store in this project's home."""
     return Store(home())
 
 
 def refs() -> Refs:
-    """The names in this project's home."""
+    """Return the names in this project's home."""
     return Refs(home())
 
 
 class TaskCall(NamedTuple):
-    """One call of a task: its name, whether it ran, and why it had to run although its result was cached."""
+    """One call of a task: its name, its artifact, whether it ran, and why a cached result had to be made again."""
 
     task: str
     handle: Handle
@@ -47,10 +47,10 @@ class TaskCall(NamedTuple):
 
 
 class Run:
-    """The tasks of one run in order: each result comes from Prefect's cache, or the task runs.
+    """The tasks of one run in order; each result comes from Prefect's cache, or the task runs.
 
-    Use it as a context manager. It holds the store lock, so that garbage collection deletes none of its artifacts:
-    they have no name before the run's end.
+    Use it as a context manager. It holds the store lock, so that garbage collection does not delete the artifacts of
+    the run, which have no name before the run ends.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ class Run:
         self._lock = None
 
     def __call__(self, task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
-        """Call a task. If the artifact of a cached result is missing or damaged, run it again and log that.
+        """Call a task and return its handle. If a cached artifact is missing or damaged, run the task again.
 
         Raises:
-            RuntimeError: outside of `with Run() as run`: garbage collection could delete the artifacts.
+            RuntimeError: called outside of `with Run() as run`; garbage collection could delete the artifacts.
         """
         if self._lock is None:
             raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
@@ -88,12 +88,12 @@ class Run:
         return handle
 
     def ran(self, *tasks: str) -> bool:
-        """Whether any of the named tasks ran."""
+        """Return whether any of the named tasks ran."""
         return any(call.ran for call in self.calls if call.task in tasks)
 
 
 def origin(**measured: Any) -> Origin:
-    """The origin of the current task's artifact; it has the same inputs as the task's cache key."""
+    """Return the origin of the current task's artifact, with the same inputs as the task's cache key."""
     context = TaskRunContext.get()
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
@@ -127,13 +127,13 @@ def origin(**measured: Any) -> Origin:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of the packages that an artifact's bytes depend on."""
+    """Return the versions of the packages that an artifact's bytes depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @cache
 def commit() -> str | None:
-    """The project's git commit, with `+` if files differ from it; None outside a git checkout."""
+    """Return the project's git commit, with `+` if files differ from it; None outside a git checkout."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],

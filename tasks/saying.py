@@ -12,19 +12,19 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("bardflow")
-LOGGER.setLevel(logging.INFO)  # Prefect leaves loggers of other names at WARNING
+LOGGER.setLevel(logging.INFO)  # Prefect leaves other loggers at WARNING
 SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(message: str) -> None:
-    """Log a line, for the terminal and for Prefect."""
+    """Log a line to the terminal and to Prefect."""
     LOGGER.info(message)
 
 
 class Progress:
     """A progress bar; without a terminal, a log line every 15 seconds instead.
 
-    `total` is None if it is unknown. Work that ends within half a second shows nothing.
+    `total` is None if it is unknown. Nothing is shown for work that ends within half a second.
     """
 
     def __init__(self, doing: str, unit: str, total: int | None = None) -> None:
@@ -43,13 +43,13 @@ class Progress:
         self.bar.close()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """Set how much is done, and the total if it has become known."""
+        """Set the number of finished units, and the total once it is known."""
         if total is not None:
             self.total = self.bar.total = total
         self.advance(done - self.done)
 
     def advance(self, count: int = 1, note: Callable[[], str] | None = None) -> None:
-        """Add to how much is done; `note` adds a few words and is called at most once a second."""
+        """Add finished units; `note` returns a few words and is called at most once a second."""
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
@@ -71,7 +71,7 @@ def watched(
     size: Callable[[T], int] = lambda _: 1,
     note: Callable[[T], str] | None = None,
 ) -> Iterator[T]:
-    """Yield the items with a progress bar; `size` is an item's number of units, `note` a few words about it."""
+    """Yield the items with a progress bar; `size` returns an item's number of units, `note` a few words about it."""
     with Progress(doing, unit, total) as progress:
         for item in items:
             yield item

@@ -28,12 +28,12 @@ from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 from bardflow.toml import closest
 
-# The first trials are never pruned: later ones are compared with them.
+# The first trials are never pruned, because later trials are compared with them.
 NEVER_STOPPED = 4
-# The largest number of attempts of a trial whose process died: the trial may be the cause.
+# A trial whose process died is tried at most this often, because the trial may be the cause.
 MOST_ATTEMPTS = 3
 ATTEMPT, INTERRUPTED = "attempt", "interrupted"
-# How a trial with a score ended.
+# The possible endings of a trial with a score.
 TO_THE_END = "to the end"
 PATIENCE = "its loss no longer fell"
 STOPPED = "stopped early"
@@ -41,11 +41,11 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class SearchError(BardError):
-    """A search in which no trial has a score."""
+    """No trial of the search has a score."""
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`; with `log`, each power of ten as likely as the next. Two integers give integers."""
+    """Numbers from `low` to `high`: integers if both are; with `log`, drawn uniformly on a logarithmic scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ Space = dict[str, Range | list[Any]]
 
 @dataclass(frozen=True)
 class Tried:
-    """A finished trial: its fields, its bits per character, the number of reports, and how it ended."""
+    """A finished trial: its fields, its bits per character, the number of scored legs, and how it ended."""
 
     number: int
     fields: dict[str, Any]
@@ -78,19 +78,19 @@ class Tried:
 
     @property
     def said(self) -> str:
-        """`learning_rate=0.002 layers=3`."""
+        """The fields as text, such as `learning_rate=0.002 layers=3`."""
         parts = (f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in sorted(self.fields.items()))
         return " ".join(parts)
 
 
 class Search:
-    """A study: it draws the fields of trials, stores the score after each leg, and prunes bad trials.
+    """A study, which draws the fields of each trial, stores its score after each leg, and prunes bad trials.
 
-    The same inputs (corpus text, recipe, overrides, space, seed) give the same study, in any process. Finished
-    trials are kept, and a trial whose process died is repeated.
+    The same inputs (corpus text, recipe, overrides, space, seed) give the same study in any process. Finished trials
+    are kept. A trial whose process died is repeated.
 
     Raises:
-        RecipeError: a field does not exist, or does not take a value or bound.
+        RecipeError: a field does not exist, or does not accept a value or bound.
     """
 
     def __init__(self, text: Corpus, recipe: str, overrides: Overrides, space: Space, seed: int) -> None:
@@ -116,7 +116,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         journal = str(folder / f"{self.name}.log")
         self.study = optuna.create_study(
-            # The default lock is a symbolic link, which some file systems lack.
+            # The default lock uses a symbolic link, which some file systems lack.
             storage=JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal))),
             study_name=self.name,
             load_if_exists=True,
@@ -133,9 +133,9 @@ class Search:
             self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:
-        """Yield trials until `wanted` have ended, those of earlier runs included."""
+        """Yield trials until `wanted` trials have finished, including those of earlier runs."""
         while len(self.over()) < wanted:
-            # A seed for each trial: in another process, the sampler must not repeat its draws.
+            # Each trial has its own seed, so that the sampler in a new process does not repeat its draws.
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=self.seed + len(self.study.trials), n_startup_trials=NEVER_STOPPED, multivariate=False
             )
@@ -154,7 +154,7 @@ class Search:
         return drawn
 
     def hopeless(self, trial: Trial, bits: float, steps: int) -> bool:
-        """Store a trial's score after a leg; True if it is worse than half of the others at that point."""
+        """Store a trial's score after a leg, and return whether it is worse than half of the trials at that leg."""
         trial.report(bits, steps)
         return trial.should_prune()
 
@@ -163,7 +163,7 @@ class Search:
         trial.set_user_attr(INTERRUPTED, True)
 
     def end(self, trial: Trial, bits: float | None, steps: int, ending: str) -> None:
-        """Record how a trial ended; without `bits` it could not be trained, but counts as a trial."""
+        """Record how a trial ended. Without `bits` it could not be trained, but it counts as a trial."""
         trial.set_user_attr("steps", steps)
         trial.set_user_attr("ending", ending)
         if bits is None:
@@ -174,9 +174,9 @@ class Search:
             self.study.tell(trial, bits)
 
     def over(self) -> list[Tried]:
-        """The finished trials in order."""
+        """Return the finished trials in order."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        # A failed trial without an ending was interrupted; it is repeated, or this was its last attempt.
+        # A failed trial without an ending was interrupted. It is repeated unless this was its last attempt.
         return [_tried(trial) for trial in ended if "ending" in trial.user_attrs or _given_up(trial)]
 
 
@@ -196,7 +196,7 @@ def _tried(trial: FrozenTrial) -> Tried:
 
 
 def bits_so_far(corpus: Corpus, leg: Checkpoint, shards: TokenShards) -> float:
-    """A leg's validation loss in bits per character, comparable across vocabularies."""
+    """Return a leg's validation loss in bits per character, which is comparable across vocabularies."""
     per_token: float = store().facts(leg)["validation_nats_per_token"]
     tokens: int = store().facts(shards)["tokens"]["validation"]
     characters: int = store().facts(corpus)["survey"]["validation_characters"]
@@ -214,9 +214,9 @@ def publish_search(
     failed: list[str],
     searched: str,
 ) -> Report:
-    """Publish the report of a search: all trials, and the full score of the best one.
+    """Publish the report of a search: all trials, and the best one's score on the whole validation set.
 
-    The first three lists have one entry for each trial; `failed` has fields and error of each trial without a score.
+    The first three lists have one item for each trial with a score. `failed` lists the other trials and their errors.
     """
     title = store().facts(corpus)["title"]
     order = sorted(range(len(tried)), key=lambda i: reached[i])

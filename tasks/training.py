@@ -1,4 +1,4 @@
-"""Training in legs: each takes a checkpoint and returns one, and is cached."""
+"""Training in legs: each leg is a cached task that takes a checkpoint and returns the next one."""
 
 import json
 import time
@@ -36,11 +36,11 @@ from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import say, watched
 
 LOG = "log.jsonl"
-LOGGED_POINTS = 400  # the number of points of a run's curve, about: 30 kB
+LOGGED_POINTS = 400  # the approximate number of points in a run's loss curve, which take 30 kB
 
 
 class LogLine(BaseModel):
-    """A point of the loss curve: the mean over the steps since the point before, in nats per token."""
+    """A point of the loss curve: the mean loss since the point before, in nats per token."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class LogLine(BaseModel):
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoint:
-    """Initialise the weights."""
+    """Initialise the weights and return the checkpoint of step 0."""
     with store().draft() as draft:
         snapshot = begin(gpt, store().facts(vocabulary)["size"], seed)
         save_snapshot(snapshot, draft.folder)
@@ -62,7 +62,7 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
     """Train from the checkpoint to step `until`, then score the validation set.
 
-    The plan says how a step is computed, not its result, so the cache key omits it.
+    The plan says how a step is computed and does not change the result, so it is not part of the cache key.
     """
     device = devices.choose(spec.precision)
     of_this_leg = memory.forget_peak(device)
@@ -122,7 +122,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus) -> Model:
-    """Write the checkpoint's model as a folder that `transformers` opens, with its tokenizer and a card."""
+    """Write the checkpoint's model as a folder that `transformers` can load, with its tokenizer and a card."""
     snapshot = load_snapshot(store().folder(checkpoint))
     gpt = restore(snapshot)
     parameters, embedding = count_parameters(gpt)
@@ -130,7 +130,7 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
     with store().draft() as draft:
         save_model(gpt, draft.folder)
         load(tokenizer_file).save(str(draft.folder / TOKENIZER_FILE))
-        # What `transformers.AutoTokenizer` reads to open tokenizer.json as it is.
+        # With these settings, `transformers.AutoTokenizer` loads tokenizer.json unchanged.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         (draft.folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         card = model_card(store().facts(corpus), snapshot.gpt, snapshot.step, parameters, store().facts(vocabulary))
@@ -147,7 +147,7 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
 
 
 def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
-    """The log line of this step, with the mean of the losses since the last one."""
+    """Return the log line of this step, with the mean of the losses since the last log line."""
     return LogLine(
         step=step.number,
         # On the CPU, because Apple's GPUs have no f64.
@@ -157,15 +157,15 @@ def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
 
 
 def validation_losses(legs: Iterable[Checkpoint]) -> list[float]:
-    """Each leg's validation loss in nats per token."""
+    """Return each leg's validation loss in nats per token."""
     return [store().facts(leg)["validation_nats_per_token"] for leg in legs]
 
 
 def is_hopeless(legs: list[Checkpoint], patience: int | None) -> bool:
-    """Whether training stops here because the validation loss no longer falls."""
+    """Return whether training stops here: the last `patience` legs did not lower the validation loss."""
     return hopeless(validation_losses(legs), patience)
 
 
 def best(legs: list[Checkpoint]) -> Checkpoint:
-    """The leg with the lowest validation loss."""
+    """Return the leg with the lowest validation loss."""
     return legs[best_leg(validation_losses(legs))]

@@ -1,4 +1,4 @@
-"""Vocabulary and tokens: learn a vocabulary on the training set, then tokenize both sets."""
+"""Learning a vocabulary from the training set, and tokenizing both sets with it."""
 
 from collections.abc import Iterator
 
@@ -16,11 +16,11 @@ from bardflow.tasks.saying import Progress, watched
 
 
 class NoSuchVocabulary(BardError):
-    """An unknown name of a vocabulary."""
+    """The name of a vocabulary is unknown."""
 
 
 def vocabulary_named(name: str) -> VocabularySpec:
-    """`char`, `bytes`, `bpe-2048` and `bpe-char-8192` as specs.
+    """Return the spec of a vocabulary: `char`, `bytes`, or a name such as `bpe-2048` and `bpe-char-8192`.
 
     Raises:
         NoSuchVocabulary: the name has another form, or the size is not legal for the kind.
@@ -41,7 +41,7 @@ def vocabulary_named(name: str) -> VocabularySpec:
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
-    """Learn a vocabulary from the training set (see also `byte_fallback` in its spec)."""
+    """Learn a vocabulary from the training set; see also `byte_fallback` in its spec."""
     survey = store().facts(corpus)["survey"]
     with store().draft() as draft:
         tokenizer = learn(
@@ -62,7 +62,7 @@ def learn_vocabulary(corpus: Corpus, spec: VocabularySpec) -> Vocabulary:
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
-    """Write both sets as token ids, document by document, as a stream."""
+    """Write both sets as token ids in shards, one document after another."""
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
     folder, survey = store().folder(corpus), store().facts(corpus)["survey"]
 
