@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bardflow.commands.console import AsJson, print_json
 from bardflow.home import home, project_folder
+
+if TYPE_CHECKING:
+    from bardflow.sources.adding import Added
 
 corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML file in corpora/.")
 
@@ -50,8 +53,15 @@ def add_corpus(
     title: Annotated[str | None, typer.Option(help="[default: the name]")] = None,
     language: Annotated[str, typer.Option(help="A BCP 47 tag such as en or zh-Hant.")] = "und",
     licence: Annotated[str, typer.Option(help="Under which licence the text stands.")] = "unknown",
-    clean: Annotated[list[str], typer.Option(help="A cleaning step, to be repeated.")] = [],  # noqa: B006
-    cut: Annotated[str | None, typer.Option(help="whole, file, heading or row. [default: by the source]")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Such as utf-8 or gb18030. [default: detected]")] = None,
+    clean: Annotated[
+        list[str],
+        typer.Option(help="A cleaning step, to be repeated, or none. [default: all that change the text]"),
+    ] = [],  # noqa: B006
+    cut: Annotated[
+        str | None,
+        typer.Option(help="whole, file, heading or row. [default: row for a dataset, file for several files]"),
+    ] = None,
     heading: Annotated[str | None, typer.Option(help="The regular expression of --cut heading.")] = None,
     pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
     as_json: AsJson = False,
@@ -59,7 +69,7 @@ def add_corpus(
     """Read a text, show what is in it, and write corpora/NAME.toml for it."""
     from pydantic import ValidationError
 
-    from bardflow.sources.adding import look, source_at
+    from bardflow.sources.adding import PROPOSED, look, source_at
     from bardflow.sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, require_new, write_corpus
 
     project = project_folder()
@@ -73,13 +83,16 @@ def add_corpus(
             language=language,
             licence=licence,
             source=found_at,
-            cleaning=tuple(clean),
+            encoding=encoding or "utf-8",
+            cleaning=() if clean == ["none"] else tuple(clean),
             documents=DocumentsSpec(cut=cut or ("heading" if heading else by_source), heading=heading),  # type: ignore[arg-type]
         )
     except ValidationError as error:
         raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
     mirror = os.environ.get("CORPORA_MIRROR") or None
-    added = look(spec, project=project, downloads=home() / "downloads", mirror=mirror, pin=pin)
+    given = {"encoding": encoding, "cleaning": clean, "documents": cut or heading}
+    proposed = [field for field in PROPOSED if not given[field]]
+    added = look(spec, project=project, downloads=home() / "downloads", mirror=mirror, pin=pin, propose=proposed)
     path = write_corpus(added.spec, project / "corpora")
     if as_json:
         print_json(
@@ -87,6 +100,7 @@ def add_corpus(
                 "corpus": added.spec.model_dump(mode="json"),
                 "fetched": added.fetched.model_dump(mode="json"),
                 "survey": added.survey.model_dump(mode="json"),
+                "cleaned": [step.model_dump() for step in added.cleaned],
                 "file": str(path),
             }
         )
@@ -95,12 +109,29 @@ def add_corpus(
     print(f"address      {added.fetched.address}")
     if len(files) == 1:
         print(f"sha256       {files[0].sha256}{' (pinned)' if pin else ' (not pinned: the source may change)'}")
-    print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}, UTF-8")
+    print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}")
+    print(f"encoding     {encoding_line(added)}")
+    for step in added.cleaned:
+        print(
+            f"cleaning     {step.step}: {step.lines_removed:,} lines and {step.characters_removed:,} characters "
+            f"removed, {step.characters_added:,} characters added"
+        )
+    if added.cleaned:
+        print(f"before       {added.before!r}\nafter        {added.after!r}")
     print(f"characters   {survey.characters:,}, {survey.distinct:,} distinct")
-    print(f"documents    {survey.documents:,}")
+    print(f"documents    {survey.documents:,} (cut: {added.spec.documents.cut})")
     print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
     print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
     for warning in survey.warnings:
         print(f"warning      {warning}")
     print(f"wrote        {path}")
     print(f"train on it  make train CORPUS={name}   or   prefect deployment run train-gpt -p corpus={name}")
+
+
+def encoding_line(added: "Added") -> str:
+    """The encoding of a new corpus, whether it is certain, and a line to check it by."""
+    found = added.detected
+    if found is None or found.certain:
+        return added.spec.encoding
+    others = f"; also possible: {', '.join(found.others)}" if found.others else ""
+    return f"{found.encoding} (detected{others}; another: --encoding NAME)\n{'':<13}{found.line}"

@@ -139,7 +139,7 @@ def survey_of(corpus: str) -> dict[str, Any]:
         survey: dict[str, Any] = store().facts(entry.handle)["survey"]
         return survey
     mirror = os.environ.get("CORPORA_MIRROR") or None
-    seen = look(spec, project=project_folder(), downloads=home() / "downloads", mirror=mirror, pin=False)
+    seen = look(spec, project=project_folder(), downloads=home() / "downloads", mirror=mirror)
     return seen.survey.model_dump(mode="json")
 
 

@@ -1,22 +1,38 @@
 """Add a corpus: fetch and survey a text for a new corpus file."""
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from bardflow.sources.documents import extent, read, split
+from bardflow.sources.cleaning import Cleaned
+from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
+from bardflow.sources.encoding import Detected, detect_file
 from bardflow.sources.fetch import Fetched, fetch
-from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, UrlSource
+from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, PathSource, UrlSource
 from bardflow.sources.survey import Survey, survey
+from bardflow.sources.unpack import raw_texts
+
+# The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.
+PROPOSED = ("encoding", "cleaning", "documents")
+SHOWN_CHARACTERS = 200
 
 
 class Added(NamedTuple):
-    """A new corpus: its spec (with the sha256 if pinned), its files and its survey."""
+    """A new corpus: its spec (with the sha256 if pinned), its files and its survey.
+
+    `detected` is the encoding, if it was detected; `cleaned` are the counts of each cleaning step; `before` and `after`
+    are the start of the text without and with cleaning.
+    """
 
     spec: CorpusSpec
     fetched: Fetched
     survey: Survey
+    detected: Detected | None
+    cleaned: tuple[Cleaned, ...]
+    before: str
+    after: str
 
 
 def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSource:
@@ -33,18 +49,39 @@ def source_at(address: str, project: Path) -> UrlSource | PathSource | DatasetSo
 
 
 def look(
-    spec: CorpusSpec, *, project: Path, downloads: Path, mirror: str | None, pin: bool, progress: Progress | None = None
+    spec: CorpusSpec,
+    *,
+    project: Path,
+    downloads: Path,
+    mirror: str | None,
+    pin: bool = False,
+    propose: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> Added:
     """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
+
+    `propose` names fields of the spec that are set from the text: `encoding` is detected, `cleaning` becomes the steps
+    that change the text, and `documents` one for each file if there are several.
 
     Raises:
         CorpusError, FetchError: it cannot be fetched, is not text, or is several files and cannot be pinned.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = fetch(spec, Path(folder), downloads=downloads, mirror=mirror, progress=progress, project=project)
-        reading = read(spec, Path(folder))
-        characters, documents = extent(reading)
-        found = survey(split(reading, spec.split, characters, documents))
+    with tempfile.TemporaryDirectory() as name:
+        folder, detected = Path(name), None
+        fetched = fetch(spec, folder, downloads=downloads, mirror=mirror, progress=progress, project=project)
+        if not isinstance(spec.source, DatasetSource):
+            texts = [text for path in raw_files(spec, folder) for text in raw_texts(path, path.name)]
+            if "encoding" in propose and (detected := detect_file(texts[0])):
+                spec = spec.model_copy(update={"encoding": detected.encoding})
+            if "documents" in propose and len(texts) > 1:
+                spec = spec.model_copy(update={"documents": DocumentsSpec(cut="file")})
+        before = after = _start(read(spec, folder))
+        reading, found = _surveyed(spec, folder)
+        if "cleaning" in propose and found.cleaning:
+            spec = spec.model_copy(update={"cleaning": found.cleaning})
+            reading, found = _surveyed(spec, folder)
+            after = _start(read(spec, folder))
+        cleaned = reading.cleaned
     if pin and isinstance(spec.source, UrlSource | PathSource):
         if len(fetched.files) > 1:
             raise CorpusError(
@@ -53,4 +90,15 @@ def look(
             )
         pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
         spec = spec.model_copy(update={"source": pinned})
-    return Added(spec, fetched, found)
+    return Added(spec, fetched, found, detected, cleaned, before, after)
+
+
+def _surveyed(spec: CorpusSpec, folder: Path) -> tuple[Reading, Survey]:
+    reading = read(spec, folder)
+    characters, documents = extent(reading)
+    return reading, survey(split(reading, spec.split, characters, documents))
+
+
+def _start(reading: Reading) -> str:
+    """The first characters of a text."""
+    return next(iter(reading)).text[:SHOWN_CHARACTERS]

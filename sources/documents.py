@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from bardflow.sources.cleaning import Cleaned, Tally, clean, counted
 from bardflow.sources.encoding import decoded
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
+from bardflow.sources.unpack import raw_texts
 
 PIECE_CHARACTERS = 65_536
 
@@ -44,8 +45,8 @@ class Reading:
     def __iter__(self) -> Iterator[Piece]:
         """Yield the pieces in order.
 
-        Raises CorpusError for bytes that are not UTF-8, for a text without visible characters, and for a heading that
-        matches no line.
+        Raises CorpusError for bytes that are not in the corpus's encoding, for a text without visible characters, and
+        for a heading that matches no line.
         """
         tallies = [Tally() for _ in self._spec.cleaning]
         yield from _pieces(_documents(self._spec, self._folder, tallies))
@@ -71,7 +72,7 @@ def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
 
 
 def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
-    """Label each piece with its split; a piece across the border is cut.
+    """Label each piece with its set; a piece across the border is cut in two.
 
     `characters` and `documents` are the totals. The training set is the first int((1 - validation) * total) characters
     or documents, as in published splits.
@@ -117,7 +118,7 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iter
     headings = 0
     for unit in _units(spec, folder, tallies, by_line=heading is not None):
         fresh = spec.documents.cut in ("file", "row") or heading is not None
-        # Blank text at the start of a file or row waits for visible text: alone it is no document.
+        # Blank text at the start of a file or row is held back until visible text follows: alone it is no document.
         waiting: list[str] = []
         for text in unit:
             visible = not (text == "" or text.isspace())
@@ -156,16 +157,19 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iter
 
 def _units(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], *, by_line: bool) -> Iterator[Iterator[str]]:
     """The cleaned text of each file or row; as lines if cleaning or headings need lines."""
-    for path in _files(spec, folder):
+    for path in raw_files(spec, folder):
         name = path.relative_to(folder).as_posix()
         texts: Iterable[Iterator[str]] = (
-            map(iter, _rows(path, name)) if isinstance(spec.source, DatasetSource) else [decoded(path, name)]
+            map(iter, _rows(path, name))
+            if isinstance(spec.source, DatasetSource)
+            else (decoded(file, spec.encoding) for file in raw_texts(path, name))
         )
         for text in texts:
             yield clean(_lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
 
 
-def _files(spec: CorpusSpec, folder: Path) -> list[Path]:
+def raw_files(spec: CorpusSpec, folder: Path) -> list[Path]:
+    """The fetched files in the order in which they are read."""
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).parts
     )
@@ -185,7 +189,7 @@ def _emptiness(folder: Path) -> str:
 
 
 def _rows(path: Path, name: str) -> Iterator[list[str]]:
-    """The rows that `fetch` stored as JSON strings; each gets a line end, so that they stay apart."""
+    """Yield the rows that `fetch` stored as JSON strings; each gets a line end, which separates them."""
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file):
             text = json.loads(line)
@@ -237,8 +241,8 @@ class _Border(NamedTuple):
     suits: Callable[[str, str], bool]
 
 
-# Best first. All usual pre-tokenizers split at a line end between two visible characters. A line end among blanks may
-# be joined with them, and a space belongs to the next word.
+# Best first. All usual pre-tokenizers split at a line end between two visible characters. They may join a line end with
+# blanks next to it, and they join a space with the next word.
 _BORDERS = (
     _Border("\n", 1, lambda before, behind: not before.isspace() and not behind.isspace()),
     _Border("\n", 1, lambda before, behind: not behind.isspace()),

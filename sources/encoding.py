@@ -1,23 +1,24 @@
-"""Decoding of UTF-8 files, with errors that name the file, the byte and the likely encoding."""
+"""Decoding of text files in the encoding that their corpus declares, and detection of an encoding for a new corpus."""
 
 import codecs
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from functools import cache
+from typing import BinaryIO, NamedTuple
 
-from bardflow.sources.spec import CorpusError
+from bardflow.sources.spec import CorpusError, encoding_name
+from bardflow.sources.unpack import RawText
 
 _BLOCK_BYTES = 1 << 18
-_GUESS_BYTES = 1 << 16
+_SAMPLE_BYTES = 1 << 16
 
 # The first bytes of formats that are not text.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"PK\x03\x04", "a zip archive (or a file built as one: docx, epub, xlsx)", "unpack it and give the text inside"),
+    (b"PK\x03\x04", "a zip archive", "unpack it and give the text inside"),
     (b"PK\x05\x06", "an empty zip archive", "give a text file"),
-    (b"\x1f\x8b", "gzip-compressed data", "unpack it with `gzip -d`"),
-    (b"BZh", "bzip2-compressed data", "unpack it with `bzip2 -d`"),
-    (b"\xfd7zXZ\x00", "xz-compressed data", "unpack it with `xz -d`"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed data", "unpack it with `zstd -d`"),
+    (b"\x1f\x8b", "gzip-compressed data within other compressed data", "unpack it once"),
+    (b"BZh", "bzip2-compressed data within other compressed data", "unpack it once"),
+    (b"\xfd7zXZ\x00", "xz-compressed data within other compressed data", "unpack it once"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed data within other compressed data", "unpack it once"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and give the text inside"),
     (b"%PDF-", "a PDF file", "turn it into text first, for example with `pdftotext`"),
     (b"PAR1", "a Parquet file", 'read it as a dataset: dataset = "parquet", data_files = "…"'),
@@ -27,113 +28,159 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3\x00", "an SQLite database", "export the text first"),
     (b"{\\rtf", "an RTF document", "save it as plain text"),
 )
+_TAR = (b"ustar", 257)
 
 # Byte-order marks, longest first: UTF-32's little-endian one starts with UTF-16's.
 _MARKS: tuple[tuple[bytes, str], ...] = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
+
+# The encodings that are detected. If several give the same text, the first of them is named.
+_COMMON = (
+    *("windows-1252", "windows-1251", "windows-1250", "gb18030", "big5", "shift_jis", "cp932", "euc-jp", "euc-kr"),
+    *("cp949", "koi8-r", "koi8-u", "iso-8859-1", "iso-8859-2", "iso-8859-5", "iso-8859-7", "iso-8859-15"),
+    *("windows-1253", "windows-1254", "windows-1255", "windows-1256", "windows-1257", "windows-1258", "cp866"),
+    *("cp437", "cp850", "mac-roman", "iso2022-jp", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "tis-620"),
 )
 
 
-def decoded(path: Path, name: str) -> Iterator[str]:
-    """The text of a UTF-8 file in blocks, unchanged (with a byte-order mark and line ends).
+class Detected(NamedTuple):
+    """A detected encoding, other encodings in which the bytes are also plausible text, and a sample line in it.
 
-    `name` is the file's name in errors. Raises CorpusError for an archive, a binary file or another encoding.
+    `certain` means that no other encoding is possible: the bytes are UTF-8, or start with a byte-order mark.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+
+    encoding: str
+    certain: bool
+    others: tuple[str, ...]
+    line: str
+
+
+def decoded(file: RawText, encoding: str = "utf-8") -> Iterator[str]:
+    """The text of a file in blocks, unchanged (with a byte-order mark in UTF-8, and with line ends).
+
+    Raises CorpusError for an archive, a binary file, or bytes that are not in this encoding.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    # In UTF-16 and UTF-32, characters contain NUL bytes.
+    nul_is_binary = not encoding_name(encoding).startswith(("utf-16", "utf-32"))
     offset = 0  # of the block's first byte in the file
-    with path.open("rb") as file:
-        block = file.read(_BLOCK_BYTES)
-        _refuse_signatures(block, name)
+    with file.open() as stream:
+        block = stream.read(_BLOCK_BYTES)
+        _refuse_signatures(block, file.name)
         while block:
             carried = len(decoder.getstate()[0])  # the first bytes of a character that the last block ended in
-            following = file.read(_BLOCK_BYTES)
-            nul = block.find(b"\0")
+            following = stream.read(_BLOCK_BYTES)
+            nul = block.find(b"\0") if nul_is_binary else -1
             try:
                 # Text before a NUL is decoded first, so that the error names the first wrong byte.
                 text = decoder.decode(block if nul < 0 else block[:nul], final=nul >= 0 or not following)
             except UnicodeDecodeError as error:
-                raise CorpusError(_encoding_message(name, offset - carried + error.start, path)) from error
+                raise CorpusError(_encoding_message(file, encoding, offset - carried + error.start)) from error
             if nul >= 0:
-                raise CorpusError(_nul_message(name, offset + nul, path))
+                raise CorpusError(_nul_message(file, encoding, offset + nul))
+            if "\0" in text:
+                raise CorpusError(f"{file.name} is not text in {encoding}: it contains a NUL character.")
             if text:
                 yield text
             offset += len(block)
             block = following
 
 
-def guessed_encoding(data: bytes) -> str | None:
-    """The likely encoding of bytes that are not UTF-8 (a name that iconv knows), or None if nothing fits."""
+def detect(data: bytes) -> Detected | None:
+    """The likely encoding of the first bytes of a file, by charset-normalizer; None if nothing fits."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return encoding
-    if data.count(0) > len(data) // 5:
-        # ASCII in UTF-16 has zero bytes at even or at odd offsets only.
-        return "UTF-16LE" if data[1::2].count(0) > data[0::2].count(0) else "UTF-16BE"
-    scores = {encoding: _likeness(data, encoding) for encoding in _COMMON_LEADS}
-    best = max(scores, key=lambda encoding: scores[encoding])
-    # Below this share, none of these encodings is likely.
-    if scores[best] >= 2 / 3:
-        return best
-    high = sum(byte >= 0x80 for byte in data)
-    return "WINDOWS-1252" if high < len(data) // 4 and b"\0" not in data else None
+            return Detected(encoding, True, (), _telling_line(data.decode(encoding, "replace")))
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data)
+        if b"\0" not in data and b"\x1b$" not in data:  # ISO-2022-JP is ASCII with escape sequences
+            return Detected("utf-8", True, (), _telling_line(text))
+    except UnicodeDecodeError:
+        pass
+    from charset_normalizer import from_bytes  # takes 70 ms to import
+
+    # A sample that ends within a character is not valid in any multi-byte encoding.
+    end = data.rfind(b"\n") + 1
+    sample = data[:end] if end > len(data) // 2 and b"\0" not in data else data
+    found = from_bytes(sample, cp_isolation=[codecs.lookup(name).name for name in _COMMON])
+    best = found.best()
+    if best is None:
+        return None
+    text = str(best)
+    others = dict.fromkeys(_most_common(sample, str(match), match.encoding) for match in found if str(match) != text)
+    encoding = _most_common(sample, text, best.encoding)
+    return Detected(encoding, False, tuple(other for other in others if other != encoding)[:3], _telling_line(text))
 
 
-# Lead bytes of the most common characters: level 1 of GB 2312, Big5 and JIS X 0208 (with kana and punctuation), and the
-# Hangul syllables of KS X 1001. Narrower ranges come first, because they are stronger evidence.
-_COMMON_LEADS: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {
-    "EUC-KR": ("euc_kr", ((0xA1, 0xA3), (0xB0, 0xC8))),
-    "EUC-JP": ("euc_jp", ((0xA1, 0xA5), (0xB0, 0xCF))),
-    "SHIFT_JIS": ("shift_jis", ((0x81, 0x83), (0x88, 0x98))),
-    "BIG5": ("big5", ((0xA1, 0xA2), (0xA4, 0xC6))),
-    "GB18030": ("gb2312", ((0xA1, 0xA3), (0xB0, 0xD7))),
-}
+def detect_file(file: RawText) -> Detected | None:
+    """The likely encoding of a file, from its first bytes."""
+    with file.open() as stream:
+        return detect(stream.read(_SAMPLE_BYTES))
 
 
-def _likeness(data: bytes, encoding: str) -> float:
-    """The share of the non-ASCII characters that would be common ones if `data` were written in `encoding`."""
-    codec, common = _COMMON_LEADS[encoding]
-    text = data.decode(codec, errors="replace")
-    foreign = [character for character in text if character >= "\x80"]
-    if not foreign:
-        return 0.0
-    leads = (character.encode(codec, errors="replace")[0] for character in foreign)
-    return sum(any(low <= lead <= high for low, high in common) for lead in leads) / len(foreign)
+def _most_common(data: bytes, text: str, encoding: str) -> str:
+    """The most common encoding in which the bytes are the same text."""
+    for name in _COMMON:
+        try:
+            if data.decode(name) == text:
+                return name
+        except UnicodeDecodeError:
+            continue
+    return encoding_name(encoding)
+
+
+def _telling_line(text: str) -> str:
+    """The first line with characters outside ASCII, else the first line with text, at most 60 characters."""
+    lines = [line.strip("\ufeff \t\r") for line in text.split("\n")]
+    return next((line for line in lines if not line.isascii()), next((line for line in lines if line), ""))[:60]
 
 
 def _refuse_signatures(head: bytes, name: str) -> None:
     for signature, what, remedy in _SIGNATURES:
         if head.startswith(signature):
             raise CorpusError(f"{name} is {what}, not text (bytes 0 to {len(signature) - 1}); {remedy}.")
+    mark, at = _TAR
+    if head[at : at + len(mark)] == mark:
+        raise CorpusError(f"{name} is a tar archive, not text; unpack it and give the folder.")
 
 
-def _nul_message(name: str, offset: int, path: Path) -> str:
-    with path.open("rb") as file:
-        guess = guessed_encoding(file.read(_GUESS_BYTES))
-    if guess is not None and guess.startswith("UTF"):
-        return f"{name} is not UTF-8: byte {offset:,} is NUL. {_conversion(guess, name)}"
-    return f"{name} is a binary file: byte {offset:,} is NUL, which no text holds. Give a UTF-8 text file."
+def _nul_message(file: RawText, encoding: str, offset: int) -> str:
+    found = detect_file(file)
+    if found is not None and found.encoding.startswith(("utf-16", "utf-32")):
+        return f"{file.name} is not {_shown(encoding)}: byte {offset:,} is NUL. {_advice(found)}"
+    return f"{file.name} is a binary file: byte {offset:,} is NUL, which no text holds. Give a text file."
 
 
-def _encoding_message(name: str, offset: int, path: Path) -> str:
-    with path.open("rb") as file:
-        value = _read_at(file, offset, 1)
-        sample = _read_at(file, 0, _GUESS_BYTES)
-        if offset > _GUESS_BYTES // 2:
-            # Around the bad byte, from the start of a line, so that no character is cut.
-            sample = _read_at(file, offset - _GUESS_BYTES // 2, _GUESS_BYTES)
-            sample = sample[sample.find(b"\n") + 1 :]
-    guess = guessed_encoding(sample)
-    advice = _conversion(guess, name) if guess else "It fits no encoding known here; it may be damaged or binary."
-    return f"{name} is not UTF-8: byte {offset:,} (0x{value.hex()}) does not belong there. {advice}"
+def _encoding_message(file: RawText, encoding: str, offset: int) -> str:
+    with file.open() as stream:
+        value, sample = _around(stream, offset)
+    found = detect(sample)
+    advice = "It fits no known encoding; it may be damaged or binary."
+    if found is not None and found.encoding != encoding_name(encoding):
+        advice = _advice(found)
+    return f"{file.name} is not {_shown(encoding)}: byte {offset:,} (0x{value.hex()}) does not belong there. {advice}"
 
 
-def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+def _around(stream: BinaryIO, offset: int) -> tuple[bytes, bytes]:
+    """The byte at an offset, and a sample of bytes around it from the start of a line."""
+    start = max(0, offset - _SAMPLE_BYTES // 2)
+    passed = 0
+    while passed < start:  # compressed streams cannot seek
+        passed += len(stream.read(min(_BLOCK_BYTES, start - passed)))
+    sample = stream.read(_SAMPLE_BYTES)
+    value = sample[offset - start : offset - start + 1]
+    return value, sample if not start else sample[sample.find(b"\n") + 1 :]
 
 
-def _conversion(guess: str, name: str) -> str:
-    return f"It looks like {guess}; convert it with `iconv -f {guess} -t UTF-8 {name} > utf8.txt`."
+@cache
+def _shown(encoding: str) -> str:
+    return encoding_name(encoding).upper() if encoding_name(encoding).startswith("utf") else encoding_name(encoding)
+
+
+def _advice(found: Detected) -> str:
+    return f'It looks like {found.encoding}: set encoding = "{found.encoding}" in the corpus file.'

@@ -1,5 +1,6 @@
 """The spec of a corpus, read from its TOML file with an error for each mistake."""
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,12 +21,16 @@ from pydantic import (
 )
 
 from bardflow.errors import BardError
+from bardflow.identity import AsBefore
 from bardflow.sources.cleaning import STEP_NAMES
 from bardflow.toml import closest, read_toml
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # The store uses this name for reports of experiments.
 RESERVED_NAMES = ("experiments",)
+
+# Python's codecs that map text to text, or are not used for files.
+_NO_TEXT = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined", "oem", "mbcs"})
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -50,7 +55,7 @@ class UrlSource(_Frozen):
 
 
 class PathSource(_Frozen):
-    """A file, a folder or a glob on this machine; a relative one starts from the project folder."""
+    """A file, a folder or a glob on this machine; a relative path starts at the project folder."""
 
     path: str = Field(min_length=1)
     sha256: Sha256 | None = None
@@ -157,6 +162,7 @@ class CorpusSpec(_Frozen):
     language: Language = "und"
     licence: str = "unknown"
     source: Source
+    encoding: Annotated[str, AsBefore("utf-8")] = "utf-8"
     cleaning: tuple[str, ...] = ()
     documents: DocumentsSpec = DocumentsSpec()
     split: SplitSpec = SplitSpec()
@@ -170,6 +176,16 @@ class CorpusSpec(_Frozen):
         if name in RESERVED_NAMES:
             raise ValueError("this name is taken by the project itself; give the corpus (and its file) another")
         return name
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_of_text(cls, encoding: str) -> str:
+        try:
+            return encoding_name(encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"{error}; write the name of an encoding of text, such as utf-8, gb18030, shift_jis or windows-1252"
+            ) from error
 
     @field_validator("cleaning")
     @classmethod
@@ -195,6 +211,18 @@ class CorpusSpec(_Frozen):
                 'documents.cut = "file" needs a source with files; legal for a dataset: whole, heading, row'
             )
         return self
+
+
+def encoding_name(encoding: str) -> str:
+    """The usual name of an encoding that Python knows, such as `windows-1252` for `cp1252`.
+
+    Raises:
+        LookupError: there is no such encoding of text.
+    """
+    codec = codecs.lookup(encoding)
+    if not codec._is_text_encoding or codec.name.replace("_", "-") in _NO_TEXT or codec.incrementaldecoder is None:
+        raise LookupError(f"{encoding} is not an encoding of text files")
+    return re.sub(r"^cp(125\d)$", r"windows-\1", codec.name.replace("iso8859-", "iso-8859-").replace("_", "-"))
 
 
 def corpus_names(folder: Path) -> list[str]:
@@ -225,7 +253,7 @@ def load_corpus(name: str, folder: Path) -> CorpusSpec:
 
 
 def require_new(name: str, folder: Path) -> None:
-    """Raises CorpusError if `folder` describes a corpus of this name already."""
+    """Raise CorpusError if `folder` already has a corpus of this name."""
     path = folder / f"{name}.toml"
     if path.exists():
         raise CorpusError(f"{path} exists already; choose another name, or edit that file.")
@@ -234,7 +262,7 @@ def require_new(name: str, folder: Path) -> None:
 def write_corpus(spec: CorpusSpec, folder: Path) -> Path:
     """Write `folder/<name>.toml`, which `load_corpus` reads back as an equal spec.
 
-    Raises CorpusError if the corpus is described already: nothing is overwritten.
+    Raises CorpusError if the file already exists; nothing is overwritten.
     """
     path = folder / f"{spec.name}.toml"
     table = spec.model_dump(exclude={"name"}, exclude_none=True, exclude_defaults=True, mode="json")
@@ -251,7 +279,7 @@ def explained(path: Path, error: ValidationError) -> str:
     """One line for each mistake: the field, the error, the given value and the legal values."""
     lines = []
     for mistake in error.errors(include_url=False):
-        # Inside the source pydantic puts the kind into the location: source.url.sha256 is the field source.sha256.
+        # In the source table, pydantic adds the kind to the location: source.url.sha256 is the field source.sha256.
         location = [str(part) for part in mistake["loc"]]
         kind = location.pop(1) if location[0:1] == ["source"] and len(location) > 2 else None
         field = ".".join(location) or "the file"
@@ -277,7 +305,7 @@ def _fields_of(location: list[str], kind: str | None) -> list[str]:
         "published": PublishedFigure,
     }
     if not location:
-        return [field for field in CorpusSpec.model_fields if field != "name"]  # a corpus's name is its file's
+        return [field for field in CorpusSpec.model_fields if field != "name"]  # the file name is the corpus's name
     return list(tables[location[0]].model_fields)
 
 

@@ -246,9 +246,9 @@ def _warnings(counted: Survey, signs: _Signs, replaced: int) -> Iterator[str]:
     if replaced:
         yield f"{replaced:,} times the replacement character (U+FFFD): an earlier conversion has lost what stood there."
     if counted.characters < _SMALL_TEXT:
-        yield f"Only {counted.characters:,} characters: a model will learn them by heart rather than learn from them."
+        yield f"Only {counted.characters:,} characters: a model will memorise them instead of learning from them."
     if counted.validation_characters < _SMALL_VALIDATION:
-        yield f"The validation part has only {counted.validation_characters:,} characters: scores on it will be rough."
+        yield f"The validation set has only {counted.validation_characters:,} characters: its scores will be imprecise."
     if counted.unseen_distinct:
         share = counted.unseen_occurrences / counted.validation_characters
         yield (
@@ -259,8 +259,8 @@ def _warnings(counted: Survey, signs: _Signs, replaced: int) -> Iterator[str]:
         yield f"{counted.duplicate_share:.0%} of the lines of {_TELLING_LINE} characters or more repeat an earlier one."
     if counted.overlap > 0.05:
         yield (
-            f"{counted.overlap:.0%} of the validation part's lines of {_TELLING_LINE} characters or more stand in the "
-            "training part too: the score will flatter the model."
+            f"{counted.overlap:.0%} of the validation set's lines of {_TELLING_LINE} characters or more are also in "
+            "the training set: the score will be too good."
         )
     if counted.longest_line > _LONG_LINE:
         yield f"The longest line has {counted.longest_line:,} characters: has the text lost its line ends?"

@@ -107,7 +107,7 @@ class Refs:
             self._create(Path(draft), folder / f"{entry.number:06}.json")
         except FileExistsError:
             raise RefMoved(
-                f"{name} was moved by another run since this one looked; nothing was changed, so run it again"
+                f"{name} was changed by another run in the meantime; nothing was stored, so run it again"
             ) from None
         finally:
             with suppress(FileNotFoundError):
@@ -199,7 +199,7 @@ def read_entry(path: Path) -> Entry:
         return Entry.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise StoreError(
-            f"{path} should be a move of a name, as JSON, and is not; where it is the last of its folder, deleting it "
+            f"{path} is not an entry of a name's history (JSON); if it is the last file of its folder, deleting it "
             "points the name where it pointed before"
         ) from error
 

@@ -190,7 +190,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         if hashlib.sha256(content).hexdigest() != handle.digest:
-            return f"damaged ({MANIFEST} is not what its digest says)"
+            return f"damaged ({MANIFEST} does not match its digest)"
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
@@ -200,7 +200,7 @@ class Store:
         try:
             return self._harm(place, manifest)
         except (FileNotFoundError, NotADirectoryError) as error:
-            return f"damaged ({error.filename} went away while it was looked at)"
+            return f"damaged ({error.filename} disappeared while it was checked)"
 
     def manifest(self, handle: Handle) -> Manifest:
         """The artifact's manifest.
@@ -211,7 +211,7 @@ class Store:
         content = (self.folder(handle) / MANIFEST).read_bytes()
         if hashlib.sha256(content).hexdigest() != handle.digest:
             raise ObjectMissing(
-                f"{handle} is damaged ({MANIFEST} is not what its digest says); run the flow that makes it again"
+                f"{handle} is damaged ({MANIFEST} does not match its digest); run the flow that makes it again"
             )
         return Manifest.model_validate_json(content)
 
@@ -230,7 +230,7 @@ class Store:
             return Origin.model_validate_json(path.read_bytes())
         except (FileNotFoundError, ValidationError) as error:
             raise ObjectMissing(
-                f"{ORIGIN} of {handle} is gone or cannot be read; run the flow that makes it again"
+                f"{ORIGIN} of {handle} is missing or cannot be read; run the flow that makes it again"
             ) from error
 
     def find(self, prefix: str) -> Handle:
@@ -244,11 +244,11 @@ class Store:
             return found[0]
         if not found:
             raise StoreError(
-                f"no object's digest begins with {prefix!r}; give at least the first 4 characters of one, "
+                f"no artifact's digest starts with {prefix!r}; give at least the first 4 characters of one, "
                 "or a name such as tiny-shakespeare/champion"
             )
         several = ", ".join(f"{h.kind} {h.digest[: len(prefix) + 8]}" for h in found)
-        raise StoreError(f"{prefix!r} begins several digests; give more of it: {several}")
+        raise StoreError(f"{prefix!r} is the start of several digests; give more characters: {several}")
 
     def handles(self) -> Iterator[Handle]:
         """All artifacts in the store."""
@@ -267,15 +267,15 @@ class Store:
         try:
             Origin.model_validate_json((place / ORIGIN).read_bytes())
         except (FileNotFoundError, ValidationError):
-            return f"damaged ({ORIGIN} is gone or cannot be read)"
+            return f"damaged ({ORIGIN} is missing or cannot be read)"
         names = set(file_names(place)) - {MANIFEST, ORIGIN}
         if gone := manifest.files.keys() - names:
-            return f"damaged ({min(gone)} is gone)"
+            return f"damaged ({min(gone)} is missing)"
         if extra := names - manifest.files.keys():
             return f"damaged ({min(extra)} is not in the manifest)"
         for name, facts in manifest.files.items():
             if file_facts(place / name) != facts:
-                return f"damaged ({name} is not what the manifest says)"
+                return f"damaged ({name} does not match the manifest)"
         return None
 
     @contextmanager
@@ -306,9 +306,9 @@ def canonical_json(value: Any) -> bytes:
         return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError as error:
         around = error.object[max(0, error.start - 40) : error.end + 40]
-        raise StoreError(f"only text is kept, and {around!r} holds bytes that are not UTF-8") from error
+        raise StoreError(f"only UTF-8 text can be stored, but {around!r} has other bytes") from error
     except ValueError as error:
-        raise StoreError(f"only finite numbers are kept, and there is another in {str(value)[:300]}") from error
+        raise StoreError(f"only finite numbers can be stored, not {str(value)[:300]}") from error
 
 
 def file_names(folder: Path) -> list[str]:

@@ -38,7 +38,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 
 
-@task(version="2", cache_policy=CACHE_BY_INPUTS)
+@task(version="3", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts."""
     with store().draft() as draft:

@@ -186,7 +186,7 @@ def test_an_evaluations_texts_are_those_that_bard_sample_draws(
     ("arguments", "said"),
     [
         (("path", "own/chamion"), "own/champion"),
-        (("show", "ffffffffffff"), "no object's digest begins with"),
+        (("show", "ffffffffffff"), "no artifact's digest starts with"),
         (("sample", "own/tiny"), "only a Model generates text"),
         (("sample", "own/champion", "--prompt", ""), "--prompt is empty"),
         (("sample", "own/champion", "--top-p", "1.5"), "--top-p 1.5: input should be less than or equal to 1"),

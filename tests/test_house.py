@@ -51,7 +51,7 @@ THEIRS = {
     "prefect": {"flows", "tasks", "commands"},
     "torch": {"model", "tasks"},
     "tokenizers": {"model", "tasks"},
-    "pyarrow": {"storage"},
+    "pyarrow": {"storage", "sources"},
     "datasets": {"sources"},
     "httpx": {"sources", "commands", "bardflow"},
     "matplotlib": {"pages"},

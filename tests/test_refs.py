@@ -208,7 +208,7 @@ def test_a_move_that_cannot_be_read_is_an_error_that_names_its_file(refs: Refs) 
     move(refs, model(1))
     (refs.folder / NAME / "000002.json").write_bytes(b'{"number": 2')
     for look in (refs.head, refs.history):
-        with pytest.raises(StoreError, match=r"three-kingdoms/champion/000002\.json should be a move of a name"):
+        with pytest.raises(StoreError, match=r"three-kingdoms/champion/000002\.json is not an entry of a name"):
             look(NAME)
 
 

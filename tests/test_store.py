@@ -290,16 +290,19 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "emptied": (empty, "missing"),
     "a file in its place": (as_a_file, "missing"),
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "missing"),
-    "one byte": (change_a_byte, "tokenizer.json is not what the manifest says"),
-    "truncated": (lambda folder: os.truncate(writable(folder / "tokenizer.json"), 5), "tokenizer.json is not what"),
-    "longer": (lambda folder: writable(folder / "empty").write_bytes(b"\n"), "empty is not what the manifest says"),
-    "a file gone": (lambda folder: (folder / "nested/deep/vocabulary.txt").unlink(), "vocabulary.txt is gone"),
-    "a folder gone": (lambda folder: shutil.rmtree(folder / "nested"), "nested/deep/vocabulary.txt is gone"),
+    "one byte": (change_a_byte, "tokenizer.json does not match the manifest"),
+    "truncated": (lambda folder: os.truncate(writable(folder / "tokenizer.json"), 5), "tokenizer.json does not match"),
+    "longer": (lambda folder: writable(folder / "empty").write_bytes(b"\n"), "empty does not match the manifest"),
+    "a file gone": (lambda folder: (folder / "nested/deep/vocabulary.txt").unlink(), "vocabulary.txt is missing"),
+    "a folder gone": (lambda folder: shutil.rmtree(folder / "nested"), "nested/deep/vocabulary.txt is missing"),
     "an extra file": (lambda folder: (folder / "nested/more").write_bytes(b""), "nested/more is not in the manifest"),
     "an extra link": (lambda folder: (folder / "link").symlink_to(folder), "link is not in the manifest"),
-    "another manifest": (lambda f: writable(f / MANIFEST).write_bytes(b"{}"), "manifest.json is not what its digest"),
-    "no origin": (lambda folder: (folder / ORIGIN).unlink(), "origin.json is gone or cannot be read"),
-    "half an origin": (lambda f: os.truncate(writable(f / ORIGIN), 9), "origin.json is gone or cannot be read"),
+    "another manifest": (
+        lambda f: writable(f / MANIFEST).write_bytes(b"{}"),
+        "manifest.json does not match its digest",
+    ),
+    "no origin": (lambda folder: (folder / ORIGIN).unlink(), "origin.json is missing or cannot be read"),
+    "half an origin": (lambda f: os.truncate(writable(f / ORIGIN), 9), "origin.json is missing or cannot be read"),
 }
 harmed = pytest.mark.parametrize(("harm", "words"), HARMS.values(), ids=HARMS.keys())
 
@@ -406,7 +409,7 @@ def test_a_prefix_finds_an_object_and_an_ambiguous_one_names_all(store: Store) -
     assert store.find(one.digest) == one
     assert store.find(one.digest[: len(shared) + 1]) == one
     assert store.find(other.digest[: len(shared) + 1]) == other
-    with pytest.raises(StoreError, match="begins several digests; give more of it") as caught:
+    with pytest.raises(StoreError, match="is the start of several digests; give more characters") as caught:
         store.find(shared)
     assert f"vocabulary {one.digest[:12]}" in str(caught.value)
     assert f"vocabulary {other.digest[:12]}" in str(caught.value)
@@ -417,7 +420,7 @@ def test_a_prefix_that_finds_nothing_is_a_clear_error(store: Store, prefix: str)
     with pytest.raises(StoreError, match="at least the first 4 characters"):
         store.find(prefix)  # where there is no store at all
     handle = keep(store)
-    with pytest.raises(StoreError, match="no object's digest begins with"):
+    with pytest.raises(StoreError, match="no artifact's digest starts with"):
         store.find(prefix or handle.digest[:3])
 
 

@@ -126,7 +126,7 @@ def test_what_a_home_holds_that_cannot_be_read_is_told_on_the_index_and_the_rest
     (project / "home" / "refs" / "torn" / "champion" / "000001.json").write_text("{")
     (project / "prefect.yaml").write_text("deployments: [{")
     page = write_index().read_text(encoding="utf-8")
-    for told in ("own/older", "experiments/older", "torn/champion/000001.json should be a move", "prefect.yaml is not"):
+    for told in ("own/older", "experiments/older", "torn/champion/000001.json is not an entry", "prefect.yaml is not"):
         assert told in page, told
     assert f"{outcome.bits_per_character:.4f}" in page
 

@@ -1,0 +1,218 @@
+"""What `bard corpus add` finds in a text: its encoding, its containers, the cleaning steps and documents it needs."""
+
+import bz2
+import gzip
+import lzma
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bardflow.sources.adding import PROPOSED, Added, look, source_at
+from bardflow.sources.documents import read
+from bardflow.sources.encoding import detect
+from bardflow.sources.fetch import fetch
+from bardflow.sources.spec import CorpusError, CorpusSpec
+
+RUSSIAN = (
+    "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
+    "Все смешалось в доме Облонских. Жена узнала, что муж был в связи с бывшею гувернанткой.\n"
+)
+JAPANESE = (
+    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"
+    "何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。吾輩はここで始めて人間というものを見た。\n"
+)
+CHINESE = (
+    "話說天下大勢，分久必合，合久必分：周末七國分爭，并入於秦；及秦滅之後，楚、漢分爭，又并入於漢。\n"
+    "漢朝自高祖斬白蛇而起義，一統天下，後來光武中興，傳至獻帝，遂分為三國。\n"
+)
+KOREAN = (
+    "나 보기가 역겨워 가실 때에는 말없이 고이 보내 드리오리다.\n영변에 약산 진달래꽃 아름 따다 가실 길에 뿌리오리다.\n"
+)
+GREEK = (
+    "Η θάλασσα είναι ήρεμη σήμερα και ο ουρανός καθαρός.\n"
+    "Τα παιδιά παίζουν στην αυλή και η γιαγιά τους λέει παραμύθια.\n"
+)
+POLISH = "Litwo! Ojczyzno moja! ty jesteś jak zdrowie.\nIle cię trzeba cenić, ten tylko się dowie, kto cię stracił.\n"
+GERMAN = (
+    "Über allen Gipfeln ist Ruh, in allen Wipfeln spürest du kaum einen Hauch;\n"
+    "die Vögelein schweigen im Walde. Größe.\n"
+)
+FRENCH = (
+    "Longtemps, je me suis couché de bonne heure. Parfois, à peine ma bougie éteinte,\nmes yeux se fermaient si vite.\n"
+)
+HEBREW = "בראשית ברא אלהים את השמים ואת הארץ.\nוהארץ היתה תהו ובהו וחשך על פני תהום ורוח אלהים מרחפת על פני המים.\n"
+TURKISH = (
+    "İstanbul'da güneşli bir gün. Çocuklar bahçede oynuyor, öğretmen şiir okuyor.\nAğaçların gölgesinde oturduk.\n"
+)
+UKRAINIAN = "Реве та стогне Дніпр широкий, сердитий вітер завива,\nдодолу верби гне високі, горами хвилю підійма.\n"
+SWEDISH = (
+    "Det var en gång en flicka som hette Åsa. Hon bodde vid sjön, där björkarna växer.\n"
+    "Över ängen gick hon varje dag för att hämta mjölk.\n"
+)
+QUOTES = "“Don’t,” he said — “it’s café.”\nA plain line follows it.\n"
+PLAIN = "To be, or not to be, that is the question.\nWhether ’tis nobler in the mind to suffer.\n"
+
+
+def added(folder: Path, spec: CorpusSpec | None = None, source: Path | None = None, **more: Any) -> Added:
+    spec = spec or CorpusSpec(name="it", title="It", source=source_at(str(source or folder / "it.txt"), folder))
+    return look(spec, project=folder, downloads=folder / "downloads", mirror=None, propose=PROPOSED, **more)
+
+
+def text_of(found: Added, folder: Path, *, cleaned: bool = True) -> str:
+    """The text that a run reads of a corpus in the project `folder`."""
+    spec = found.spec if cleaned else found.spec.model_copy(update={"cleaning": ()})
+    with TemporaryDirectory() as into:
+        fetch(spec, Path(into), downloads=folder / "downloads", mirror=None, project=folder)
+        return "".join(piece.text for piece in read(spec, Path(into)))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        *((RUSSIAN, encoding) for encoding in ("koi8-r", "windows-1251", "iso-8859-5", "cp866", "utf-8", "utf-16")),
+        *((JAPANESE, encoding) for encoding in ("shift_jis", "euc-jp", "iso2022-jp", "utf-8", "utf-16", "utf-32")),
+        *((CHINESE, encoding) for encoding in ("gb18030", "big5", "utf-8", "utf-16", "utf-16-le", "utf-16-be")),
+        *((KOREAN, encoding) for encoding in ("euc-kr", "utf-8")),
+        *((GREEK, encoding) for encoding in ("windows-1253", "iso-8859-7")),
+        (POLISH, "windows-1250"),
+        *((GERMAN, encoding) for encoding in ("windows-1252", "iso-8859-1")),
+        *((FRENCH, encoding) for encoding in ("windows-1252", "iso-8859-1", "utf-8-sig")),
+        *((HEBREW, encoding) for encoding in ("windows-1255", "iso-8859-8")),
+        *((TURKISH, encoding) for encoding in ("windows-1254", "iso-8859-9")),
+        *((UKRAINIAN, encoding) for encoding in ("windows-1251", "koi8-u")),
+        (SWEDISH, "iso-8859-1"),
+        (QUOTES, "windows-1252"),
+        (PLAIN.replace("’", "'"), "ascii"),
+    ],
+    ids=lambda value: value if len(value) < 20 else value[:6],
+)
+def test_an_encoding_is_detected_written_and_read_without_another_guess(
+    text: str, encoding: str, tmp_path: Path
+) -> None:
+    text = text * 6
+    (tmp_path / "it.txt").write_bytes(text.encode(encoding))
+    found = added(tmp_path)
+    assert text_of(found, tmp_path, cleaned=False).removeprefix("\ufeff") == text
+    assert found.detected is not None and found.detected.line and found.detected.line in text
+
+
+def test_a_file_in_another_encoding_than_its_corpus_says_is_an_error_with_place_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes(("plain\n" * 50_000 + RUSSIAN * 50).encode("koi8-r"))
+    spec = CorpusSpec(name="it", title="It", source=source_at(str(tmp_path / "it.txt"), tmp_path), encoding="euc-kr")
+    with pytest.raises(CorpusError, match=r"it\.txt is not euc-kr: byte 300,\d{3} \(0x\w\w\).*looks like koi8-r"):
+        look(spec, project=tmp_path, downloads=tmp_path, mirror=None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "idna", "rot13", "base64", "unicode_escape", "utf-7", ""])
+def test_what_is_no_encoding_of_files_is_refused(encoding: str) -> None:
+    with pytest.raises(ValueError, match="encoding of text"):
+        CorpusSpec(name="it", title="It", source={"path": "it.txt"}, encoding=encoding)
+
+
+def zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+PACKED = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_compressed_text_is_read_through_whatever_its_name_is_and_the_packed_file_is_pinned(
+    kind: str, tmp_path: Path
+) -> None:
+    text = (RUSSIAN.replace(". ", ".\n")) * 6_000  # more than a block
+    packed = PACKED[kind](text.encode("koi8-r"))
+    (tmp_path / "it.txt").write_bytes(packed)
+    found = added(tmp_path, pin=True)
+    assert text_of(found, tmp_path, cleaned=False) == text and found.spec.encoding == "koi8-r"
+    assert found.fetched.files[0].bytes == len(packed) and found.spec.source.sha256 is not None  # type: ignore[union-attr]
+    (tmp_path / "it.txt").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(CorpusError, match=r"it\.txt is damaged"):
+        added(tmp_path)
+
+
+def test_the_files_of_a_zip_of_a_folder_and_of_a_glob_are_documents_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    with zipfile.ZipFile(tmp_path / "it.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("b/2.txt", "a/1.txt", "__MACOSX/a/._1.txt", "c/"):
+            archive.writestr(name, "" if name.endswith("/") else f"{name}: {PLAIN}")
+    for name in ("2.txt", "1.txt.gz"):
+        data = f"{name}: {PLAIN}".encode()
+        (tmp_path / "texts" / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for place, names in (("it.zip", "a/1.txt b/2.txt"), ("texts", "1.txt.gz 2.txt"), ("texts/*.*", "1.txt.gz 2.txt")):
+        found = added(tmp_path, source=tmp_path / place)
+        assert found.survey.documents == 2 and found.spec.documents.cut == "file"
+        assert text_of(found, tmp_path) == "".join(f"{name}: {PLAIN}" for name in names.split())
+
+
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "it.txt", "wb") as file:
+        for _ in range(128):
+            file.write(b"a" * (1 << 20))
+    assert (tmp_path / "it.txt").stat().st_size < 1 << 18
+    with pytest.raises(CorpusError, match=r"it\.txt unpacks to more than 200 times its [\d,]+ bytes"):
+        added(tmp_path)
+    with zipfile.ZipFile(tmp_path / "it.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("it.txt", b"a" * (1 << 26))
+    with pytest.raises(CorpusError, match=r"it\.zip/it\.txt unpacks to more than 200 times"):
+        added(tmp_path, source=tmp_path / "it.zip")
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"../it.txt": PLAIN}, r"outside of the archive: '\.\./it\.txt'"),
+        ({"/it.txt": PLAIN}, "outside of the archive"),
+        ({"a/../../it.txt": PLAIN}, "outside of the archive"),
+        ({"C:\\it.txt": PLAIN}, "outside of the archive"),
+        ({}, "empty zip archive"),
+        ({".hidden": PLAIN}, "without files"),
+        ({"[Content_Types].xml": "", "word/document.xml": ""}, "an Office document"),
+        ({"mimetype": "application/epub+zip", "a.html": ""}, "an EPUB or OpenDocument file"),
+        ({"a.txt.gz": gzip.compress(b"text", mtime=0)}, "gzip-compressed data within other compressed data"),
+    ],
+)
+def test_an_archive_that_is_no_archive_of_texts_is_refused(members: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "it.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(CorpusError, match=said):
+        added(tmp_path, source=tmp_path / "it.zip")
+
+
+def test_a_damaged_zip_is_an_error(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "it.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", RUSSIAN * 100)
+    data = bytearray((tmp_path / "it.zip").read_bytes())
+    for damaged in (bytes(data[:60]), bytes(data[:80]) + bytes([data[80] ^ 1]) + bytes(data[81:])):
+        (tmp_path / "it.zip").write_bytes(damaged)
+        with pytest.raises(CorpusError, match="damaged"):
+            added(tmp_path, source=tmp_path / "it.zip")
+
+
+def test_the_steps_that_change_a_text_are_written_and_their_counts_shown(tmp_path: Path) -> None:
+    header, footer = (
+        "\ufeffProject Gutenberg\n\n*** START OF THE BOOK ***\n\n",
+        "\n*** END OF THE BOOK ***\nx\n",
+    )
+    book = header + PLAIN * 30 + footer
+    (tmp_path / "it.txt").write_bytes(book.replace("\n", "\r\n").encode())
+    found = added(tmp_path)
+    assert found.spec.cleaning == ("strip-bom", "crlf", "gutenberg")
+    assert text_of(found, tmp_path) == PLAIN * 30
+    assert [step.step for step in found.cleaned] == list(found.spec.cleaning)
+    assert found.before.startswith("\ufeffProject") and found.after.startswith("To be")
+    assert found.survey.cleaning == () and found.survey.distinct == len(set(PLAIN))
+    kept = look(found.spec.model_copy(update={"cleaning": ()}), project=tmp_path, downloads=tmp_path, mirror=None)
+    assert kept.spec.cleaning == () and "\r" in text_of(kept, tmp_path)
+
+
+def test_bytes_that_are_no_text_have_no_encoding() -> None:
+    assert detect(bytes(range(128, 256)) * 20) is None
