@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -194,13 +195,14 @@ def last_tokens(tokenizer: Tokenizer, text: Path, count: int) -> TokenIds:
 def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
     """Cut a passage into pieces of whole characters, each with its bits and the most probable tokens at its start."""
     stream, pieces = TextStream(tokenizer), []
+    spelled = cache(lambda token: decode(tokenizer, [token]))
     first, bits = 0, 0.0
     for number, (token, guess) in enumerate(zip(ids, expected, strict=True)):
         bits += guess.nats / math.log(2)
         if text := stream.take(token) + (stream.end() if number == len(ids) - 1 else ""):
             here = expected[first]
             likely = zip(here.likeliest, here.shares, strict=True)
-            said = tuple(Alternative(text=decode(tokenizer, [i]), share=share) for i, share in likely)
+            said = tuple(Alternative(text=spelled(i), share=share) for i, share in likely)
             pieces.append(Surprise(text=text, bits=bits, likeliest=said))
             first, bits = number + 1, 0.0
     return pieces

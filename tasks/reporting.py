@@ -23,7 +23,6 @@ from bardflow.tasks.evaluation import (
     samples_of,
     scores_of,
     surprises_of,
-    write_json,
 )
 from bardflow.tasks.memorised import memorised_section
 from bardflow.tasks.recipes import Recipe
@@ -111,7 +110,7 @@ def made_at(handle: Handle) -> datetime:
 def keep_page(page: pages.RunPage) -> Report:
     """Store a report as JSON and HTML, and its loss curve as JSON lines."""
     with store().draft() as draft:
-        write_json(draft.folder / PAGE, page.model_dump(mode="json"))
+        (draft.folder / PAGE).write_text(f"{page.model_dump_json(indent=2)}\n", encoding="utf-8")
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
         (draft.folder / METRICS).write_text("".join(f"{point.model_dump_json()}\n" for point in page.curve))
         return store().keep(draft, Report, {"title": page.title}, origin())

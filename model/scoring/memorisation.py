@@ -85,10 +85,11 @@ def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
 
     That of c_0 … c_{L-1} is the sum of c_i B^i modulo 2^64: a difference of two running sums, divided by B^start.
     """
-    powers = np.full(BLOCK + length, BASE, np.uint64)
+    size = min(BLOCK, len(codes))
+    powers = np.full(size + length, BASE, np.uint64)
     powers[0] = 1
     np.cumprod(powers, out=powers)
-    inverses = np.full(BLOCK, INVERSE, np.uint64)
+    inverses = np.full(size, INVERSE, np.uint64)
     inverses[0] = 1
     np.cumprod(inverses, out=inverses)
     for begin in range(0, len(codes) - length + 1, BLOCK):
