@@ -251,7 +251,7 @@ def test_a_local_text_is_added_looked_at_and_listed(bard: Any, trained: tuple[Pa
     )
     said = bard("corpus", "add", "more", "--from", str(text), "--language", "zh-Hant", "--pin")
     assert said.code == 0, said.err
-    for word in ("sha256", "characters", "distinct", "vocabulary", "warning", "UTF-8"):
+    for word in ("sha256", "characters", "distinct", "vocabulary", "warning", "utf-8"):
         assert word in said.out, word
     described = (trained[0] / "corpora" / "more.toml").read_text()
     assert 'path = "texts/more.txt"' in described and "sha256" in described

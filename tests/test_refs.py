@@ -68,7 +68,7 @@ def test_of_two_movers_that_saw_the_same_head_the_second_is_refused(refs: Refs) 
     seen = move(refs, model(1))
     won = refs.move(NAME, model(2), after=seen, by="first", why="")
     for late in (seen, None):
-        with pytest.raises(RefMoved, match=f"{NAME} was moved by another run"):
+        with pytest.raises(RefMoved, match=f"{NAME} was changed by another run"):
             refs.move(NAME, model(3), after=late, by="second", why="")
     assert refs.head(NAME) == won
     assert len(refs.history(NAME)) == 2
