@@ -133,7 +133,8 @@ def plan(
     set_: Fields = [],  # noqa: B006
     memory_limit: MemoryLimit = None,
     price: Annotated[
-        list[str], typer.Option(metavar="CARD=DOLLARS", help="What an hour of a card of model/gpus.toml costs you.")
+        list[str],
+        typer.Option(metavar="CARD=DOLLARS", help="What an hour of a card of model/planning/gpus.toml costs you."),
     ] = [],  # noqa: B006
     probe_seconds: Annotated[
         float, typer.Option(min=0, help="How long to try steps here, about; 0: not at all.")

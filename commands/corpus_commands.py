@@ -100,6 +100,7 @@ def add_corpus(
                 "corpus": added.spec.model_dump(mode="json"),
                 "fetched": added.fetched.model_dump(mode="json"),
                 "survey": added.survey.model_dump(mode="json"),
+                "detected": added.detected and added.detected._asdict(),
                 "cleaned": [step.model_dump() for step in added.cleaned],
                 "file": str(path),
             }

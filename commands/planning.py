@@ -188,7 +188,8 @@ def table(foreseen: Foreseen, recipe: Recipe) -> str:
         )
     lines += [
         f"(from datasheets, at {cloud.UTILISATION:.0%} of the peak, give or take a factor of two; dollars with "
-        f"{cloud.SETUP_SECONDS // 60} min of set-up, at the assumed prices of model/gpus.toml or --price CARD=DOLLARS)",
+        f"{cloud.SETUP_SECONDS // 60} min of set-up, at the assumed prices of model/planning/gpus.toml or "
+        "--price CARD=DOLLARS)",
         "",
         f"is the cloud worth it?  {f.verdict}",
     ]

@@ -57,7 +57,7 @@ def scaling_ladder(
                 stopped = f"Stopped by itself: {idle} rungs in a row did not pay."
                 break
             if len(rungs) >= most_rungs:
-                stopped = f"Stopped after {most_rungs} rungs, as call."
+                stopped = f"Stopped after {most_rungs} rungs, as most_rungs says."
                 break
             shape = following
         report = run(

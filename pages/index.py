@@ -1,16 +1,12 @@
 """The index page: corpora, champions over time, models, experiments and schedules."""
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
 from bardflow.pages.parts import Count, PageModel
 from bardflow.pages.run import Bits
 from bardflow.pages.template import fill
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Standing(PageModel):
@@ -89,45 +85,14 @@ class IndexPage(PageModel):
 
 def render(page: IndexPage) -> str:
     """One self-contained HTML document with links to files in the home."""
+    from bardflow.pages.champions_chart import champions_chart  # matplotlib takes 0.6 s to import
+
     drawn = {
         board.corpus: (
-            _reigns_chart(board, name=f"reigns-{i}-wide", width=840),
-            _reigns_chart(board, name=f"reigns-{i}-narrow", width=350),
+            champions_chart(board.title, board.reigns, name=f"reigns-{i}-wide", width=840),
+            champions_chart(board.title, board.reigns, name=f"reigns-{i}-narrow", width=350),
         )
         for i, board in enumerate(page.boards)
         if sum(reign.bits_per_character is not None for reign in board.reigns) > 1
     }
     return fill("index.html", page=page, drawn=drawn)
-
-
-def _reigns_chart(board: Board, *, name: str, width: float) -> str:
-    from bardflow.pages.drawing import inline_svg  # matplotlib takes 0.6 s to import
-
-    return inline_svg(
-        partial(_drawn, board, width),
-        name=name,
-        title=f"Champions of {board.title} over time",
-        description=f"Bits per character of {len(board.reigns)} champions, from the first to the one of today.",
-    )
-
-
-def _drawn(board: Board, width: float) -> "Figure":
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter
-
-    from bardflow.pages.drawing import GRID, PAPER, VALIDATION, plain_axes
-
-    figure = Figure(figsize=(width / 72, (90 + 0.2 * width) / 72), layout="constrained")
-    axes = figure.add_subplot()
-    # The x axis is the order, not the time: three champions within an hour would overlap.
-    scored = [(i, r.bits_per_character) for i, r in enumerate(board.reigns) if r.bits_per_character is not None]
-    places, bits = [i for i, _ in scored], [b for _, b in scored]
-    axes.step(places, bits, where="post", color=VALIDATION, linewidth=1.6)
-    axes.scatter(places, bits, s=40, color=PAPER, edgecolor=VALIDATION, linewidth=2, zorder=5)
-    axes.xaxis.set_major_locator(FixedLocator(places[:: -(-len(places) // max(2, int(width // 170)))]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{board.reigns[int(place)].when:%d %b %H:%M}"))
-    axes.set_ylabel("bits per character", labelpad=8)
-    axes.margins(x=0.05, y=0.2)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    plain_axes(axes)
-    return figure

@@ -12,7 +12,7 @@ from bardflow.sources.encoding import Detected, detect_file
 from bardflow.sources.fetch import Fetched, fetch
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, PathSource, UrlSource
 from bardflow.sources.survey import Survey, survey
-from bardflow.sources.unpack import raw_texts
+from bardflow.sources.unpack import RawText, raw_texts
 
 # The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.
 PROPOSED = ("encoding", "cleaning", "documents")
@@ -71,7 +71,7 @@ def look(
         fetched = fetch(spec, folder, downloads=downloads, mirror=mirror, progress=progress, project=project)
         if not isinstance(spec.source, DatasetSource):
             texts = [text for path in raw_files(spec, folder) for text in raw_texts(path, path.name)]
-            if "encoding" in propose and (detected := detect_file(texts[0])):
+            if "encoding" in propose and (detected := _encoding_of(texts)):
                 spec = spec.model_copy(update={"encoding": detected.encoding})
             if "documents" in propose and len(texts) > 1:
                 spec = spec.model_copy(update={"documents": DocumentsSpec(cut="file")})
@@ -91,6 +91,17 @@ def look(
         pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
         spec = spec.model_copy(update={"source": pinned})
     return Added(spec, fetched, found, detected, cleaned, before, after)
+
+
+def _encoding_of(texts: list[RawText]) -> Detected | None:
+    """The encoding of the first file that has other characters than ASCII, else of the first file."""
+    first = None
+    for text in texts:
+        found = detect_file(text)
+        if found is not None and not found.line.isascii():
+            return found
+        first = first or found
+    return first
 
 
 def _surveyed(spec: CorpusSpec, folder: Path) -> tuple[Reading, Survey]:

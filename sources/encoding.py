@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from functools import cache
+from itertools import dropwhile
 from typing import BinaryIO, NamedTuple
 
 from bardflow.sources.spec import CorpusError, encoding_name
@@ -60,11 +61,26 @@ class Detected(NamedTuple):
     line: str
 
 
+class _WrongByte(Exception):
+    """A byte that does not belong there in an encoding, by its offset in the file; `nul` says that it is NUL."""
+
+    def __init__(self, offset: int, *, nul: bool) -> None:
+        self.offset, self.nul = offset, nul
+
+
 def decoded(file: RawText, encoding: str = "utf-8") -> Iterator[str]:
     """The text of a file in blocks, unchanged (with a byte-order mark in UTF-8, and with line ends).
 
     Raises CorpusError for an archive, a binary file, or bytes that are not in this encoding.
     """
+    try:
+        yield from _blocks(file, encoding)
+    except _WrongByte as wrong:
+        message = _nul_message if wrong.nul else _encoding_message
+        raise CorpusError(message(file, encoding, wrong.offset)) from wrong
+
+
+def _blocks(file: RawText, encoding: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)()
     # In UTF-16 and UTF-32, characters contain NUL bytes.
     nul_is_binary = not encoding_name(encoding).startswith(("utf-16", "utf-32"))
@@ -80,11 +96,12 @@ def decoded(file: RawText, encoding: str = "utf-8") -> Iterator[str]:
                 # Text before a NUL is decoded first, so that the error names the first wrong byte.
                 text = decoder.decode(block if nul < 0 else block[:nul], final=nul >= 0 or not following)
             except UnicodeDecodeError as error:
-                raise CorpusError(_encoding_message(file, encoding, offset - carried + error.start)) from error
+                raise _WrongByte(offset - carried + error.start, nul=False) from error
             if nul >= 0:
-                raise CorpusError(_nul_message(file, encoding, offset + nul))
+                raise _WrongByte(offset + nul, nul=True)
             if "\0" in text:
-                raise CorpusError(f"{file.name} is not text in {encoding}: it contains a NUL character.")
+                before = len(text[: text.index("\0")].encode(encoding))
+                raise _WrongByte(offset - carried + before, nul=True)
             if text:
                 yield text
             offset += len(block)
@@ -92,21 +109,27 @@ def decoded(file: RawText, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def detect(data: bytes) -> Detected | None:
-    """The likely encoding of the first bytes of a file, by charset-normalizer; None if nothing fits."""
+    """The likely encoding of a sample of bytes, by charset-normalizer; None if nothing fits."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return Detected(encoding, True, (), _telling_line(data.decode(encoding, "replace")))
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(data)
-        if b"\0" not in data and b"\x1b$" not in data:  # ISO-2022-JP is ASCII with escape sequences
-            return Detected("utf-8", True, (), _telling_line(text))
-    except UnicodeDecodeError:
-        pass
+    if b"\0" not in data and b"\x1b$" not in data:  # ISO-2022-JP is ASCII with escape sequences
+        try:
+            return Detected("utf-8", True, (), _telling_line(codecs.getincrementaldecoder("utf-8")().decode(data)))
+        except UnicodeDecodeError:
+            text = codecs.getincrementaldecoder("utf-8")("replace").decode(data)
+        # Text in another encoding has many bytes that are wrong in UTF-8; damaged UTF-8 has few of them.
+        wrong = text.count("\ufffd")
+        if 10 * wrong < sum(character > "\x7f" for character in text):
+            return Detected("utf-8", False, (), _telling_line(text))
     from charset_normalizer import from_bytes  # takes 70 ms to import
 
-    # A sample that ends within a character is not valid in any multi-byte encoding.
-    end = data.rfind(b"\n") + 1
-    sample = data[:end] if end > len(data) // 2 and b"\0" not in data else data
+    sample = data
+    if b"\0" not in data:
+        # A sample that ends within a character is not valid in multi-byte encodings; a header in ASCII tells nothing.
+        end = data.rfind(b"\n") + 1
+        lines = (data[:end] if end > len(data) // 2 else data).splitlines(keepends=True)
+        sample = b"".join(dropwhile(bytes.isascii, lines)) or data
     found = from_bytes(sample, cp_isolation=[codecs.lookup(name).name for name in _COMMON])
     best = found.best()
     if best is None:
@@ -118,9 +141,21 @@ def detect(data: bytes) -> Detected | None:
 
 
 def detect_file(file: RawText) -> Detected | None:
-    """The likely encoding of a file, from its first bytes."""
+    """The likely encoding of a file: of its start, or of the first place that is not UTF-8.
+
+    Raises CorpusError for an archive or a binary file.
+    """
     with file.open() as stream:
-        return detect(stream.read(_SAMPLE_BYTES))
+        found = detect(stream.read(_SAMPLE_BYTES))
+    if found is None or not found.certain or found.encoding != "utf-8":
+        return found
+    try:
+        for _ in _blocks(file, "utf-8"):
+            pass
+    except _WrongByte as wrong:
+        with file.open() as stream:
+            return detect(_around(stream, wrong.offset)[1])
+    return found
 
 
 def _most_common(data: bytes, text: str, encoding: str) -> str:
@@ -128,7 +163,7 @@ def _most_common(data: bytes, text: str, encoding: str) -> str:
     for name in _COMMON:
         try:
             if data.decode(name) == text:
-                return name
+                return encoding_name(name)
         except UnicodeDecodeError:
             continue
     return encoding_name(encoding)
@@ -150,8 +185,9 @@ def _refuse_signatures(head: bytes, name: str) -> None:
 
 
 def _nul_message(file: RawText, encoding: str, offset: int) -> str:
-    found = detect_file(file)
-    if found is not None and found.encoding.startswith(("utf-16", "utf-32")):
+    with file.open() as stream:
+        found = detect(stream.read(_SAMPLE_BYTES))
+    if found is not None and found.encoding.startswith(("utf-16", "utf-32")) and found.encoding != encoding:
         return f"{file.name} is not {_shown(encoding)}: byte {offset:,} is NUL. {_advice(found)}"
     return f"{file.name} is a binary file: byte {offset:,} is NUL, which no text holds. Give a text file."
 

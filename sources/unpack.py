@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from bardflow.sources.spec import CorpusError
 # Text compresses to a tenth, repetitive logs to a fiftieth. A larger ratio is refused beyond the first megabytes.
 MOST_RATIO = 200
 FREE_BYTES = 16 << 20
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 class RawText(NamedTuple):
@@ -65,10 +68,10 @@ def raw_texts(path: Path, name: str) -> Iterator[RawText]:
 
 def _members(path: Path, name: str) -> Iterator[RawText]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _unpacking(name), zipfile.ZipFile(path) as archive:
             members = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
-    except _DAMAGE as error:
-        raise CorpusError(f"{name} is a damaged zip archive: {error}. Fetch or make it again.") from error
+    except NotImplementedError as error:  # a version of the format that zipfile does not know
+        raise CorpusError(f"{name} cannot be unpacked: {error}. Unpack it and give the text inside.") from error
     names = {info.filename for info in members}
     if "[Content_Types].xml" in names or "mimetype" in names:
         what = "an Office document" if "[Content_Types].xml" in names else "an EPUB or OpenDocument file"
@@ -76,10 +79,12 @@ def _members(path: Path, name: str) -> Iterator[RawText]:
     texts = 0
     for info in members:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in parts[0]:
+        if ".." in parts or _ABSOLUTE.match(info.filename):
             raise CorpusError(f"{name} has a member outside of the archive: {info.filename!r}. Do not use it.")
-        if info.flag_bits & 1:
+        if info.flag_bits & 0x41:
             raise CorpusError(f"{name} is encrypted ({info.filename}); unpack it and give the text inside.")
+        if info.compress_type not in _PACKINGS or info.flag_bits & 0x20:
+            raise CorpusError(f"{name} is compressed in an unusual way ({info.filename}); unpack it and give the text.")
         if not any(part.startswith((".", "__MACOSX")) for part in parts):
             texts += 1
             member = f"{name}/{info.filename}"
@@ -88,10 +93,9 @@ def _members(path: Path, name: str) -> Iterator[RawText]:
         raise CorpusError(f"{name} is a zip archive without files.")
 
 
-@contextmanager
-def _member(path: Path, info: zipfile.ZipInfo) -> Iterator[Any]:
-    with zipfile.ZipFile(path) as archive, archive.open(info) as file:
-        yield file
+def _member(path: Path, info: zipfile.ZipInfo) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        return archive.open(info)  # it keeps the archive's file open until it is closed
 
 
 class _Bounded(io.RawIOBase):
@@ -102,10 +106,8 @@ class _Bounded(io.RawIOBase):
         self._left = max(FREE_BYTES, MOST_RATIO * packed)
 
     def read(self, size: int = -1) -> bytes:
-        try:
+        with _unpacking(self._name):
             data: bytes = self._stream.read(size)
-        except _DAMAGE as error:
-            raise CorpusError(f"{self._name} is damaged: {error}. Fetch or make it again.") from error
         self._left -= len(data)
         if self._left < 0:
             raise CorpusError(
@@ -117,8 +119,18 @@ class _Bounded(io.RawIOBase):
 
 @contextmanager
 def _limited(opened: Callable[[], Any], packed: int, name: str) -> Iterator[_Bounded]:
+    with _unpacking(name):
+        stream = opened()
+    with stream as unpacked:
+        yield _Bounded(unpacked, packed, name)
+
+
+@contextmanager
+def _unpacking(name: str) -> Iterator[None]:
+    """Turn errors of a format into CorpusError; errors of the disk, which have a number, stay as they are."""
     try:
-        with opened() as stream:
-            yield _Bounded(stream, packed, name)
+        yield
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise CorpusError(f"{name} is damaged: {error}. Fetch or make it again.") from error

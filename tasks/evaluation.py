@@ -40,8 +40,8 @@ from bardflow.model.vocabulary import (
 from bardflow.pages.run import Alternative, Baseline, Sample, Scores, Surprise
 from bardflow.storage.documents import read_end, read_text
 from bardflow.storage.handles import Baselines, Corpus, Evaluation, Model
-from bardflow.tasks import memorised
 from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.memorised import MEMORISED, find_memorised
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, watched
 
@@ -141,8 +141,8 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
         write_json(draft.folder / SAMPLES, SAMPLE_LIST.dump_python(samples, mode="json"))
         if samples:
-            found = memorised.memorised((sample.text for sample in samples), text, survey["train_characters"])
-            write_json(draft.folder / memorised.FILE, found.model_dump(mode="json", exclude_none=True))
+            found = find_memorised((sample.text for sample in samples), text, survey["train_characters"])
+            write_json(draft.folder / MEMORISED, found.model_dump(mode="json", exclude_none=True))
         opening = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
         expected = guesses(gpt, opening, before=before, device=place, likeliest=LIKELIEST)
         shown = surprises(tokenizer, opening.tolist(), expected)

@@ -12,7 +12,7 @@ from bardflow.storage.documents import read_end, read_text
 from bardflow.storage.handles import Corpus, Evaluation, Model
 from bardflow.tasks.run import store
 
-FILE = "memorised.json"
+MEMORISED = "memorised.json"
 # Of a longer training set, only the end is searched.
 SEARCHED_CHARACTERS = 2**23
 
@@ -34,7 +34,7 @@ class Memorised(BaseModel):
     searched_characters: int | None = None
 
 
-def memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memorised:
+def find_memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memorised:
     """Search the training set of the corpus in folder `text` for the samples, and for text of the validation set."""
     samples = list(samples)
     train = "".join(read_end(text, "train", SEARCHED_CHARACTERS))[-SEARCHED_CHARACTERS:]
@@ -57,7 +57,7 @@ def memorised(samples: Iterable[str], text: Path, train_characters: int) -> Memo
 
 def memorised_section(_model: Model, evaluation: Evaluation, corpus: Corpus) -> Part | None:
     """Return the report's section about memorised text, or None if there are no samples."""
-    path = store().folder(evaluation) / FILE
+    path = store().folder(evaluation) / MEMORISED
     if not path.is_file():
         return None
     found = Memorised.model_validate_json(path.read_bytes())

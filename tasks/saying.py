@@ -58,7 +58,8 @@ class Progress:
             self.noted = now
         elif self.bar.disable and now - self.said > SECONDS_BETWEEN_LINES:
             of = f" of {self.total:,}" if self.total is not None else ""
-            say(f"{self.doing}: {self.done:,}{of} {self.unit}s{f', {note()}' if note is not None else ''}")
+            units = "bytes" if self.unit == "B" else f"{self.unit}s"
+            say(f"{self.doing}: {self.done:,}{of} {units}{f', {note()}' if note is not None else ''}")
             self.said = now
 
 

@@ -15,7 +15,8 @@ from bardflow.sources.adding import PROPOSED, Added, look, source_at
 from bardflow.sources.documents import read
 from bardflow.sources.encoding import detect
 from bardflow.sources.fetch import fetch
-from bardflow.sources.spec import CorpusError, CorpusSpec
+from bardflow.sources.spec import CorpusError, CorpusSpec, load_corpus, write_corpus
+from bardflow.sources.unpack import raw_texts
 
 RUSSIAN = (
     "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
@@ -98,6 +99,47 @@ def test_an_encoding_is_detected_written_and_read_without_another_guess(
     found = added(tmp_path)
     assert text_of(found, tmp_path, cleaned=False).removeprefix("\ufeff") == text
     assert found.detected is not None and found.detected.line and found.detected.line in text
+
+
+def test_a_part_in_ascii_does_not_decide_the_encoding(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes(("A header in plain English.\n" * 4_000 + RUSSIAN * 20).encode("koi8-r"))
+    assert added(tmp_path).spec.encoding == "koi8-r"
+    (tmp_path / "it.txt").write_bytes(("A plain line.\n" * 9_000 + FRENCH * 20).encode("windows-1252"))
+    assert added(tmp_path).spec.encoding == "windows-1252"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(PLAIN.replace("’", "'").encode())
+    (tmp_path / "texts" / "b.txt").write_bytes((RUSSIAN * 6).encode("koi8-r"))
+    found = added(tmp_path, source=tmp_path / "texts")
+    assert found.spec.encoding == "koi8-r" and RUSSIAN in text_of(found, tmp_path, cleaned=False)
+
+
+@pytest.mark.parametrize("place", [100, 200_000])
+def test_damaged_utf_8_stays_an_error_and_is_taken_for_no_other_encoding(place: int, tmp_path: Path) -> None:
+    data = bytearray((JAPANESE * 900).encode())
+    start = next(at for at in range(place, place + 3) if data[at] >= 0xC0)
+    data[start + 1] = 0x20
+    (tmp_path / "it.txt").write_bytes(data)
+    with pytest.raises(CorpusError, match=rf"it\.txt is not UTF-8: byte {start:,} .*damaged"):
+        added(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "cp1252", "iso8859-2", "UTF16", "latin-1", "gb18030"])
+def test_a_written_corpus_file_is_read_as_an_equal_spec(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes((JAPANESE * 6).encode("shift_jis"))
+    detected = added(tmp_path).spec
+    given = CorpusSpec(name="given", title="Given", source=detected.source, encoding=encoding)
+    for spec in (detected, given):
+        write_corpus(spec, tmp_path)
+        assert load_corpus(spec.name, tmp_path) == spec
+
+
+@pytest.mark.parametrize(("encoding", "place"), [("utf-8", 200_003), ("utf-16-le", 400_006), ("utf-32-be", 800_012)])
+def test_a_nul_character_is_an_error_with_its_place(encoding: str, place: int, tmp_path: Path) -> None:
+    text = "a" * 200_003 + "\0" + "b" * 200_000
+    (tmp_path / "it.txt").write_bytes(text.encode(encoding))
+    spec = CorpusSpec(name="it", title="It", source=source_at(str(tmp_path / "it.txt"), tmp_path), encoding=encoding)
+    with pytest.raises(CorpusError, match=f"it\\.txt is a binary file: byte {place:,} is NUL"):
+        look(spec, project=tmp_path, downloads=tmp_path, mirror=None)
 
 
 def test_a_file_in_another_encoding_than_its_corpus_says_is_an_error_with_place_and_bytes(tmp_path: Path) -> None:
@@ -195,6 +237,38 @@ def test_a_damaged_zip_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "it.zip").write_bytes(damaged)
         with pytest.raises(CorpusError, match="damaged"):
             added(tmp_path, source=tmp_path / "it.zip")
+
+
+def test_a_zip_that_needs_another_program_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "it.zip", "w") as archive:
+        archive.writestr("a.txt", PLAIN)
+    data = (tmp_path / "it.zip").read_bytes()
+    central = data.index(b"PK\x01\x02")
+    # Offsets in a header of the central directory: the version that is needed (6), the flags (8), the method (10).
+    for offset, value, said in (
+        *((6, 99, "cannot be unpacked"), (8, 0x01, "is encrypted"), (8, 0x40, "is encrypted")),
+        *((8, 0x20, "compressed in an unusual way"), (10, 99, "compressed in an unusual way")),
+    ):
+        changed = bytearray(data)
+        changed[central + offset] = value
+        (tmp_path / "it.zip").write_bytes(changed)
+        with pytest.raises(CorpusError, match=said):
+            added(tmp_path, source=tmp_path / "it.zip")
+
+
+def test_a_colon_in_a_members_name_is_no_drive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "it.zip", "w") as archive:
+        archive.writestr("Volume 1: Spring.txt", PLAIN)
+    assert text_of(added(tmp_path, source=tmp_path / "it.zip"), tmp_path) == PLAIN
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_an_error_of_the_disk_is_not_called_damage(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes(PACKED[kind](RUSSIAN.encode()))
+    [text] = raw_texts(tmp_path / "it.txt", "it.txt")
+    (tmp_path / "it.txt").unlink()
+    with pytest.raises(FileNotFoundError), text.open():
+        pass
 
 
 def test_the_steps_that_change_a_text_are_written_and_their_counts_shown(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def equal(one: Batch, other: Batch) -> bool:
     return torch.equal(one.inputs_BT, other.inputs_BT) and torch.equal(one.targets_BT, other.targets_BT)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(lengths_and_contexts, seeds, st.integers(1, 4))
 def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed: int, count: int) -> None:
     length, context = length_context
@@ -61,7 +61,7 @@ def test_each_epoch_sees_every_token_once(length_context: tuple[int, int], seed:
         assert sorted(seen) == list(range(1, length))
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(lengths_and_contexts, seeds, st.integers(1, 5))
 def test_each_target_is_the_token_after_its_input(length_context: tuple[int, int], seed: int, batch: int) -> None:
     length, context = length_context
@@ -71,7 +71,7 @@ def test_each_target_is_the_token_after_its_input(length_context: tuple[int, int
         assert all(t in (NOT_CHARGED, i + 1) for i, t in zip(inputs, targets, strict=True))
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(lengths_and_contexts, seeds, st.integers(1, 5), st.permutations(range(12)))
 def test_a_batch_is_a_pure_function_of_seed_and_step(
     length_context: tuple[int, int], seed: int, batch: int, order: list[int]
@@ -86,7 +86,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(
         assert equal(fresh.at(step), expected[step])
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(lengths_and_contexts, seeds, st.integers(1, 7))
 def test_the_windows_come_in_one_order_whatever_the_batch(
     length_context: tuple[int, int], seed: int, batch: int

@@ -15,7 +15,7 @@ import pytest
 from bardflow.pages import experiment, index, parts, writing
 from bardflow.pages.run import render
 from tests.conftest import serving
-from tests.test_pages import a_page
+from tests.page import a_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

@@ -10,7 +10,7 @@ from bardflow.pages.run import (
     CurvePoint,
     render,
 )
-from tests.test_pages import a_page, words
+from tests.page import a_page, words
 
 
 def test_the_charts_take_every_colour_from_the_page_and_name_themselves() -> None:

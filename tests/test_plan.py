@@ -163,7 +163,7 @@ def test_a_card_that_is_too_small_says_so_and_a_larger_one_takes_the_whole_batch
 
 def test_prices_are_the_users_own_if_given() -> None:
     assert cloud.cards({"L4": 0.5})["L4"].dollars_per_hour == 0.5
-    with pytest.raises(cloud.CardError, match=r"'L5', but model/gpus.toml has T4, L4"):
+    with pytest.raises(cloud.CardError, match=r"'L5', but model/planning/gpus.toml has T4, L4"):
         cloud.cards({"L5": 1.0})
     with pytest.raises(cloud.CardError, match="negative"):
         cloud.cards({"L4": -1.0})

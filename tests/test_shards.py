@@ -213,7 +213,7 @@ def test_a_million_rows_of_one_token_are_written_in_batches_of_bounded_rows(tmp_
 
 
 @both
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_slice_is_the_slice_of_the_concatenation(dtype: np.dtype[Any], data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=6), label="lengths")

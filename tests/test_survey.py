@@ -25,7 +25,7 @@ def test_a_survey_counts_characters_bytes_lines_and_what_only_validation_has() -
     assert any("2 characters (3 occurrences, 42.86%" in warning for warning in counted.warnings)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     lines=st.lists(st.integers(0, 12), min_size=2, max_size=60),
     border=st.integers(1, 59),

@@ -63,7 +63,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @LOSSLESS
 @given(text=any_text)
-@settings(max_examples=75)
+@settings(max_examples=150)
 def test_decoding_what_was_encoded_gives_the_text(spec: VocabularySpec, text: str) -> None:
     tokenizer = learned(spec)
     assert decode(tokenizer, ids_of(tokenizer, text)) == text
@@ -81,7 +81,7 @@ def test_awkward_texts_come_back(spec: VocabularySpec, text: str) -> None:
 
 @LOSSLESS
 @given(text=any_text)
-@settings(max_examples=75)
+@settings(max_examples=150)
 def test_pieces_cut_after_a_newline_before_a_non_space_encode_as_the_whole(spec: VocabularySpec, text: str) -> None:
     tokenizer = learned(spec)
     cuts = [i + 1 for i in range(len(text) - 1) if text[i] == "\n" and not text[i + 1].isspace()]

@@ -42,7 +42,7 @@ def token_ids(draw: st.DrawFn, size: int) -> list[int]:
 
 
 @ANY_KIND
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(st.data())
 def test_what_a_stream_gives_is_what_decoding_all_gives(kind: str, data: st.DataObject) -> None:
     tokenizer = learned(kind)

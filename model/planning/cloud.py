@@ -33,7 +33,7 @@ class CardError(BardError):
 
 
 class Card(BaseModel):
-    """A graphics card and its price; fields as model/gpus.toml says."""
+    """A graphics card and its price; fields as model/planning/gpus.toml says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class Rented(NamedTuple):
 
 
 def cards(prices: dict[str, float]) -> dict[str, Card]:
-    """The cards of model/gpus.toml by name, some at prices of the user's own.
+    """The cards of model/planning/gpus.toml by name, some at prices of the user's own.
 
     Raises:
         CardError: the file is not as it says itself, or a price is of no card in it.
@@ -66,10 +66,12 @@ def cards(prices: dict[str, float]) -> dict[str, Card]:
             tomllib.loads(resources.files("bardflow.model.planning").joinpath("gpus.toml").read_text("utf-8"))
         )
     except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise CardError(f"model/gpus.toml is not as its first lines say: {error}") from error
+        raise CardError(f"model/planning/gpus.toml is not as its first lines say: {error}") from error
     for name, price in prices.items():
         if name not in listed:
-            raise CardError(f"--price names {name!r}, but model/gpus.toml has {', '.join(listed)}; name one, or add it")
+            raise CardError(
+                f"--price names {name!r}, but model/planning/gpus.toml has {', '.join(listed)}; name one, or add it"
+            )
         if price < 0:
             raise CardError(f"--price {name}={price:g} is negative; give dollars an hour")
     return {

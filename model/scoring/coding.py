@@ -24,10 +24,10 @@ from bardflow.errors import BardError
 from bardflow.model.machine import Device
 from bardflow.model.networks import GPT
 from bardflow.model.sampling import empty_cache, in_f32
+from bardflow.model.scoring.held_out import Progress
 from bardflow.model.training import Tokens
 
 Ids = npt.NDArray[np.int64]
-Progress = Callable[[int], None]
 
 # So many tokens are a stretch: stretches are read side by side, and what precedes each but the first is written out.
 STRETCH_TOKENS = 2**13
@@ -45,7 +45,7 @@ class NotCoded(BardError):
 def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device, progress: Progress | None = None) -> bytes:
     """The tokens, as few bytes as the model's shares of them allow. `before` is the token that precedes the text.
 
-    `progress` hears how many tokens are coded.
+    `progress` is called with the number of coded tokens.
     """
     gpt = in_f32(gpt.eval())
     ids = np.asarray(tokens[0 : len(tokens)], np.int64)
@@ -72,7 +72,7 @@ def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device, progress:
 def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device, progress: Progress | None = None) -> Ids:
     """The tokens behind a file that `compress` wrote with the same model, `before` and device.
 
-    `progress` hears how many tokens are read.
+    `progress` is called with the number of decoded tokens.
 
     Raises:
         NotCoded: the file is too short or is none of its files.

@@ -19,6 +19,8 @@ PASS_TOKENS = 2**12
 PASS_LOGITS = 2**23
 
 Charges = npt.NDArray[np.float32]
+# Called with how many tokens are done.
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,12 @@ def charges(
 
 @torch.inference_mode()
 def charges_both_ways(
-    gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, progress: Callable[[int], None] | None = None
+    gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, progress: Progress | None = None
 ) -> tuple[Charges, Charges]:
     """`charges` in disjoint windows, and in windows that follow by half a context, in two thirds of the time of both.
 
-    Every second window of the latter is one of the former: its first half is charged too. `progress` hears how many
-    tokens are scored.
+    Every second window of the latter is one of the former: its first half is charged too. `progress` is called
+    with the number of scored tokens.
 
     Raises:
         TooFewTokens: as `charges`.
