@@ -3,7 +3,6 @@
 import codecs
 from collections.abc import Iterator
 from functools import cache
-from itertools import dropwhile
 from typing import BinaryIO, NamedTuple
 
 from bardflow.sources.spec import CorpusError, encoding_name
@@ -129,7 +128,8 @@ def detect(data: bytes) -> Detected | None:
         # A sample that ends within a character is not valid in multi-byte encodings; a header in ASCII tells nothing.
         end = data.rfind(b"\n") + 1
         lines = (data[:end] if end > len(data) // 2 else data).splitlines(keepends=True)
-        sample = b"".join(dropwhile(bytes.isascii, lines)) or data
+        first = next((at for at, line in enumerate(lines) if not line.isascii()), 0)
+        sample = b"".join(lines[first:])
     found = from_bytes(sample, cp_isolation=[codecs.lookup(name).name for name in _COMMON])
     best = found.best()
     if best is None:
