@@ -50,17 +50,27 @@ def add_corpus(
         str,
         typer.Option("--from", metavar="ADDRESS-OR-PATH", help="http(s) address, file, folder, glob, or dataset:NAME."),
     ],
-    title: Annotated[str | None, typer.Option(help="[default: the name]")] = None,
-    language: Annotated[str, typer.Option(help="A BCP 47 tag such as en or zh-Hant.")] = "und",
+    title: Annotated[str | None, typer.Option(help="[default: what the text says, or the name]")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="A BCP 47 tag such as en or zh-Hant. [default: what the text says]")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Under which licence the text stands.")] = "unknown",
     encoding: Annotated[str | None, typer.Option(help="Such as utf-8 or gb18030. [default: detected]")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, jsonl, csv or parquet. [default: by the content]"),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="The column of the text in rows, such as message.content. [default: text, or the longest]"),
+    ] = None,
     clean: Annotated[
         list[str],
         typer.Option(help="A cleaning step, to be repeated, or none. [default: all that change the text]"),
     ] = [],  # noqa: B006
     cut: Annotated[
         str | None,
-        typer.Option(help="whole, file, heading or row. [default: row for a dataset, file for several files]"),
+        typer.Option(help="whole, file, heading or row. [default: row for rows, file for several files]"),
     ] = None,
     heading: Annotated[str | None, typer.Option(help="The regular expression of --cut heading.")] = None,
     pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
@@ -80,7 +90,7 @@ def add_corpus(
         spec = CorpusSpec(
             name=name,
             title=title or name.replace("-", " ").capitalize(),
-            language=language,
+            language=language or "und",
             licence=licence,
             source=found_at,
             encoding=encoding or "utf-8",
@@ -90,9 +100,20 @@ def add_corpus(
     except ValidationError as error:
         raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
     mirror = os.environ.get("CORPORA_MIRROR") or None
-    given = {"encoding": encoding, "cleaning": clean, "documents": cut or heading}
-    proposed = [field for field in PROPOSED if not given[field]]
-    added = look(spec, project=project, downloads=home() / "downloads", mirror=mirror, pin=pin, propose=proposed)
+    given = {
+        **{"encoding": encoding, "rows": form == "text", "cleaning": clean, "documents": cut or heading},
+        **{"title": title, "language": language},
+    }
+    added = look(
+        spec,
+        project=project,
+        downloads=home() / "downloads",
+        mirror=mirror,
+        pin=pin,
+        propose=[field for field in PROPOSED if not given[field]],
+        form=form,
+        column=column,
+    )
     path = write_corpus(added.spec, project / "corpora")
     if as_json:
         print_json(
@@ -101,17 +122,21 @@ def add_corpus(
                 "fetched": added.fetched.model_dump(mode="json"),
                 "survey": added.survey.model_dump(mode="json"),
                 "detected": added.detected and added.detected._asdict(),
+                "columns": added.columns,
                 "cleaned": [step.model_dump() for step in added.cleaned],
                 "file": str(path),
             }
         )
         return
     survey, files = added.survey, added.fetched.files
+    print(f"title        {added.spec.title} ({added.spec.language})")
     print(f"address      {added.fetched.address}")
     if len(files) == 1:
         print(f"sha256       {files[0].sha256}{' (pinned)' if pin else ' (not pinned: the source may change)'}")
     print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}")
     print(f"encoding     {encoding_line(added)}")
+    if added.columns:
+        print(f"rows         {rows_line(added)}")
     for step in added.cleaned:
         print(
             f"cleaning     {step.step}: {step.lines_removed:,} lines and {step.characters_removed:,} characters "
@@ -120,13 +145,28 @@ def add_corpus(
     if added.cleaned:
         print(f"before       {added.before!r}\nafter        {added.after!r}")
     print(f"characters   {survey.characters:,}, {survey.distinct:,} distinct")
-    print(f"documents    {survey.documents:,} (cut: {added.spec.documents.cut})")
+    documents = added.spec.documents
+    expression = f", {documents.heading}" if documents.heading else ""
+    print(f"documents    {survey.documents:,} (cut: {documents.cut}{expression})")
     print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
     print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
     for warning in survey.warnings:
         print(f"warning      {warning}")
     print(f"wrote        {path}")
     print(f"train on it  make train CORPUS={name}   or   prefect deployment run train-gpt -p corpus={name}")
+
+
+def rows_line(added: "Added") -> str:
+    """The format of the rows, the column of the text, and the other columns with text."""
+    from bardflow.sources.spec import DatasetSource
+
+    rows, source = added.spec.rows, added.spec.source
+    column = source.column if isinstance(source, DatasetSource) else rows.column if rows else ""
+    others = [other for other in added.columns if other != column]
+    return (
+        f"{rows.format if rows else 'dataset'}, column {column}"
+        + (f"; with text also: {', '.join(others[:8])} (--column NAME)" if others else "")
+    )  # fmt: skip
 
 
 def encoding_line(added: "Added") -> str:

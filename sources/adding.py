@@ -2,34 +2,38 @@
 
 import tempfile
 from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from bardflow.sources.cleaning import Cleaned
 from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
-from bardflow.sources.encoding import Detected, detect_file
-from bardflow.sources.fetch import Fetched, fetch
+from bardflow.sources.encoding import Detected, detect_file, lines
+from bardflow.sources.fetch import Fetched, dataset_rows, fetch
+from bardflow.sources.proposals import proposed_heading, proposed_language, proposed_title
+from bardflow.sources.rows import SAMPLE_ROWS, detect_rows, is_parquet, proposed_column
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, PathSource, UrlSource
 from bardflow.sources.survey import Survey, survey
 from bardflow.sources.unpack import RawText, raw_texts
 
 # The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.
-PROPOSED = ("encoding", "cleaning", "documents")
+PROPOSED = ("encoding", "rows", "cleaning", "documents", "title", "language")
 SHOWN_CHARACTERS = 200
 
 
 class Added(NamedTuple):
     """A new corpus: its spec (with the sha256 if pinned), its files and its survey.
 
-    `detected` is the encoding, if it was detected; `cleaned` are the counts of each cleaning step; `before` and `after`
-    are the start of the text without and with cleaning.
+    `detected` is the encoding, if it was detected. `columns` are all columns with text, if there are rows. `cleaned`
+    are the counts of each cleaning step. `before` and `after` are the start of the text without and with cleaning.
     """
 
     spec: CorpusSpec
     fetched: Fetched
     survey: Survey
     detected: Detected | None
+    columns: tuple[str, ...]
     cleaned: tuple[Cleaned, ...]
     before: str
     after: str
@@ -56,32 +60,54 @@ def look(
     mirror: str | None,
     pin: bool = False,
     propose: Collection[str] = (),
+    form: str | None = None,
+    column: str | None = None,
     progress: Progress | None = None,
 ) -> Added:
     """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
 
-    `propose` names fields of the spec that are set from the text: `encoding` is detected, `cleaning` becomes the steps
-    that change the text, and `documents` one for each file if there are several.
+    `propose` names fields of the spec that are set from the text: `encoding` is detected, `rows` get the format of the
+    first file (`form`: only this one) and the column of the text (or `column`), `cleaning` becomes the steps that
+    change the text, `documents` one for each row, for each file if there are several, or for each chapter. `title` and
+    `language` are those of a Project Gutenberg header; a language is also known by its script.
 
     Raises:
         CorpusError, FetchError: it cannot be fetched, is not text, or is several files and cannot be pinned.
     """
     with tempfile.TemporaryDirectory() as name:
         folder, detected = Path(name), None
+        columns: tuple[str, ...] = ()
+        if isinstance(spec.source, DatasetSource) and "rows" in propose:
+            spec, columns = _with_column(spec, spec.source, project, column)
         fetched = fetch(spec, folder, downloads=downloads, mirror=mirror, progress=progress, project=project)
         if not isinstance(spec.source, DatasetSource):
             texts = [text for path in raw_files(spec, folder) for text in raw_texts(path, path.name)]
-            if "encoding" in propose and (detected := _encoding_of(texts)):
+            if "encoding" in propose and not is_parquet(texts[0]) and (detected := _encoding_of(texts)):
                 spec = spec.model_copy(update={"encoding": detected.encoding})
-            if "documents" in propose and len(texts) > 1:
-                spec = spec.model_copy(update={"documents": DocumentsSpec(cut="file")})
-        before = after = _start(read(spec, folder))
+            if "rows" in propose and (rows := detect_rows(texts[0], spec.encoding, form=form, column=column)):
+                spec, columns = spec.model_copy(update={"rows": rows.spec}), rows.columns
+            if column is not None and spec.rows is None:
+                raise CorpusError(f"{texts[0].name} has no rows, so it has no column {column!r}. Give --format.")
+            if "documents" in propose and (spec.rows is not None or len(texts) > 1):
+                cut = DocumentsSpec(cut="file" if spec.rows is None else "row")
+                spec = spec.model_copy(update={"documents": cut})
+        start = _start(read(spec, folder))
+        before = after = start[:SHOWN_CHARACTERS]
         reading, found = _surveyed(spec, folder)
         if "cleaning" in propose and found.cleaning:
             spec = spec.model_copy(update={"cleaning": found.cleaning})
             reading, found = _surveyed(spec, folder)
-            after = _start(read(spec, folder))
+            after = _start(read(spec, folder))[:SHOWN_CHARACTERS]
         cleaned = reading.cleaned
+        if "documents" in propose and spec.documents.cut == "whole":
+            heading = proposed_heading(lines(piece.text for piece in reading))
+            if heading is not None:
+                spec = spec.model_copy(update={"documents": DocumentsSpec(cut="heading", heading=heading)})
+                found = found.model_copy(update={"documents": extent(read(spec, folder))[1]})
+        if "title" in propose and (title := proposed_title(start)):
+            spec = spec.model_copy(update={"title": title})
+        if "language" in propose and (language := proposed_language(start)):
+            spec = spec.model_copy(update={"language": language})
     if pin and isinstance(spec.source, UrlSource | PathSource):
         if len(fetched.files) > 1:
             raise CorpusError(
@@ -90,7 +116,15 @@ def look(
             )
         pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
         spec = spec.model_copy(update={"source": pinned})
-    return Added(spec, fetched, found, detected, cleaned, before, after)
+    return Added(spec, fetched, found, detected, columns, cleaned, before, after)
+
+
+def _with_column(
+    spec: CorpusSpec, source: DatasetSource, project: Path, column: str | None
+) -> tuple[CorpusSpec, tuple[str, ...]]:
+    """The spec with the column of the dataset's text, and all columns with text."""
+    best, columns = proposed_column(islice(dataset_rows(source, project), SAMPLE_ROWS)) or (source.column, ())
+    return spec.model_copy(update={"source": source.model_copy(update={"column": column or best})}), columns
 
 
 def _encoding_of(texts: list[RawText]) -> Detected | None:
@@ -111,5 +145,5 @@ def _surveyed(spec: CorpusSpec, folder: Path) -> tuple[Reading, Survey]:
 
 
 def _start(reading: Reading) -> str:
-    """The first characters of a text."""
-    return next(iter(reading)).text[:SHOWN_CHARACTERS]
+    """The first piece of a text."""
+    return next(iter(reading)).text

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bardflow.sources.cleaning import Cleaned, Tally, clean, counted
-from bardflow.sources.encoding import decoded
+from bardflow.sources.encoding import decoded, lines
+from bardflow.sources.rows import row_texts
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
 from bardflow.sources.unpack import raw_texts
 
@@ -158,14 +159,21 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iter
 def _units(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], *, by_line: bool) -> Iterator[Iterator[str]]:
     """The cleaned text of each file or row; as lines if cleaning or headings need lines."""
     for path in raw_files(spec, folder):
-        name = path.relative_to(folder).as_posix()
-        texts: Iterable[Iterator[str]] = (
-            map(iter, _rows(path, name))
-            if isinstance(spec.source, DatasetSource)
-            else (decoded(file, spec.encoding) for file in raw_texts(path, name))
-        )
-        for text in texts:
-            yield clean(_lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
+        for text in _texts(spec, path, path.relative_to(folder).as_posix()):
+            yield clean(lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
+
+
+def _texts(spec: CorpusSpec, path: Path, name: str) -> Iterator[Iterator[str]]:
+    """The text of each file or row; a row without a value is left out, the others get a line end."""
+    if isinstance(spec.source, DatasetSource):
+        yield from (iter([_ended(text)]) for text in _stored_rows(path))
+        return
+    for file in raw_texts(path, name):
+        if spec.rows is None:
+            yield decoded(file, spec.encoding)
+        else:
+            rows = row_texts(file, spec.rows, spec.encoding)
+            yield from (iter([_ended(text)]) for text in rows if text is not None)
 
 
 def raw_files(spec: CorpusSpec, folder: Path) -> list[Path]:
@@ -188,31 +196,15 @@ def _emptiness(folder: Path) -> str:
     )
 
 
-def _rows(path: Path, name: str) -> Iterator[list[str]]:
-    """Yield the rows that `fetch` stored as JSON strings; each gets a line end, which separates them."""
+def _stored_rows(path: Path) -> Iterator[str]:
+    """Yield the rows that `fetch` stored as JSON strings."""
     with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file):
-            text = json.loads(line)
-            if "\0" in text:
-                raise CorpusError(
-                    f"{name}: row {number:,} holds a NUL character at {text.index(chr(0)):,}: it is not text."
-                )
-            yield [text if text.endswith("\n") else text + "\n"]
+        yield from map(json.loads, file)
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    r"""The lines of a text that comes in blocks; only "\n" ends a line."""
-    pending: list[str] = []
-    for text in texts:
-        *whole, rest = text.split("\n")
-        for line in whole:
-            pending.append(line)
-            yield "".join(pending) + "\n"
-            pending.clear()
-        if rest:
-            pending.append(rest)
-    if pending:
-        yield "".join(pending)
+def _ended(text: str) -> str:
+    """The text with a line end, which separates rows."""
+    return text if text.endswith("\n") else text + "\n"
 
 
 def _pieces(documents: Iterable[Piece]) -> Iterator[Piece]:

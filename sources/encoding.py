@@ -1,7 +1,7 @@
 """Decoding of text files in the encoding that their corpus declares, and detection of an encoding for a new corpus."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
@@ -21,7 +21,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "zstd-compressed data within other compressed data", "unpack it once"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and give the text inside"),
     (b"%PDF-", "a PDF file", "turn it into text first, for example with `pdftotext`"),
-    (b"PAR1", "a Parquet file", 'read it as a dataset: dataset = "parquet", data_files = "…"'),
+    (b"PAR1", "a Parquet file", 'set format = "parquet" and the column under [rows]'),
     (b"\x89PNG", "a PNG image", "give a text file"),
     (b"\xff\xd8\xff", "a JPEG image", "give a text file"),
     (b"\x7fELF", "a program", "give a text file"),
@@ -105,6 +105,21 @@ def _blocks(file: RawText, encoding: str) -> Iterator[str]:
                 yield text
             offset += len(block)
             block = following
+
+
+def lines(texts: Iterable[str]) -> Iterator[str]:
+    r"""The lines of a text that comes in blocks; only "\n" ends a line."""
+    pending: list[str] = []
+    for text in texts:
+        *whole, rest = text.split("\n")
+        for line in whole:
+            pending.append(line)
+            yield "".join(pending) + "\n"
+            pending.clear()
+        if rest:
+            pending.append(rest)
+    if pending:
+        yield "".join(pending)
 
 
 def detect(data: bytes) -> Detected | None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -18,10 +19,21 @@ from bardflow.sources.download import (
     download,
     kept_download,
 )
+from bardflow.sources.rows import cell
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, PathSource, SyntheticSource, UrlSource
 from bardflow.sources.synthetic import generate
 
-__all__ = ["ChecksumError", "FetchError", "Fetched", "HttpSpec", "Progress", "RawFile", "fetch", "file_name"]
+__all__ = [
+    "ChecksumError",
+    "FetchError",
+    "Fetched",
+    "HttpSpec",
+    "Progress",
+    "RawFile",
+    "dataset_rows",
+    "fetch",
+    "file_name",
+]
 
 _COPY_BYTES = 1 << 20
 # Readers of the `datasets` library. With these, `data_files` are local paths, relative to the project folder.
@@ -239,7 +251,7 @@ def _from_dataset(source: DatasetSource, into: Path, project: Path, progress: Pr
     counts = {"rows": 0, "empty": 0, "bytes": 0}
 
     def lines() -> Iterator[bytes]:
-        for text in _rows(source, project):
+        for text in _row_texts(source, project):
             if text is None:
                 counts["empty"] += 1
                 continue
@@ -263,8 +275,8 @@ def _from_dataset(source: DatasetSource, into: Path, project: Path, progress: Pr
     )
 
 
-def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
-    """Stream the text of each row. Raises FetchError if `datasets` cannot open or read it."""
+def dataset_rows(source: DatasetSource, project: Path) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a dataset. Raises FetchError if `datasets` cannot open or read it."""
     import datasets  # takes 0.6 s to import
 
     name, files = _on_this_machine(source, project)
@@ -272,22 +284,7 @@ def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
         stream = datasets.load_dataset(
             name, source.config, split=source.split, revision=source.revision, data_files=files, streaming=True
         )
-        columns = stream.column_names
-        for number, row in enumerate(stream if source.rows is None else stream.take(source.rows)):
-            if source.column not in row:
-                raise CorpusError(
-                    f"The dataset {source.dataset!r} has no column {source.column!r}; it has: "
-                    f"{', '.join(columns or row)}. Set source.column."
-                )
-            text = row[source.column]
-            if not (text is None or isinstance(text, str)):
-                raise CorpusError(
-                    f"The column {source.column!r} of the dataset {source.dataset!r} holds {type(text).__name__} and "
-                    f"not text (row {number:,}). Set source.column to one of: {', '.join(columns or row)}."
-                )
-            yield text
-    except CorpusError:
-        raise
+        yield from stream if source.rows is None else stream.take(source.rows)
     except Exception as error:
         # The library raises errors of its readers, fsspec, pyarrow and the Hub's client.
         raise FetchError(
@@ -295,6 +292,16 @@ def _rows(source: DatasetSource, project: Path) -> Iterator[str | None]:
             f"{type(error).__name__}: {error}. Check its name, config, split and data_files, and the network; "
             "the built-in corpus 'synthetic' needs none."
         ) from error
+
+
+def _row_texts(source: DatasetSource, project: Path) -> Iterator[str | None]:
+    for number, row in enumerate(dataset_rows(source, project)):
+        if source.column not in row and source.column.split(".")[0] not in row:
+            raise CorpusError(
+                f"The dataset {source.dataset!r} has no column {source.column!r}; it has: {', '.join(row)}. "
+                "Set source.column."
+            )
+        yield cell(row, source.column, f"The dataset {source.dataset!r}, row {number:,}")
 
 
 def _on_this_machine(source: DatasetSource, project: Path) -> tuple[str, str | list[str] | None]:

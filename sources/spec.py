@@ -139,6 +139,23 @@ class DocumentsSpec(_Frozen):
         return self
 
 
+class RowsSpec(_Frozen):
+    """Files are rows of this format; the text is in one column, `message.content` for a field of a field.
+
+    `delimiter` separates the cells of CSV: a comma if None.
+    """
+
+    format: Literal["jsonl", "csv", "parquet"]
+    column: str = Field(default="text", min_length=1)
+    delimiter: str | None = Field(default=None, pattern=r'^[^\r\n"]$')
+
+    @model_validator(mode="after")
+    def _delimiter_goes_with_csv(self) -> Self:
+        if self.delimiter is not None and self.format != "csv":
+            raise ValueError(f'delimiter belongs to format = "csv", and format is "{self.format}"')
+        return self
+
+
 class SplitSpec(_Frozen):
     """The validation set: the end of the text, measured in characters or documents."""
 
@@ -163,6 +180,7 @@ class CorpusSpec(_Frozen):
     licence: str = "unknown"
     source: Source
     encoding: Annotated[str, AsBefore("utf-8")] = "utf-8"
+    rows: Annotated[RowsSpec | None, AsBefore(None)] = None
     cleaning: tuple[str, ...] = ()
     documents: DocumentsSpec = DocumentsSpec()
     split: SplitSpec = SplitSpec()
@@ -201,15 +219,13 @@ class CorpusSpec(_Frozen):
 
     @model_validator(mode="after")
     def _cut_suits_the_source(self) -> Self:
-        rows = isinstance(self.source, DatasetSource)
+        if self.rows is not None and not isinstance(self.source, UrlSource | PathSource):
+            raise ValueError("rows belong to a source with files: url or path")
+        rows = isinstance(self.source, DatasetSource) or self.rows is not None
         if self.documents.cut == "row" and not rows:
-            raise ValueError(
-                'documents.cut = "row" needs a source with rows (dataset); legal here: whole, file, heading'
-            )
+            raise ValueError('documents.cut = "row" needs rows (dataset or [rows]); legal here: whole, file, heading')
         if self.documents.cut == "file" and rows:
-            raise ValueError(
-                'documents.cut = "file" needs a source with files; legal for a dataset: whole, heading, row'
-            )
+            raise ValueError('documents.cut = "file" needs files of plain text; legal for rows: whole, heading, row')
         return self
 
 

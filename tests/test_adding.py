@@ -17,6 +17,7 @@ from bardflow.sources.encoding import detect
 from bardflow.sources.fetch import fetch
 from bardflow.sources.spec import CorpusError, CorpusSpec, load_corpus, write_corpus
 from bardflow.sources.unpack import raw_texts
+from tests.conftest import CHECKOUT
 
 RUSSIAN = (
     "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
@@ -290,3 +291,117 @@ def test_the_steps_that_change_a_text_are_written_and_their_counts_shown(tmp_pat
 
 def test_bytes_that_are_no_text_have_no_encoding() -> None:
     assert detect(bytes(range(128, 256)) * 20) is None
+
+
+PLAY = ("First Citizen:\nBefore we proceed any fur", "tleman,\nProsperity be thy page!\n\nMARCIUS")
+ROWS_OF_PLAY = (PLAY[0], PLAY[1][1:] + "\n")
+FAMILY = ("Все счастливые семьи похожи друг на друг", "счастливая семья несчастлива по-своему. ")
+QUOTES_ENDS = ("“Don’t,” he said — “it’s café.”\n“Don’t,”", " café.”\n“Don’t,” he said — “it’s café.”\n")
+# Name, distinct characters, documents, and the first and last 40 characters.
+CASES: list[tuple[str, int, int, tuple[str, str]]] = [
+    ("book-crlf-bom.txt", 58, 1, (PLAY[0], PLAY[1][1:] + "\n")),
+    ("lines-crlf.txt", 58, 1, PLAY),
+    ("messages.jsonl", 58, 100, ROWS_OF_PLAY),
+    ("rows.jsonl", 58, 100, ROWS_OF_PLAY),
+    ("songs.csv", 58, 80, ROWS_OF_PLAY),
+    (
+        "novel.gb18030.txt",
+        1_412,
+        1,
+        (
+            "曰：「天下將亂，非命世之才，不能濟。能安之者，其在君乎\n？」南陽何顒見操，言：「",
+            "曰：「今上闇弱，不可以奉宗廟；吾將依伊尹、霍光故事，廢帝為弘農王，立陳留王皇帝。",
+        ),
+    ),
+    ("russian.koi8-r.txt", 27, 1, FAMILY),
+    ("russian.cp1251.txt", 27, 1, FAMILY),
+    (
+        "quotes.cp1252.txt",
+        21,
+        1,
+        ("“Don’t,” he said — “it’s café.”\n“Don’t,”", " café.”\n“Don’t,” he said — “it’s café.”\n"),
+    ),
+    ("play.txt.gz", 58, 1, PLAY),
+    ("play.txt.xz", 58, 1, PLAY),
+    ("folder", 58, 20, PLAY),
+]
+
+
+@pytest.mark.parametrize(("name", "distinct", "documents", "ends"), CASES, ids=[case[0] for case in CASES])
+def test_files_that_users_bring_are_read_as_they_mean_them(
+    name: str, distinct: int, documents: int, ends: tuple[str, str], tmp_path: Path
+) -> None:
+    source = CHECKOUT.parent / "shared" / "cases" / name
+    if not source.exists():
+        pytest.skip("needs the files that users brought, beside the checkout")
+    found = added(tmp_path, source=source)
+    text = text_of(found, tmp_path)
+    assert (found.survey.distinct, found.survey.documents, text[:40], text[-40:]) == (distinct, documents, *ends)
+
+
+CHAPTER = "It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 12
+HEADINGS = {
+    "第一回：宴桃園 第二回：張翼德 第三回：議溫明 第十二回：陶恭祖": "回",
+    "第1章 第2章 第３章": "章",
+    "第一章 第二章 第三章": "章",
+    "CHAPTER I. Down the Rabbit-Hole|CHAPTER II. The Pool of Tears|CHAPTER III.": "CHAPTER",
+    "Chapter 1|Chapter 2|Chapter 3|Chapter 4": "Chapter",
+    "Chapter One|Chapter Two|Chapter Three": "Chapter",
+    "STAVE ONE|STAVE TWO|STAVE THREE": "STAVE",
+    "CHAPITRE PREMIER|CHAPITRE II|CHAPITRE III": "CHAPITRE",
+    "Capítulo primero|Capítulo II|Capítulo III": "Capítulo",
+    "Erstes Kapitel|Zweites Kapitel|Drittes Kapitel": "Kapitel",
+    "Глава первая|Глава вторая|Глава третья": "Глава",
+    "I.|II.|III.|IV.": "IVX",
+    "ACT I|ACT II|ACT III|ACT IV|ACT V": "ACT",
+    "BOOK THE FIRST|BOOK II|BOOK III": "BOOK",
+}
+
+
+@pytest.mark.parametrize("headings", HEADINGS)
+def test_chapters_become_documents(headings: str, tmp_path: Path) -> None:
+    lines = headings.split("|") if "|" in headings else headings.split(" ")
+    (tmp_path / "it.txt").write_text("A preface.\n\n" + "".join(f"{line}\n\n{CHAPTER}\n" for line in lines))
+    found = added(tmp_path)
+    assert found.spec.documents.cut == "heading" and HEADINGS[headings] in str(found.spec.documents.heading)
+    assert found.survey.documents == len(lines) + 1
+    assert found.survey == added(tmp_path, found.spec).survey
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CHAPTER I\n" + CHAPTER * 3,
+        "".join(f"CHAPTER {n}. A title\n" for n in range(1, 30)) + CHAPTER * 30,
+        f"In chapter 1 we saw this.\n{CHAPTER}" * 5,
+        f"Part of the ship\n{CHAPTER}" * 5,
+        f"Book me a room\n{CHAPTER}" * 5,
+        f"Acting as if\n{CHAPTER}" * 5,
+        f"I am here\n{CHAPTER}" * 5,
+    ],
+)
+def test_a_table_of_contents_and_a_sentence_are_no_chapters(text: str, tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_text(text)
+    assert added(tmp_path).spec.documents.cut == "whole"
+
+
+@pytest.mark.parametrize(
+    ("head", "title", "language"),
+    [
+        ("The Project Gutenberg eBook of A Play\n\nTitle: A Long Play\n\nLanguage: English\n\n", "A Long Play", "en"),
+        ("The Project Gutenberg EBook of Les Misérables, by Victor Hugo\n\nLanguage: French\n", "Les Misérables", "fr"),
+        ("Title: 三國志演義\r\nLanguage: Chinese\r\n", "三國志演義", "zh"),
+        ("Language: Klingon\n", "It", "und"),
+        (JAPANESE, "It", "ja"),
+        (CHINESE, "It", "zh"),
+        (KOREAN, "It", "ko"),
+        (GREEK, "It", "el"),
+        (HEBREW, "It", "he"),
+        (RUSSIAN, "It", "und"),
+        (PLAIN, "It", "und"),
+    ],
+)
+def test_title_and_language_are_what_the_text_says(head: str, title: str, language: str, tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_text(head + "\n\n" + (PLAIN if head.isascii() or "Lang" in head else head) * 9)
+    found = added(tmp_path)
+    assert (found.spec.title, found.spec.language) == (title, language)

@@ -161,10 +161,10 @@ SYNTHETIC = "[source]\nsynthetic = 10\n"
             GOOD + SYNTHETIC + "[documents]\ncut = 'heading'\nheading = '('\n",
             ["documents.heading", "not a regular expression"],
         ),
-        (GOOD + SYNTHETIC + "[documents]\ncut = 'row'\n", ["needs a source with rows", "whole, file, heading"]),
+        (GOOD + SYNTHETIC + "[documents]\ncut = 'row'\n", ["needs rows", "whole, file, heading"]),
         (
             GOOD + '[source]\ndataset = "x"\n[documents]\ncut = "file"\n',
-            ["needs a source with files", "whole, heading, row"],
+            ["needs files of plain text", "whole, heading, row"],
         ),
         (GOOD + SYNTHETIC + "[split]\nby = 'chance'\n", ["split.by", "'position' or 'document'", "'chance'"]),
         (GOOD + SYNTHETIC + "[split]\nvalidation = 1\n", ["split.validation", "less than 1", "1"]),
