@@ -1,11 +1,11 @@
-"""What a flow costs beside its training: the whole `bard train` of a corpus, and the bare loop of the same steps.
+"""Measure the overhead of a flow: `bard train` on a corpus, compared with the training loop alone.
 
     python benchmarks/flow.py --text PATH [--recipe small] [--steps 3600] [--rounds 1]
 
-`--text` is tiny Shakespeare's input.txt. The flow begins with an empty home, so it fetches, cleans, learns a
-vocabulary, writes shards, trains, scores after each leg, evaluates, measures baselines and writes a report, and its
-time includes the start of Python and of Prefect's temporary server. The bare loop is `model.training` on the same
-tokens and nothing else. Flow and loop run in turn, each in a process of its own.
+`--text` is tiny Shakespeare's input.txt. The flow starts with an empty home, so it fetches, cleans, learns a
+vocabulary, writes shards, trains, scores after each leg, evaluates, measures baselines and writes a report. Its time
+includes the start of Python and of Prefect's temporary server. The bare loop is only `model.training` on the same
+tokens. Flow and loop take turns, each in its own process.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from worker import CHECKOUT
 
 
 def flow_seconds(text: Path, recipe: str, steps: int) -> float:
-    """Wall time of `bard train` from nothing."""
+    """Measure the wall time of `bard train` with an empty home, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         mirror = Path(folder) / "mirror" / "tiny-shakespeare"
         mirror.mkdir(parents=True)
@@ -40,7 +40,7 @@ def flow_seconds(text: Path, recipe: str, steps: int) -> float:
 
 
 def main() -> None:
-    """Run both sides in turn and print the seconds and the bound that the flow should keep."""
+    """Run flow and loop in turn and print the seconds, and how far the flow is above 1.05 of the loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare's input.txt")
     parser.add_argument("--recipe", default="small")

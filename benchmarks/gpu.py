@@ -1,9 +1,10 @@
-"""One graphics card: the same losses as a CPU, steps and memory of five shapes, and the time to nanoGPT's 1.4697 nats.
+"""Measure on one GPU: losses compared with a CPU, steps and memory by shape, and the time to nanoGPT's 1.4697 nats.
 
     python benchmarks/gpu.py input.txt [--nanogpt PATH] [--parts laws,steps,best,nanogpt] [--out FOLDER]
 
-`input.txt` is tiny Shakespeare. It needs torch with CUDA, pydantic, numpy, safetensors and psutil, and of this project
-`model/` and `bard/` alone; about eight minutes on an H100. Without a card it runs small shapes on the CPU, as a trial.
+`input.txt` is tiny Shakespeare. The script needs torch with CUDA, pydantic, numpy, safetensors, psutil, and only
+`model/` and `bardflow/` of this project. It takes about eight minutes on an H100. Without a GPU it runs small shapes on
+the CPU, as a trial.
 """
 
 import argparse
@@ -36,40 +37,40 @@ TRIAL = DEVICE == "cpu"
 CPU = Device("cpu", "f32")
 HERE = {"f32": Device(DEVICE, "f32"), "bf16": Device(DEVICE, "bf16")}
 PEAK = 989e12  # dense bf16 products of an H100 SXM (its datasheet)
-TARGET = 1.4697  # nats on the last tenth: what nanoGPT's README gives for config/train_shakespeare_char.py
+TARGET = 1.4697  # nats on the last tenth: nanoGPT's README, config/train_shakespeare_char.py
 CLASSIC = {"architecture": "classic", "activation": "gelu", "tied": True}
 FOUND: dict[str, Any] = {}
 BEGUN = time.monotonic()
 
 
 def say(what: str, value: Any) -> None:
-    """Print a result and keep it."""
+    """Print a result and add it to FOUND."""
     FOUND[what] = value
     print(f"{time.monotonic() - BEGUN:6.1f} {what}: {value}", flush=True)
 
 
 def wait() -> None:
-    """Until the card has done all that it was given."""
+    """Wait until the GPU has finished all work."""
     if not TRIAL:
         torch.cuda.synchronize()
 
 
 def gpt(layers: int, heads: int, width: int, context: int, **others: Any) -> GPTSpec:
-    """A shape."""
+    """Make the spec of a shape."""
     return GPTSpec(layers=layers, heads=heads, width=width, context=context, **others)
 
 
 def losses(
     spec: GPTSpec, training: TrainingSpec, device: Device, tokens: Any, **execution: Any
 ) -> "np.ndarray[Any, Any]":
-    """The losses of a training's steps."""
+    """Train, and return the loss of each step."""
     how = Execution(**{"micro_batch": training.batch} | execution)
     run = Training(begin(spec, 65, 1), training, device, how)
     return np.array([float(step.loss) for step in run.steps(tokens, training.steps)])
 
 
 def laws(tokens: Any) -> None:
-    """What holds on every device: each line ends with ok or FAIL."""
+    """Check that executions and devices give the same losses; each printed line ends with ok or FAIL."""
     for name, shape, optimizer in (
         ("modern, muon", gpt(2, 2, 64, 64), "muon"),
         ("classic, adamw", gpt(2, 2, 64, 64, **CLASSIC), "adamw"),
@@ -125,13 +126,13 @@ def laws(tokens: Any) -> None:
 
 
 def law(what: str, these: Any, those: Any, most: float) -> None:
-    """Say how far apart two runs' losses are."""
+    """Print the largest difference between the losses of two runs."""
     apart = float(abs(these - those).max())
     say(what, f"{apart:.1e} {'ok' if apart < most else 'FAIL'}")
 
 
 def through_files(shape: GPTSpec, training: TrainingSpec, tokens: Any, ends: tuple[int, ...], kept: str) -> Snapshot:
-    """The state after legs that are kept as files between them."""
+    """Train in legs, with a checkpoint on disk after each, and return the last state."""
     snapshot = begin(shape, 65, 1)
     for until in ends:
         run = Training(snapshot, training, HERE["bf16"], Execution(micro_batch=8))
@@ -155,7 +156,7 @@ IN_TRIAL = {"modern tiny": (gpt(2, 2, 64, 64), 65, 8, "muon")}
 
 
 def steps(out: Path, ways: list[dict[str, Any]]) -> None:
-    """Milliseconds, tokens and FLOPs of a step, and memory beside its plan, by shape and way to compute it."""
+    """Measure milliseconds, tokens/s and MFU of steps, and planned and peak memory, by shape and execution."""
     for name, (shape, vocabulary, batch, optimizer) in (IN_TRIAL if TRIAL else SHAPES).items():
         training = TrainingSpec(steps=1000, batch=batch, optimizer=optimizer)
         device = HERE["bf16"]
@@ -194,7 +195,7 @@ def steps(out: Path, ways: list[dict[str, Any]]) -> None:
 
 
 def watch(what: str, taken: Iterator[Any], out: Path) -> None:
-    """How often a step waits for the card, and its kernels."""
+    """Print how often a step waits for the GPU, and write a table of its kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.set_sync_debug_mode("warn")
@@ -213,7 +214,7 @@ def watch(what: str, taken: Iterator[Any], out: Path) -> None:
 
 
 def best(train: Any, validation: Any, steps: int, way: dict[str, Any]) -> None:
-    """Seconds of steps until recipe `best` reaches the target."""
+    """Measure the seconds of steps until recipe `best` reaches the target."""
     training = TrainingSpec(
         steps=3000, batch=32, logit_scale=1.3, input_noise=0.05, final_learning_rate=0.01, patience=None
     )
@@ -235,7 +236,7 @@ def best(train: Any, validation: Any, steps: int, way: dict[str, Any]) -> None:
 
 
 def nanogpt(checkout: Path, train: Any, validation: Any, characters: list[str], iterations: int) -> None:
-    """The checkout's own train.py on its preset, compiled: milliseconds an iteration and validation losses."""
+    """Run the checkout's train.py on its preset, compiled; print milliseconds per iteration and validation losses."""
     with tempfile.TemporaryDirectory() as folder:
         train.tofile(f"{folder}/train.bin")
         validation.tofile(f"{folder}/val.bin")
@@ -259,7 +260,7 @@ def nanogpt(checkout: Path, train: Any, validation: Any, characters: list[str], 
 
 
 def main() -> None:
-    """Run the parts that are asked for."""
+    """Run the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--nanogpt", type=Path)

@@ -1,11 +1,11 @@
-"""How far two trainings lie apart that differ by their seed alone, and whether verdicts know it.
+"""Measure the difference between trainings with different seeds, and the verdicts on it.
 
     python benchmarks/luck.py --text PATH [--seeds 5] [SIDE ...]
 
-A SIDE is a recipe, changed or not (`small`, `small:steps=700`). Each is trained with seeds 1, 2, ... on the text's
-first nine tenths, in characters, and scored on the rest. Printed: each side's mean and standard deviation in bits per
-character (the latter's share of the former is `tasks.champion.LUCK`), the verdicts of all pairs of seeds of one side,
-and of every seed of a side against every seed of the next.
+A SIDE is a recipe, with or without overrides (`small`, `small:steps=700`). Each is trained with seeds 1, 2, ... on the
+first nine tenths of the text, one token for each character, and scored on the rest. Prints each side's mean and
+standard deviation in bits per character (`tasks.champion.LUCK` is the relative standard deviation), the verdicts of all
+pairs of seeds of a side, and of each seed of a side against each seed of the next.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from bardflow.tasks.recipes import Recipe
 
 
 def charged(recipe: Recipe, text: str, seed: int) -> Charges:
-    """Nats of each character of the held-out tenth after a training of the recipe with that seed."""
+    """Train the recipe with the seed, and return the loss of each character of the last tenth, in nats."""
     train, held_out, characters = tokens_of(text)
     spec = recipe.training.model_copy(update={"seed": seed})
     device = devices.choose(spec.precision)
@@ -41,7 +41,7 @@ def charged(recipe: Recipe, text: str, seed: int) -> Charges:
 
 
 def main() -> None:
-    """Train every side with every seed and print what their differences are called."""
+    """Train each side with each seed and print the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)

@@ -1,10 +1,10 @@
-"""How far a plan's peak memory is from the measured one, shape by shape; and what half of the memory changes.
+"""Compare planned and measured peak memory by shape, and measure the effect of half the memory.
 
     python benchmarks/memory_plan.py [NAME ...] [--json]
     python benchmarks/memory_plan.py --half NAME ...
 
-Each shape trains a few steps in a process of its own (benchmarks/worker.py); the plan is made in that process before
-the training. With --half each trains twice: as fast as it can, and with a `memory_limit` of half of what that took.
+Each shape trains for a few steps in its own process (benchmarks/worker.py), which makes the plan before the training.
+With --half each trains twice: without a limit, and with a `memory_limit` of half of that peak.
 """
 
 import argparse
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worker import Case, case, measured
 
-# Of the classic 10.8 M model of "Let's build GPT" and of nanoGPT's GPU preset.
+# The classic 10.8 M model of "Let's build GPT"; the size is that of nanoGPT's GPU preset.
 LECTURE: dict[str, Any] = {"tied": False, "biases": True, "activation": "relu"}
 
 SHAPES: dict[str, Case] = {
@@ -44,7 +44,7 @@ SHAPES: dict[str, Case] = {
 
 
 def main() -> None:
-    """Measure the named shapes, or all, and print a table."""
+    """Measure the named shapes, or all of them, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {'; '.join(SHAPES)}")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each shape instead of a table")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def table(chosen: dict[str, Case], *, as_json: bool) -> None:
-    """Planned beside measured."""
+    """Print planned and measured peaks."""
     if not as_json:
         print(
             f"{'shape':<30}{'windows':>9}{'planned MB':>12}{'measured MB':>13}{'error':>9}   moment of the plan's peak"
@@ -88,7 +88,7 @@ def table(chosen: dict[str, Case], *, as_json: bool) -> None:
 
 
 def halves(chosen: dict[str, Case]) -> None:
-    """Each shape freely and within half of that peak: peaks, seconds a step, and how far losses are apart."""
+    """Train each shape without a limit and with half of that peak; print peaks, step seconds and loss differences."""
     print(f"{'shape':<30}{'free MB':>9}{'half MB':>9}{'then MB':>9}{'step s':>9}{'then s':>9}{'loss apart':>12}")
     for name, what in chosen.items():
         free = measured(what)

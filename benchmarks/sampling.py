@@ -1,15 +1,15 @@
-"""Tokens per second of sampling with a key-value cache, beside reading the whole window again for each token.
+"""Compare the tokens per second of sampling with a key-value cache and without.
 
-Run it from the checkout; each cell of the table takes about `2 * rounds * seconds` and the reading of the prompts:
+Run it from the checkout. Each row of the table takes about `2 * rounds * seconds` plus the time to read the prompts:
 
     .venv/bin/python benchmarks/sampling.py
     .venv/bin/python benchmarks/sampling.py --shapes 3x192x128 6x384x256 --batches 1 8 --rounds 5
     .venv/bin/python benchmarks/sampling.py --shapes 12x768x1024 --batches 8 --rounds 3 --seconds 0.1
 
-A shape is layers x width x context; weights are random, prompts are half a context long, and both sides draw on from
-there through full windows, which are read again. The two sides take turns within each round and draw the same number
-of tokens, as many as fit `--seconds` without a cache, one at the least; where they drew different ones it says so. A
-ratio is the median over the rounds of (seconds without) / (seconds with).
+A shape is layers x width x context. Weights are random, and prompts are half a context long. Without a cache, the whole
+window is read again for each token; with one, only when the window is full. Both sides take turns within each round and
+generate the same number of tokens, as many as fit into `--seconds` without a cache, at least one. If the tokens differ,
+a message says so. The ratio is the median over the rounds of (seconds without) / (seconds with).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from bardflow.model.sampling import SamplingSpec, sample_rows
 
 
 def main() -> None:
-    """Measure what the arguments ask for and print a table."""
+    """Measure the selected models and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["3x192x128", "6x384x256", "12x768x1024"])
     parser.add_argument("--architectures", nargs="+", default=["modern"], choices=["modern", "classic"])
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def model_of(architecture: str, shape: str, vocabulary_size: int) -> GPT:
-    """A model with random weights; heads of 64 channels, or of 32 below a width of 384."""
+    """Make a model with random weights, with 64 channels per head, or 32 below a width of 384."""
     layers, width, context = (int(part) for part in shape.split("x"))
     heads = width // (64 if width >= 384 else 32)
     spec = {"architecture": architecture, "layers": layers, "width": width, "heads": heads, "context": context}
@@ -67,17 +67,17 @@ def model_of(architecture: str, shape: str, vocabulary_size: int) -> GPT:
     gpt = build(GPTSpec.model_validate(spec), vocabulary_size)
     with torch.no_grad():
         for parameter in gpt.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)  # a fresh head is all zeros
+            parameter.add_(torch.randn_like(parameter) * 0.02)  # a new head is all zeros
     return gpt
 
 
 def measured(
     gpt: GPT, batch: int, rounds: int, seconds: float, place: device.Device
 ) -> tuple[int, list[float], list[float]]:
-    """Tokens that each row draws in a round, and the seconds of each round with a cache and without."""
+    """Return the tokens per row and round, and the seconds of each round with a cache and without."""
     prompts = [[(7 * row + i) % 97 for i in range(gpt.context // 2)] for row in range(batch)]
     sides = [sample_rows(gpt, prompts, SamplingSpec(), place, cached=cached) for cached in (True, False)]
-    next(sides[0])  # the prompts are read here, which the side without a cache does for every token
+    next(sides[0])  # reads the prompts; the side without a cache reads them for each token
     started = perf_counter()
     next(sides[1])
     steps = max(1, int(seconds / (perf_counter() - started)))
@@ -88,13 +88,13 @@ def measured(
             taken, texts[side] = timed(sides[side], steps)
             times[side].append(taken)
         if texts[0] != texts[1]:
-            # By rounding alone it happens about once in 100,000 tokens.
+            # Rounding alone causes this about once in 100,000 tokens.
             print(f"round {turn}: the two sides drew different tokens", file=sys.stderr)
     return steps, *times
 
 
 def timed(tokens: Iterator[list[int]], steps: int) -> tuple[float, list[list[int]]]:
-    """The seconds that so many steps take, and what they drew."""
+    """Generate `steps` tokens for each row; return the seconds and the tokens."""
     started = perf_counter()
     drawn = list(itertools.islice(tokens, steps))
     return perf_counter() - started, drawn

@@ -1,12 +1,12 @@
-"""A training step of one size of GPT: ours beside nanoGPT's, in tokens a second, arithmetic and peak memory.
+"""Compare a training step of bardflow and nanoGPT at one size: tokens per second, FLOPs and peak memory.
 
     python benchmarks/step.py [--nanogpt PATH] [--size 10.8M] [--dropout 0.2] [--memory-limit 1GB] [--rounds 3]
 
-The sides train the same number of windows a step on random tokens, in turn, each in a process of its own whose peak is
-measured from outside (benchmarks/worker.py). `classic` is nanoGPT's own model, `modern` ours of the same layers and
-width; both in the precision that a run would choose. FLOPs as nanoGPT counts them, 6 N + 12 L C T a token. Beside the
-rate of 2048 x 2048 products stands that of the linear layers' own products, forward and backward, with nothing between
-them: what this machine's library makes of these shapes.
+The sides train on the same number of windows of random tokens per step. They take turns, each in its own process, whose
+peak is measured from outside (benchmarks/worker.py). `classic` is nanoGPT's model, `modern` is ours with as many layers
+and the same width. Both use the precision that a run would choose. FLOPs are counted as in nanoGPT, 6 N + 12 L C T per
+token. Rates of 2048 x 2048 products and of the linear layers' products alone, forward and backward, show what this
+machine's library reaches.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STEPS = 5
 
 
 def nanogpt(checkout: Path, size: str, dropout: float) -> dict[str, Any]:
-    """Seconds of a step of the checkout's own train.py and its peak."""
+    """Measure the step seconds and peak memory of the checkout's train.py."""
     layers, heads, width, context, vocabulary, batch = SIZES[size]
     tokens = random_tokens(vocabulary, (batch + 2) * context)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def nanogpt(checkout: Path, size: str, dropout: float) -> dict[str, Any]:
 
 
 def ours(architecture: str, size: str, dropout: float, memory_limit: str | None) -> Case:
-    """The same size of an architecture of ours."""
+    """Make the case of that size for one of our architectures."""
     layers, heads, width, context, vocabulary, batch = SIZES[size]
     what = case(
         architecture, layers, heads, width, context, vocabulary=vocabulary, batch=batch, dropout=dropout,
@@ -63,9 +63,9 @@ def ours(architecture: str, size: str, dropout: float, memory_limit: str | None)
 
 
 def own_products_rate(size: str) -> float:
-    """Operations a second of the linear layers' products in bf16, forward and both backward, 4,096 tokens at once.
+    """Measure operations per second of the linear layers' products in bf16, forward and both backward, on 4,096 tokens.
 
-    Every layer has inputs and gradients of its own, as in a step: none is still in a cache from the layer before.
+    Each layer has its own inputs and gradients, as in a step, so none is in a cache from the layer before.
     """
     layers, _, width, _, _, _ = SIZES[size]
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
@@ -86,7 +86,7 @@ def own_products_rate(size: str) -> float:
 
 
 def main() -> None:
-    """Run the sides in turn and print each round and the medians."""
+    """Run all sides in turn and print each round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of github.com/karpathy/nanoGPT")
     parser.add_argument("--size", choices=[*SIZES], default="10.8M")

@@ -1,11 +1,11 @@
-"""How long a training takes to reach the loss that nanoGPT's CPU preset ends with, on tiny Shakespeare.
+"""Measure the training time to the final loss of nanoGPT's CPU preset, on tiny Shakespeare.
 
     python benchmarks/time_to_loss.py --text PATH [--nanogpt PATH] [--rounds 3] [SIDE ...]
 
-A SIDE is a recipe, with changes if need be: `sprint`, `small:steps=900`. With --nanogpt, a checkout's own `train.py`
-runs its CPU preset; without it, our recipe `classic`, which is the same preset, stands for it. The sides run in turn,
-each in a process of its own, in every round. Seconds are of training alone: evaluation is counted for nobody. Losses
-are over the whole validation set in disjoint windows, in nats per character.
+A SIDE is a recipe, with or without overrides: `sprint`, `small:steps=900`. With --nanogpt, the checkout's `train.py`
+runs its CPU preset; without it, our recipe `classic`, the same preset, is the reference. In each round the sides take
+turns, each in its own process. Seconds are of training only, without evaluation. Losses are on the whole validation set
+in disjoint windows, in nats per character.
 """
 
 import argparse
@@ -43,7 +43,7 @@ CPU = devices.Device("cpu", "f32")
 
 
 def tokens_of(text: str) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", list[str]]:
-    """The training and the validation set as ids of characters, cut where nanoGPT cuts, and the characters."""
+    """Return training and validation set as ids of characters, split as in nanoGPT, and the characters."""
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
     ids = np.array([number[character] for character in text], np.uint16)
@@ -52,14 +52,14 @@ def tokens_of(text: str) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"
 
 
 def chosen(side: str) -> Recipe:
-    """`name` or `name:field=value,…` as a recipe."""
+    """Read a recipe from `name` or `name:field=value,…`."""
     name, _, changes = side.partition(":")
     given = dict(change.split("=", 1) for change in changes.split(",") if change)
     return recipe(name, overrides_from({field: json.loads(value) for field, value in given.items()}))
 
 
 def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
-    """Train a recipe and score it `evaluations` times on the way: seconds of training and losses."""
+    """Train a recipe and score it `evaluations` times; return losses by training seconds, rates and peak memory."""
     train, held_out, characters = tokens_of(text.read_text(encoding="utf-8"))
     chosen_recipe = chosen(side)
     gpt, spec = chosen_recipe.gpt, chosen_recipe.training
@@ -88,14 +88,14 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
 
 
 def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
-    """Run the checkout's own train.py, time its steps by its own lines, and score its last checkpoint."""
+    """Run the checkout's train.py, read the step times that it prints, and score its last checkpoint."""
     train, held_out, characters = tokens_of(text.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data", Path(folder) / "out"
         write_data(data, train, held_out, characters)
         ran = run_nanogpt(checkout, data, [*PRESET, f"--out_dir={out}", "--always_save_checkpoint=True"])
         checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
-    # It prints every tenth step; those after an evaluation tell the time of both, and the first pays for the start.
+    # It prints every tenth step. Left out: times that include an evaluation, and the first, which includes the start.
     seconds = statistics.mean(ran.undisturbed.values()) * checkpoint["iter_num"]
     weights = {
         name: weight.t() if any(f".{theirs}.weight" in name for theirs in BLOCK_NAMES.values()) and weight.dim() == 2
@@ -104,7 +104,7 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
     }  # fmt: skip
     spec = GPTSpec(architecture="classic", layers=4, heads=4, width=128, context=64, activation="gelu", tied=True)
     gpt = ClassicGPT(spec, len(characters))
-    # Its head is its table, and it was trained without biases, where transformers' files have zeros.
+    # Its head is tied, and it has no biases, for which transformers' files have zeros.
     ours = gpt.to_transformers()[1]
     gpt.load_transformers({n: torch.zeros_like(w) if n.endswith(".bias") else weights[n] for n, w in ours.items()})
     nats = score(gpt, held_out, before=train[-1:], device=CPU).nats_per_token
@@ -118,7 +118,7 @@ def train_nanogpt(checkout: Path, text: Path) -> dict[str, Any]:
 
 
 def run(side: str, arguments: list[str]) -> dict[str, Any]:
-    """One side in a process of its own; nanoGPT in the environment as it is, ours in the one that `bard` sets."""
+    """Run one side in its own process; nanoGPT in the unchanged environment, ours in the one that `bard` sets."""
     environment = dict(os.environ) if side == "nanogpt" else os.environ | computing_environment()
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), *arguments, "--child", side],

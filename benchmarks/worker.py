@@ -1,8 +1,8 @@
-"""Processes whose speed and peak memory are measured: our trainings on random tokens, and nanoGPT's own `train.py`.
+"""Speed and peak memory of processes: our trainings on random tokens, and nanoGPT's `train.py`.
 
-A training runs in a process of its own, as a leg of a run does: read a checkpoint, take steps, score, keep a
-checkpoint. Its peak is measured from outside, by `/usr/bin/time -v` where there is one and else by the kernel's count
-for the ended child (ru_maxrss).
+A training runs in its own process and does what a leg does: read a checkpoint, take steps, score, save a checkpoint.
+Its peak is measured from outside, by `/usr/bin/time -v` if it exists, otherwise by the kernel's value for the child
+process (ru_maxrss).
 """
 
 import json
@@ -32,7 +32,7 @@ TIME = Path("/usr/bin/time")
 
 
 class Case(BaseModel):
-    """A training on random tokens; `memory_limit` as in a run."""
+    """A training on random tokens; `memory_limit` is as in a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +45,7 @@ class Case(BaseModel):
 
 
 def case(architecture: str, layers: int, heads: int, width: int, context: int, **more: Any) -> Case:
-    """A case of an architecture as it is published: the classic one tied, with GELU and AdamW; the modern with Muon."""
+    """Make a case with an architecture's defaults: classic is tied, with GELU and AdamW; modern has Muon."""
     classic = architecture == "classic"
     own = {"activation": "gelu", "tied": True} if classic else {}
     outside = {name: more.pop(name) for name in ("vocabulary", "batch", "optimizer", "memory_limit") if name in more}
@@ -56,7 +56,7 @@ def case(architecture: str, layers: int, heads: int, width: int, context: int, *
 
 
 def train(what: Case) -> dict[str, Any]:
-    """Train in this process: the plan made before, the losses, and the median seconds of a step after the first."""
+    """Train in this process; return the plan made before, the losses, and the median step seconds after the first."""
     from bardflow.model.machine import device as devices
     from bardflow.model.machine import limit_bytes
     from bardflow.model.planning import Machine, choose, settled_bytes
@@ -91,12 +91,12 @@ def train(what: Case) -> dict[str, Any]:
 
 
 def random_tokens(vocabulary_size: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint16]]":
-    """Token ids drawn evenly: which they are makes no difference to speed or memory."""
+    """Draw token ids uniformly; speed and memory do not depend on them."""
     return np.random.default_rng(0).integers(0, vocabulary_size, count).astype(np.uint16)
 
 
 def measured(what: Case) -> dict[str, Any]:
-    """Train in a process of its own, in the environment that `bard` sets, and measure that process from outside."""
+    """Train in a separate process, in the environment that `bard` sets, and measure its peak from outside."""
     command = [sys.executable, str(Path(__file__).resolve()), what.model_dump_json()]
     out, peak = outside(command, os.environ | computing_environment(), CHECKOUT)
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -104,10 +104,10 @@ def measured(what: Case) -> dict[str, Any]:
 
 
 def outside(command: list[str], environment: dict[str, str], folder: Path) -> tuple[str, int]:
-    """What a command printed, and its peak resident bytes.
+    """Run a command and return its output and its peak resident bytes.
 
     Raises:
-        SystemExit: it failed; with what it said.
+        SystemExit: the command failed; the message has its error output.
     """
     if TIME.exists():
         done = subprocess.run(
@@ -128,9 +128,9 @@ def outside(command: list[str], environment: dict[str, str], folder: Path) -> tu
 
 
 class NanoGPT(BaseModel):
-    """What a run of nanoGPT's `train.py` gave: milliseconds of the steps it printed, by number, and its peak in bytes.
+    """A run of nanoGPT's `train.py`: milliseconds of the printed steps, by step number, and the peak in bytes.
 
-    `undisturbed` leaves out the first step and those whose time includes an evaluation.
+    `undisturbed` excludes the first step and steps whose time includes an evaluation.
     """
 
     milliseconds: dict[int, float]
@@ -139,7 +139,7 @@ class NanoGPT(BaseModel):
 
 
 def run_nanogpt(checkout: Path, data: Path, arguments: list[str]) -> NanoGPT:
-    """Run a checkout's `train.py` on the CPU in the environment as it is; `data` is a folder that `write_data` made."""
+    """Run a checkout's `train.py` on the CPU, in the unchanged environment; `data` is a folder made by `write_data`."""
     command = [sys.executable, "train.py", *arguments, "--device=cpu", "--compile=False", f"--dataset={data}"]
     printed, peak = outside(command, dict(os.environ), checkout)
     lines = re.findall(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", printed, re.MULTILINE)
@@ -150,7 +150,7 @@ def run_nanogpt(checkout: Path, data: Path, arguments: list[str]) -> NanoGPT:
 
 
 def write_data(folder: Path, train: Any, held_out: Any, tokens: list[Any]) -> None:
-    """A dataset as nanoGPT's `train.py` reads it; it joins the name to its `data/`, and an absolute path stays."""
+    """Write a dataset for nanoGPT's `train.py`, which joins its name to `data/`; an absolute path is unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     train.tofile(folder / "train.bin")
     held_out.tofile(folder / "val.bin")
@@ -159,7 +159,7 @@ def write_data(folder: Path, train: Any, held_out: Any, tokens: list[Any]) -> No
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Operations a second in products of 2048 x 2048 matrices, the median of five."""
+    """Measure operations per second of products of 2048 x 2048 matrices, the median of five."""
     a = torch.randn(2048, 2048).to(dtype)
     rates = []
     for _ in range(6):

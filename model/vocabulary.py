@@ -1,4 +1,4 @@
-"""A vocabulary is learned from the training text, and turns any text into token ids and back without loss."""
+"""Learning a vocabulary from a training set, and lossless conversion between text and token ids."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ TOKENIZER_FILE = "tokenizer.json"
 LISTING_FILE = "vocabulary.txt"
 
 _BYTES = 256
-_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(_BYTES))  # as the library's byte fallback spells them
+_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(_BYTES))  # the names in the library's byte fallback
 
-# The longest run of letters, marks or spaces that may become one word for BPE; it bounds memory on text without spaces.
-# Characters per token of the last tenth, learned on the first nine:
+# The longest run of letters, marks or spaces in one BPE word; the limit bounds memory on text without spaces.
+# Characters per token of the last tenth, learned on the first nine tenths:
 #   longest run                4      8     16     32     64
 #   Shakespeare, 2,048 bpe  2.417  2.564  2.617  2.617  2.617
 #   Three Kingdoms, 16,384
 #     bpe                   1.319  1.365  1.375  1.375  1.375
 #     bpe-char              1.327  1.376  1.385  1.385  1.385
-# The least that loses nothing is taken.
+# The smallest limit without a loss was chosen.
 _LONGEST = 16
 
-# GPT-2's words (Radford et al. 2019), with three changes. Runs are bounded (digits to three). Marks stay with their
-# letters. White space up to and with its last line break is one word, so what follows a line break never changes how
-# the break is cut: a text cut after a newline that stands before a non-space encodes as its pieces do. Letters, digits
-# and signs never share a word, so no merge can spell a byte token such as <0x41>.
+# GPT-2's words (Radford et al. 2019), with three changes. Runs are limited (digits to three). Marks stay with their
+# letters. White space up to and including its last line break is one word, so text after a line break never changes how
+# the break is split: a text cut after a newline that a non-space follows has the same tokens as its pieces. Letters,
+# digits and signs never share a word, so no merge can spell a byte token such as <0x41>.
 _WORDS = (
     r"'(?:[sdmt]|ll|ve|re)"
     rf"| ?[\p{{L}}\p{{M}}]{{1,{_LONGEST}}}"
@@ -53,11 +53,11 @@ _WORDS = (
     rf"|\s{{1,{_LONGEST}}}(?!\S)"
     rf"|\s{{1,{_LONGEST}}}"
 )
-# Deciding a word looks at no more characters than this: white space and line breaks, and the one character after them.
+# A word depends on at most this many characters: white space and line breaks, and one character after them.
 _LOOK_AHEAD = 2 * _LONGEST + 1
 
-# Text goes to the tokenizer in pages of at most so many characters, and in batches of pages that together hold about
-# so many: an encoding costs about 90 bytes a character while it lives, and 64 pages keep the cores busy.
+# Text is encoded in pages of at most _PAGE characters, in batches of pages with about _BATCH characters. An encoding
+# takes about 90 bytes for each character while in memory, and 64 pages keep the cores busy.
 _PAGE = 1 << 14
 _BATCH = 1 << 20
 # A text longer than `learn_from` is sampled in stretches of this many characters.
@@ -72,9 +72,9 @@ class VocabularyError(BardError):
 
 
 class UnknownCharacter(VocabularyError):
-    """A text has a character that the vocabulary lacks, and the vocabulary has no bytes to spell it with.
+    """A character of the text is not in the vocabulary, which has no byte fallback.
 
-    `character` is that character, `offset` its place (in characters) in the piece, `piece` the piece's number from 0.
+    `character` is the character, `offset` its position in the piece in characters, `piece` the piece's number from 0.
     """
 
     def __init__(self, character: str, offset: int, piece: int) -> None:
@@ -87,9 +87,9 @@ class UnknownCharacter(VocabularyError):
 
 
 class NotText(VocabularyError):
-    """A text holds half of a surrogate pair, which is no character: what Python makes of bytes that it cannot decode.
+    """The text has half of a surrogate pair, which is not a character; Python makes it from bytes it cannot decode.
 
-    `offset` is its place (in characters) in the piece, `piece` the piece's number from 0.
+    `offset` is its position in the piece in characters, `piece` the piece's number from 0.
     """
 
     def __init__(self, half: str, offset: int, piece: int) -> None:
@@ -101,20 +101,20 @@ class NotText(VocabularyError):
 
 
 class VocabularySpec(BaseModel):
-    """What to learn.
+    """The kind and size of a vocabulary, and how it is learned.
 
     `kind`
-        "char" is one token a character. "bpe" merges bytes, as GPT-2 does. "bpe-char" merges characters, and spells the
-        characters it never saw in bytes; it suits scripts of many characters, such as Chinese.
+        "char" has one token for each character. "bpe" merges bytes, as GPT-2 does. "bpe-char" merges characters, and
+        spells unseen characters as bytes; it suits scripts with many characters, such as Chinese.
     `size`
-        Tokens wanted, for the two bpe kinds only. A text that repeats too little gives fewer.
+        The number of tokens, for the two bpe kinds only. A text with too few repetitions gives fewer.
     `byte_fallback`
-        For "char": whether the 256 bytes are tokens too, which spell unseen characters. "auto" adds them exactly when
-        the validation set has characters that the training set lacks. That one bit is all that a vocabulary ever
-        takes from the validation set; "always" and "never" take none. "bpe" and "bpe-char" always have their bytes.
+        For "char": whether the 256 bytes are tokens too, to spell unseen characters. "auto" adds them only if the
+        validation set has characters that are not in the training set. This one bit is all that a vocabulary uses of
+        the validation set; "always" and "never" use nothing. "bpe" and "bpe-char" always have the bytes.
     `learn_from`
-        Merges are learned from at most this many characters, evenly spread over the training set, which bounds memory:
-        2.4 GB (bpe) and 1.5 GB (bpe-char) at the default, measured on random Chinese, where no words repeat.
+        Merges are learned from at most this many characters, evenly spread over the training set. This limits memory:
+        2.4 GB (bpe) and 1.5 GB (bpe-char) by default, measured on random Chinese, where no words repeat.
         The alphabet always comes from the whole training set.
     """
 
@@ -143,9 +143,9 @@ class VocabularySpec(BaseModel):
 
 
 def expected_size(spec: VocabularySpec, *, distinct: int, unseen: bool) -> int:
-    """The tokens of a vocabulary before it is learned, exactly for "char"; a bpe one has at most these.
+    """Return the size of a vocabulary before it is learned: exact for "char", an upper limit for the bpe kinds.
 
-    `distinct` counts the training set's distinct characters; `unseen` says whether the validation set has others.
+    `distinct` is the number of distinct characters in the training set; `unseen` says if the validation set has others.
     """
     if spec.size is not None:
         return spec.size
@@ -157,14 +157,14 @@ def _spelled_in_bytes(spec: VocabularySpec, unseen: bool) -> bool:
 
 
 def learn(pieces: Callable[[], Iterable[str]], spec: VocabularySpec, *, characters: int, unseen: bool) -> Tokenizer:
-    """Learns a vocabulary from the training text; the same text and spec give the same `tokenizer.json`, byte for byte.
+    """Learn a vocabulary from the training set; the same text and spec give the same `tokenizer.json`, byte for byte.
 
-    `pieces` gives the training text in pieces, from its start, each time it is called; `characters` is its length in
-    characters; `unseen` says whether the validation set has characters that the training set lacks. Characters get
-    their ids in the order of their code points, after the byte tokens where there are any. A text that supports fewer
-    tokens than `spec.size` gives fewer: `get_vocab_size()` of what comes back is what was learned.
+    Each call of `pieces` returns the training set in pieces, from its start; `characters` is its length in characters;
+    `unseen` says whether the validation set has other characters. Ids of characters are in the order of code points,
+    after any byte tokens. The vocabulary can be smaller than `spec.size`; `get_vocab_size()` gives its size.
 
-    Raises `VocabularyError` on an empty text, or on a size below the alphabet's; the message says the least size.
+    Raises:
+        VocabularyError: the text is empty, or the size is below that of the alphabet; the message gives the least size.
     """
     if characters == 0:
         raise VocabularyError("the training text is empty, so there is nothing to learn a vocabulary from.")
@@ -187,7 +187,7 @@ def _of_characters(alphabet: Sequence[str]) -> Tokenizer:
 
 def _with_bytes(alphabet: Sequence[str], merges: Sequence[tuple[str, str]]) -> Tokenizer:
     tokens = [*_BYTE_TOKENS, *alphabet, *(left + right for left, right in merges)]
-    # Two merges may spell one token, which keeps its first id.
+    # If two merges give the same token, it keeps its first id.
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=list(merges), byte_fallback=True))
     tokenizer.decoder = DecoderSequence([ByteFallback(), Fuse()])
@@ -199,7 +199,7 @@ def _words() -> PreTokenizer:
 
 
 def _trainer(size: int, alphabet: list[str]) -> BpeTrainer:
-    # A pair seen once says nothing about other text, so a merge needs two.
+    # A pair that occurs once is no evidence about other text, so a merge needs two.
     return BpeTrainer(vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
 
 
@@ -234,9 +234,9 @@ def _learn_characters(
 
 
 def _sample(pieces: Iterable[str], characters: int, at_most: int) -> Iterator[str]:
-    """The text, or stretches of it that are evenly spread and hold `at_most` characters together."""
+    """Yield the text, or evenly spread stretches of it with `at_most` characters in all."""
     if characters <= at_most:
-        # Words of its own: the tokenizer that is being trained is locked, and asking it here would wait for ever.
+        # A separate pre-tokenizer: the tokenizer is locked while it is trained, so using its own here would deadlock.
         words = _words()
         for piece in pieces:
             yield from (page for _, page in _pages(words, piece))
@@ -245,7 +245,7 @@ def _sample(pieces: Iterable[str], characters: int, at_most: int) -> Iterator[st
     stretches = at_most // stretch
     taken, seen = 0, 0
     for piece in pieces:
-        # The n-th stretch starts at n / stretches of the text; a stretch that a piece's end cuts stays short.
+        # Stretch n starts at n / stretches of the text; it is shorter if the piece ends within it.
         while taken < stretches and (start := taken * characters // stretches) < seen + len(piece):
             yield piece[start - seen : start - seen + stretch]
             taken += 1
@@ -253,7 +253,7 @@ def _sample(pieces: Iterable[str], characters: int, at_most: int) -> Iterator[st
 
 
 def _pages(words: PreTokenizer | None, piece: str) -> Iterator[tuple[int, str]]:
-    """The piece as (offset, page), cut where encoding the pages is the same as encoding the piece."""
+    """Split a piece into (offset, page) so that encoding the pages is the same as encoding the piece."""
     start = 0
     while len(piece) - start > _PAGE:
         page = piece[start : start + _PAGE]
@@ -264,7 +264,7 @@ def _pages(words: PreTokenizer | None, piece: str) -> Iterator[tuple[int, str]]:
 
 
 def _cut(words: PreTokenizer | None, window: str) -> int:
-    """How much of a window of a longer text may be encoded by itself; at least one character."""
+    """Return how many characters of a window of a longer text can be encoded separately; at least one."""
     if words is None:
         return len(window)
     newline = window.rfind("\n", 0, -1)
@@ -272,25 +272,26 @@ def _cut(words: PreTokenizer | None, window: str) -> int:
         if not window[newline + 1].isspace():
             return newline + 1
         newline = window.rfind("\n", 0, newline)
-    # Without such a newline: the start of the last word that is decided by what the window shows.
+    # Without such a newline: the start of the last word that depends only on the window.
     starts: list[int] = [start for _, (start, _) in words.pre_tokenize_str(window)]
     return max(start for start in starts if start <= len(window) - _LOOK_AHEAD)
 
 
 def token_dtype(size: int) -> TokenType:
-    """The smallest unsigned type, of 2 or 4 bytes, that holds the ids of a vocabulary of `size` tokens."""
+    """Return the smallest unsigned type of 2 or 4 bytes for the ids of a vocabulary of `size` tokens."""
     return np.dtype(np.uint16) if size <= 1 << 16 else np.dtype(np.uint32)
 
 
 def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
-    """One array of token ids for each piece of text, in order; the type is `token_dtype` of the vocabulary's size.
+    """Yield an array of token ids for each piece of text, of type `token_dtype` for the vocabulary's size.
 
-    `tokenizer` is one that `learn` made. Pieces stream: what is in memory is a batch and the piece in hand. Encoding
-    the pieces is encoding the whole text where each cut is just after a newline that stands before a non-space
-    character (`str.isspace`); for "char" any cut will do.
+    `tokenizer` was made by `learn`. Only one batch and the current piece are in memory. The pieces have the same ids as
+    the whole text if each cut is just after a newline that a non-space character follows (`str.isspace`); for "char",
+    after any cut.
 
-    Raises `UnknownCharacter` where the vocabulary cannot spell a character, and `NotText` where the text holds one
-    half of a surrogate pair.
+    Raises:
+        UnknownCharacter: the vocabulary cannot spell a character.
+        NotText: the text has half of a surrogate pair.
     """
     dtype = token_dtype(tokenizer.get_vocab_size())
     words = tokenizer.pre_tokenizer
@@ -316,7 +317,7 @@ def _batches(pages: Iterable[_Page]) -> Iterator[list[_Page]]:
     held = 0
     for page in pages:
         batch.append(page)
-        held += len(page[2]) + 64  # an empty piece has its cost too
+        held += len(page[2]) + 64  # an empty piece takes memory too
         if held >= _BATCH:
             yield batch
             batch, held = [], 0
@@ -325,7 +326,7 @@ def _batches(pages: Iterable[_Page]) -> Iterator[list[_Page]]:
 
 
 def _encode_batch(tokenizer: Tokenizer, batch: list[_Page], dtype: TokenType) -> Iterator[tuple[int, TokenIds]]:
-    # Without words and without bytes a token is a character, and the tokenizer drops the ones it does not know.
+    # Without words and byte tokens, a token is a character, and the tokenizer drops unknown characters.
     may_drop = tokenizer.pre_tokenizer is None and not tokenizer.model.byte_fallback
     encodings = tokenizer.encode_batch_fast([text for _, _, text in batch], add_special_tokens=False)
     for (number, offset, text), encoding in zip(batch, encodings, strict=True):
@@ -337,9 +338,10 @@ def _encode_batch(tokenizer: Tokenizer, batch: list[_Page], dtype: TokenType) ->
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-    """The text of these token ids, shape [T]. Bytes that are no whole character (a cut or a guess) become U+FFFD.
+    """Decode token ids, shape [T]. Bytes that are not a whole character (cut off or generated) become U+FFFD.
 
-    Raises `VocabularyError` on an id that the vocabulary does not have.
+    Raises:
+        VocabularyError: an id is not in the vocabulary.
     """
     array = np.asarray(ids, np.int64)
     size = tokenizer.get_vocab_size()
@@ -355,11 +357,11 @@ def _no_such_id(tokenizer: Tokenizer, token: int) -> VocabularyError:
 
 
 class TextStream:
-    """Token ids in, one by one; text out as soon as no later token can change it. All of it is `decode` of all ids.
+    """A streaming decoder: it returns text as soon as no later token can change it. In all, it equals `decode`.
 
-    What is held back is the beginning of a character, or, in a vocabulary with byte tokens, a run of these: the library
-    decodes such a run as a whole, to a U+FFFD for each of its bytes where they are not all whole characters. (Its own
-    `DecodeStream` gives the first characters of a run away, and raises where the rest turns out to be none.)
+    Pending is the beginning of a character or, in a vocabulary with byte tokens, a run of these. The library decodes
+    such a run as a whole: unless all its bytes form whole characters, each becomes U+FFFD. (Its `DecodeStream`
+    returns the first characters of a run too early, and raises an error if the rest are not characters.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -371,13 +373,14 @@ class TextStream:
 
     @property
     def at_least(self) -> int:
-        """Characters that what is held back will be, at the least, whatever follows."""
+        """The least number of characters that the pending tokens will become."""
         return -(-len(self._run) // 4)
 
     def take(self, token: int) -> str:
-        """The text that is certain now and was not before this token; often none.
+        """Add a token and return the text that became final; often empty.
 
-        Raises `VocabularyError` on an id that the vocabulary does not have.
+        Raises:
+            VocabularyError: the id is not in the vocabulary.
         """
         spelled = self._tokenizer.id_to_token(token) if token >= 0 else None
         if spelled is None:
@@ -390,7 +393,7 @@ class TextStream:
         return self._decode_run()
 
     def end(self) -> str:
-        """What was held back, now that nothing follows; the stream can begin anew."""
+        """Return the text of the pending tokens, and reset the stream."""
         return self._utf8.decode(b"", final=True) + self._decode_run()
 
     def _decode_run(self) -> str:
@@ -399,9 +402,9 @@ class TextStream:
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` opens, and `vocabulary.txt`, for eyes only.
+    """Write `tokenizer.json`, for `tokenizers.Tokenizer.from_file`, and `vocabulary.txt`, for people to read.
 
-    A line of the listing is an id, a tab, and the token's text in quotes, or its bytes where they are no whole text.
+    A line of the listing is an id, a tab, and the token's text in quotes, or its bytes if they are not valid text.
     """
     tokenizer.save(str(folder / TOKENIZER_FILE))
     spelled = spellings(tokenizer)
@@ -415,7 +418,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def spellings(tokenizer: Tokenizer) -> list[bytes]:
-    """The UTF-8 bytes that each token adds to a text, by id; a token may begin or end within a character."""
+    """Return the UTF-8 bytes of each token, by id; a token may begin or end within a character."""
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=itemgetter(1))]
     if isinstance(tokenizer.decoder, ByteLevelDecoder):
         byte_of = _byte_of_sign()
@@ -425,19 +428,23 @@ def spellings(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def load(path: Path) -> Tokenizer:
-    """Opens a `tokenizer.json`. Raises `VocabularyError` where there is none, or the file is not one."""
+    """Open a `tokenizer.json`.
+
+    Raises:
+        VocabularyError: there is no file, or it is not a tokenizer.
+    """
     if not path.is_file():
         raise VocabularyError(f"{path} is not a file; expected the {TOKENIZER_FILE} of a vocabulary.")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # the library raises no more specific class
         raise VocabularyError(
             f"{path} is not a {TOKENIZER_FILE} that the tokenizers library opens ({error}). Learn the vocabulary again."
         ) from error
 
 
 def _byte_of_sign() -> dict[str, int]:
-    """GPT-2's signs for bytes: a printable Latin-1 character is itself, the others take the code points from 256 on."""
+    """Return GPT-2's characters for bytes: a printable Latin-1 character for itself, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(_BYTES) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(_BYTES + n): byte for n, byte in enumerate(others)}
@@ -451,6 +458,6 @@ def _readable_bytes(token: bytes) -> str:
 
 
 def _readable(token: str) -> str:
-    # A fixed list and not `isprintable`, which changes with Python's Unicode tables: the file's bytes must not.
+    # A fixed list: `isprintable` changes with Python's Unicode tables, but the file's bytes must not change.
     invisible = [*range(0x7F, 0xA1), 0xAD, *range(0x2000, 0x2010), *range(0x2028, 0x2030), 0x3000, 0xFEFF]
     return json.dumps(token, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in invisible})

@@ -1,4 +1,4 @@
-"""The networks and their arithmetic."""
+"""Network architectures and the functions that compute them."""
 
 from bardflow.model.networks.attention import QUERIES
 from bardflow.model.networks.autograd import backward_from

@@ -1,4 +1,4 @@
-"""Causal attention, the same for both architectures, and the memory it does not need on a CPU.
+"""Causal attention for both architectures, with a version for bf16 on a CPU that needs less memory.
 
 Shapes: B batch, T time, H heads, D channels of a head, N = B * H.
 """
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from bardflow.model.networks.autograd import applied
 
-# Queries whose weights exist at once. At T 256 a causal table in two pieces is three quarters of the square.
+# Queries whose weights are in memory at once. At T 256, the two pieces together have three quarters of T x T weights.
 QUERIES = 128
-# Columns of ones beside the values, each of which sums a row of weights: two are used, and eight keep rows aligned.
+# Columns of ones appended to the values; each gives the sums of the weights. Two are used, and eight keep rows aligned.
 BESIDE = 8
 
 
 def in_bf16_on_cpu(x: Tensor) -> bool:
-    """Whether x is worth our own passes: bf16 on a CPU, where torch's fused attention is slow.
+    """Whether x is bf16 on a CPU, where torch's fused attention is slow and this module's own is used.
 
-    Forward and back on 8 windows of 256 with 6 heads of 64 took 12.7 ms fused (2 cores with AMX, torch 2.13).
+    Fused, forward and backward on 8 windows of 256 with 6 heads of 64 took 12.7 ms (2 cores with AMX, torch 2.13).
     """
     return x.device.type == "cpu" and bool(x.dtype == torch.bfloat16)
 
 
 def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor | None) -> Tensor:
-    """The mean of the values up to and with each position, weighted by softmax(q k / sqrt(D)): (B, T, H * D).
+    """Causal attention: the mean of the values up to each position, weighted by softmax(q k / sqrt(D)): (B, T, H * D).
 
-    `mask_BHTT` multiplies the weights: dropout.
+    `mask_BHTT` is dropout's mask, which multiplies the weights.
     """
     B, H, T, D = q_BHTD.shape
     attended_BHTD: Tensor
@@ -45,19 +45,19 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor | N
 
 
 def future(T: int, like: Tensor) -> Tensor:
-    """(T, T) of minus infinity above the diagonal and zero elsewhere."""
+    """The causal mask (T, T): minus infinity above the diagonal, zero elsewhere."""
     return torch.full((T, T), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
 def shares(scores_NQT: Tensor) -> Tensor:
-    """Softmax over the keys, of queries that are the last Q of T positions."""
+    """Causal softmax over the keys, for the last Q of T positions as queries."""
     Q, T = scores_NQT.shape[1:]
     scores_NQT[:, :, T - Q :] += future(Q, scores_NQT)
     return scores_NQT.softmax(-1)
 
 
 def exponentials(scores_NQT: Tensor) -> Tensor:
-    """exp of scores that are known to be small, not yet divided by their sum; in place."""
+    """Causal softmax in place, without the division by the sum; the scores must be small."""
     Q, T = scores_NQT.shape[1:]
     scores_NQT.exp_()
     scores_NQT[:, :, T - Q :].tril_()
@@ -65,13 +65,13 @@ def exponentials(scores_NQT: Tensor) -> Tensor:
 
 
 def pieces(T: int) -> Iterator[slice]:
-    """The queries in pieces, the longest rows of weights first."""
+    """Yield slices of the queries, the last ones first: they have the longest rows of weights."""
     for first in reversed(range(0, T, QUERIES)):
         yield slice(first, min(first + QUERIES, T))
 
 
 def beside_ones(v_BHTD: Tensor) -> Tensor:
-    """The values with columns of ones, so that one product sums weighted values and weights: (N, T, D + BESIDE)."""
+    """Append columns of ones, so that one product sums both weighted values and weights: (N, T, D + BESIDE)."""
     B, H, T, D = v_BHTD.shape
     return F.pad(v_BHTD, (0, BESIDE), value=1.0).view(B * H, T, D + BESIDE)
 
@@ -83,9 +83,9 @@ def weighted(
     weigh: Callable[[Tensor], Tensor],
     mask_NTT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted means of the values (N, T, D), and one over the sums of the weights (N, T, 1).
+    """Return weighted means of the values (N, T, D), and 1 / the sums of the weights (N, T, 1).
 
-    A mask multiplies weights whose sums are one already.
+    With a mask, which multiplies the weights, `weigh` must give weights that sum to one.
     """
     sums_NTE = torch.empty_like(v_NTE)
     for rows in pieces(q_NTD.shape[1]):
@@ -110,12 +110,12 @@ def weighted_backward(
     weigh: Callable[[Tensor], Tensor],
     mask_NTT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of q and k (2, N, T, D), and of v (N, T, D). The weights, a table of T x T, are computed again.
+    """Return the gradients of q and k (2, N, T, D), and of v (N, T, D). The weights (T x T) are computed again.
 
-    With weights w, scores s and means m: ds = w / sum(w) * (g v - g m) (Dao et al. 2022, equation 4). The subtraction
-    and the division are folded into the product: [g / sum, -g m / sum] times [v, 1]. The second term, rounded to bf16,
-    would leave an error in every element of a row, so what rounding lost stands in a column of its own. A mask
-    multiplies g v alone, between the two, so there they are apart.
+    With weights w, scores s and means m: ds = w / sum(w) * (g v - g m) (Dao et al. 2022, equation 4). One product
+    includes the subtraction and the division: [g / sum, -g m / sum] times [v, 1]. Rounding the second term to bf16
+    would cause an error in every element of a row, so another column has the rounding error. A mask multiplies only
+    g v, so with a mask the subtraction is a separate operation after the product.
     """
     N, T, D = q_NTD.shape
     minus_NT1 = (g_NTD * mean_NTD).sum(-1, keepdim=True, dtype=torch.float32).neg_() * inverse_NT1
@@ -149,7 +149,7 @@ def weighted_backward(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k / sqrt(D)) v in bf16 on a CPU, in memory linear in T but for a mask."""
+    """softmax(q k / sqrt(D)) v in bf16 on a CPU, in memory linear in T except for a mask."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor | None) -> Tensor:

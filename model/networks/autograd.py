@@ -1,4 +1,4 @@
-"""torch's autograd where its Python front loads more than a training needs, or leaves a type open."""
+"""Typed replacements for autograd calls of torch; the backward pass loads fewer modules."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def applied(function: Any, *inputs: Any) -> Tensor:
-    """`function.apply`, which torch leaves untyped."""
+    """Call `function.apply`, which has no types in torch."""
     output: Tensor = function.apply(*inputs)
     return output
 
 
 def backward_from(output: Tensor, gradient: Tensor) -> None:
-    """`output.backward(gradient)`, from a scalar whose gradient with respect to `output` is `gradient`.
+    """Compute `output.backward(gradient)`, from a scalar whose gradient with respect to `output` is `gradient`.
 
-    Given a gradient, torch compares its shape by symbols and loads sympy for that: 35 MB and a third of a second.
+    If torch is given a gradient, it loads sympy to compare shapes, which takes 35 MB and a third of a second.
     """
-    with torch.enable_grad():  # a backward pass, which may call this, switches it off
+    with torch.enable_grad():  # gradients are off if a backward pass calls this
         scalar = applied(_Scalar, output, gradient)
     scalar.backward()  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""Random bits computed on a graphics card, as a function of what they are for: no state, no draw on the host."""
+"""Random bits as a function of (seed, step, place), computed on a GPU without a stored state."""
 
 import functools
 
@@ -8,32 +8,32 @@ from torch import Tensor
 
 from bardflow.model.machine import compiled
 
-# SplitMix64 (Steele, Lea & Flood 2014, figure 16; the constants of variant 13): what a state grows by, and the mixing.
+# The constants of SplitMix64 (Steele, Lea & Flood 2014, figure 16; variant 13): the increment of the state, and mixing.
 GAMMA = 0x9E3779B97F4A7C15
 MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 LAST_SHIFT = 31
 
 
 class Bits:
-    """A stream of 16-bit numbers for each (seed, step, place), on the device of `step`, a scalar int64 tensor.
+    """A stream of random 16-bit numbers for (seed, step, place), on the device of `step`, a scalar int64 tensor.
 
-    The step is read on the device, so a recorded CUDA graph draws other bits for another step.
+    The device reads the step, so a recorded CUDA graph draws different bits in each step.
     """
 
     def __init__(self, seed: int, step: Tensor, place: str) -> None:
         self._state = mixed(step * _signed(GAMMA) + _key(seed, place))
 
     def next(self, rows: int, each: int) -> Tensor:
-        """The stream's next `each` numbers for each of so many rows: int16 (rows, each), all values equally likely.
+        """Draw the next numbers: int16 (rows, each), all values equally likely.
 
-        A row begins with a draw of its own, so it does not matter which rows are drawn together.
+        Each row begins with a new 64-bit draw, so rows get the same numbers in one call or in several.
         """
         return drawn(self._moved(rows, each), rows, each)
 
     def mask(self, dropped: int, rows: int, each: int, dtype: torch.dtype, *, fused: bool = False) -> Tensor:
-        """Zeros for `dropped` of 65,536 numbers, and for the others what keeps the mean at one: (rows, each).
+        """Draw a mask (rows, each): 0 with probability `dropped` / 65,536, else a constant that makes the mean 1.
 
-        `fused` computes by `torch.compile`, with the same result.
+        `fused` uses `torch.compile`, with the same result.
         """
         state = self._moved(rows, each)
         mask_RE: Tensor
@@ -44,26 +44,26 @@ class Bits:
         return mask_RE
 
     def _moved(self, rows: int, each: int) -> Tensor:
-        """Where the stream stands; then it stands behind these rows."""
+        """Return the current state, and advance the stream by these rows."""
         state = self._state
         self._state = state + _signed(rows * draws_of(each) * GAMMA % 2**64)
         return state
 
 
 def draws_of(each: int) -> int:
-    """How many draws of 64 bits a row of so many numbers takes."""
+    """The number of 64-bit draws for a row of `each` numbers."""
     return -(-each // 4)
 
 
 def drawn(state: Tensor, rows: int, each: int) -> Tensor:
-    """Numbers (rows, each) from a state, four from a draw: int16."""
+    """The numbers that follow a state: int16 (rows, each), four from each draw."""
     counter = torch.arange(rows * draws_of(each), device=state.device)
     bits = mixed(counter.mul_(_signed(GAMMA)).add_(state))
     return bits.view(torch.int16).view(rows, -1)[:, :each]
 
 
 def drawn_one_by_one(state: Tensor, rows: int, each: int) -> Tensor:
-    """The same, each by itself and nothing kept, which takes four times the arithmetic: for `torch.compile` alone."""
+    """The same as `drawn` for `torch.compile`: one draw per number needs four times the arithmetic, but no buffer."""
     number = torch.arange(each, device=state.device)
     row_R1 = torch.arange(rows, device=state.device).unsqueeze(1)
     bits = mixed((row_R1 * draws_of(each) + (number >> 2)) * _signed(GAMMA) + state)
@@ -71,7 +71,7 @@ def drawn_one_by_one(state: Tensor, rows: int, each: int) -> Tensor:
 
 
 def mask_of(numbers: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
-    """Zeros for the lowest `dropped` of the 65,536 signed numbers, 65,536 / (65,536 - dropped) for the others."""
+    """0 for the lowest `dropped` of the 65,536 signed values, 65,536 / (65,536 - dropped) for the others."""
     return (numbers >= dropped - 2**15).to(dtype).mul_(2**16 / (2**16 - dropped))
 
 
@@ -80,7 +80,7 @@ def _fused_mask(state: Tensor, dropped: int, rows: int, each: int, dtype: torch.
 
 
 def mixed(z: Tensor) -> Tensor:
-    """SplitMix64's output for each state, int64 in place: every bit depends on all bits of the state."""
+    """Compute SplitMix64's output for each state, int64 in place; every bit depends on all bits of the state."""
     for shift, factor in MIX:
         z.bitwise_xor_(_shifted(z, shift)).mul_(_signed(factor))
     return z.bitwise_xor_(_shifted(z, LAST_SHIFT))

@@ -1,4 +1,4 @@
-"""What a GPT keeps of the tokens it has read: each layer's keys and values, so that the next is read alone."""
+"""A key-value cache: each layer's keys and values of the tokens read so far, so that only new tokens are computed."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,16 +13,16 @@ from bardflow.errors import BardError
 
 
 class CacheFull(BardError):
-    """More tokens were given than the rest of the context holds."""
+    """More tokens were given than there is room for in the context."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Where the next T tokens of each row go, and which tokens each of them looks at.
+    """The positions of the next T tokens of each row, and which tokens each of them attends to.
 
-    `start` is the position that all rows go on from, or None where they differ; then `rows_B1` and `positions_BT` say
-    where each token goes. `end` is one past the last position of the longest row. `visible` is the mask of attention
-    (True: seen), or None where `causal` says it all.
+    `start` is the first new position if all rows have the same length; else it is None, and `rows_B1` and
+    `positions_BT` give the place of each token. `end` is one past the last position of the longest row. `visible` is
+    the attention mask (True: attended to), or None if `causal` describes it fully.
     """
 
     start: int | None
@@ -33,33 +33,33 @@ class Reach:
     causal: bool
 
     def of(self, table_SX: Tensor) -> Tensor:
-        """What a table by position has for the new tokens: (T, X) where all rows are alike, else (B, T, X)."""
+        """The new tokens' rows of a table by position: (T, X) if all rows have the same positions, else (B, T, X)."""
         if self.positions_BT is None:
             return table_SX[self.start : self.end]
         return table_SX[self.positions_BT]
 
 
 class KeyValueCache:
-    """Keys and values of up to `context` tokens of each of B rows, (B, H, context, D) a layer, allocated once in f32.
+    """Keys and values of up to `context` tokens of each of B rows: (B, H, context, D) per layer, allocated once in f32.
 
-    Rows are independent: each has its own length, can be cleared alone, and `row` is a cache of one row in the same
-    memory. 2 * layers * context * width * 4 bytes a row: 18 MiB for 6 layers, context 1,024 and width 384.
+    Rows are independent: each has its own length and can be cleared alone. A row takes 2 * layers * context * width * 4
+    bytes: 18 MiB for 6 layers, context 1,024 and width 384.
     """
 
     def __init__(self, *, layers: int, rows: int, heads: int, context: int, head_width: int, device: str) -> None:
         shape = (rows, heads, context, head_width)
-        # Zeros and not whatever lies in memory: a NaN would reach a row through the zero weight of a masked position.
+        # Zeros instead of uninitialised memory: a NaN at a masked position would reach the output (0 * NaN is NaN).
         self.keys = [torch.zeros(shape, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device) for _ in range(layers)]
         self.lengths: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
 
     @property
     def context(self) -> int:
-        """Tokens a row can hold."""
+        """The most tokens of a row."""
         return self.keys[0].shape[2]
 
     def row(self, b: int) -> Self:
-        """One row, as a cache of its own in the same memory: what it reads, this one has read."""
+        """Return a cache of one row in the same memory; tokens added to it are also in this cache."""
         view = object.__new__(type(self))
         view.keys = [keys[b : b + 1] for keys in self.keys]
         view.values = [values[b : b + 1] for values in self.values]
@@ -67,11 +67,11 @@ class KeyValueCache:
         return view
 
     def clear(self, b: int) -> None:
-        """Forget what row b has read."""
+        """Remove all tokens of row b."""
         self.lengths[b] = 0
 
     def reach(self, T: int) -> Reach:
-        """Where the next T tokens of each row go.
+        """Return the positions of the next T tokens of each row.
 
         Raises:
             CacheFull: a row has no room for them.
@@ -95,7 +95,7 @@ class KeyValueCache:
         return Reach(None, end, rows_B1, positions_BT, visible, causal=False)
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, reach: Reach) -> Tensor:
-        """Keep the new keys and values; the mean of all values that each new token sees: (B, T, H * D)."""
+        """Store the new keys and values, and return the attention output of the new tokens: (B, T, H * D)."""
         B, H, T, D = q_BHTD.shape
         keys_BHSD, values_BHSD = self.keys[layer], self.values[layer]
         if reach.positions_BT is None:
@@ -114,5 +114,5 @@ class KeyValueCache:
         return attended_BHTD.transpose(1, 2).reshape(B, T, H * D)
 
     def advance(self, T: int) -> None:
-        """Every row has read T more tokens."""
+        """Add T to the length of every row."""
         self.lengths += T

@@ -1,4 +1,4 @@
-"""The lecture's GPT: learned positions, LayerNorm, GELU or ReLU, dropout. Exports to `gpt2`."""
+"""The classic network, as in the lecture: learned positions, LayerNorm, GELU or ReLU, dropout; exported as `gpt2`."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import require_alike
 
-# `gelu` is the exact one, as in nanoGPT; transformers calls squared ReLU `relu2`.
+# `gelu` is exact, not approximated, as in nanoGPT; `relu2` is transformers' name for squared ReLU.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
@@ -31,12 +31,12 @@ class ClassicGPT(GPT):
     """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
 
     MODEL_TYPE = "gpt2"
-    # On a CPU in bf16: its norms' inputs in f32 and outputs, and 8 C of the MLP's.
+    # On a CPU in bf16: the norms' inputs (f32) and outputs, and 8 C of the MLP.
     KEPT = Kept(on_cpu=19.2, elsewhere=17.0, holes=0.55, attention_mask=True)
 
     @staticmethod
     def check(spec: GPTSpec) -> None:
-        """It has all that a spec can ask for."""
+        """Accept every spec."""
 
     @staticmethod
     def count(spec: GPTSpec, vocabulary_size: int) -> Parameters:
@@ -49,12 +49,12 @@ class ClassicGPT(GPT):
 
     @staticmethod
     def looked_up(spec: GPTSpec, vocabulary_size: int) -> int:
-        """Positions, and tokens where the head has a table of its own."""
+        """The table of positions, and the table of tokens unless it is tied to the head."""
         return spec.context * spec.width + (0 if spec.tied else vocabulary_size * spec.width)
 
     @staticmethod
     def fields_of(config: dict[str, Any]) -> dict[str, Any]:
-        """As `GPT.fields_of`. GPT-2's files always have biases; where the model has none, they are zeros."""
+        """As `GPT.fields_of`. GPT-2's files always have biases; they are zeros if the model has none."""
         return {
             "layers": config["n_layer"],
             "heads": config["n_head"],
@@ -77,8 +77,8 @@ class ClassicGPT(GPT):
             self.head.weight = self.tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                continue  # LayerNorm's ones and zeros, and zero biases, stay
-            # GPT-2 shrinks what is added to the residual stream by the number of additions: 1 / sqrt(2 * layers).
+                continue  # LayerNorms keep their ones and zeros; biases are set to zero below
+            # GPT-2 scales weights of layers that add to the residual stream by 1 / sqrt(number of additions).
             residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * spec.layers) if residual else 0.02)
         for name, parameter in self.named_parameters():
@@ -114,9 +114,9 @@ class ClassicGPT(GPT):
         return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
+        """Return `config.json` and the weights of the same model as transformers' `GPT2LMHeadModel`.
 
-        GPT-2 there always has biases (zeros are written where ours has none) and keeps linear weights transposed.
+        That class always has biases (written as zeros if this model has none) and transposed linear weights.
         """
         vocabulary_size, width = self.tokens.weight.shape
         tied = self.head.weight is self.tokens.weight
@@ -184,13 +184,13 @@ BLOCK_NAMES = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm in f32, whatever x is.
+    """LayerNorm computed in f32 for every type of x.
 
-    In bf16 on a CPU its weight's gradient was 5 % too small for 4,096 rows (torch 2.13; benchmarks/LOG.md).
+    In bf16 on a CPU, its weight's gradient was 5 % too small for 4,096 rows (torch 2.13; benchmarks/LOG.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C), normalised, in its own type."""
+        """Normalise x (..., C); the output has the type of x."""
         return super().forward(x.float()).to(x.dtype)
 
 
@@ -209,7 +209,7 @@ class _Block(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width, bias=biases)
 
     def extend(self, x_BTC: Tensor, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
-        """What `forward` computes, for tokens that follow the cache's."""
+        """Compute `forward` for new tokens, which follow those in the cache."""
         B, T, C = x_BTC.shape
         qkv = self.attention_in(self.attention_norm(x_BTC)).view(B, T, 3, self.heads, C // self.heads)
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -218,7 +218,7 @@ class _Block(nn.Module):
         return x_BTC + mlp_BTC
 
     def masks(self, x_BTC: Tensor, dropout: Dropout, number: int) -> list[Tensor]:
-        """Masks for the attention's weights, what attention adds, and what the MLP adds."""
+        """Draw dropout masks for the attention's weights, the attention's output and the MLP's output."""
         B, T, _ = x_BTC.shape
         weights_BHTT = x_BTC.new_empty(()).expand(B, self.heads, T, T)
         return [
@@ -244,21 +244,21 @@ class _Block(nn.Module):
 
 
 def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Tensor:
-    """x plus what is added to it, some of it dropped."""
+    """Add to x, with dropout if there is a mask."""
     return x_BTC + added_BTC if mask_BTC is None else torch.addcmul(x_BTC, added_BTC, mask_BTC)
 
 
 def computed(block: nn.Module, recompute: bool, fused: bool, x_BTC: Tensor, *others: Any) -> Tensor:
-    """The block's output; with `recompute` only its inputs are kept, and the backward pass computes the rest again."""
+    """Compute a block; `recompute` saves only its inputs, and the backward pass computes the rest again."""
     forward = partial(compiled(type(block).forward), block) if fused else block
     output: Tensor = applied(_Recomputed, forward, x_BTC, *others) if recompute else forward(x_BTC, *others)
     return output
 
 
 class _Recomputed(torch.autograd.Function):
-    """torch.utils.checkpoint without what it puts back (masks are inputs, so there is no random state) and loads.
+    """A torch.utils.checkpoint that restores no random state (masks are inputs) and does not load torch's compiler.
 
-    It loads torch's compiler, 75 MB, and who computes twice is short of memory.
+    The compiler takes 75 MB, and recomputation is used when memory is short.
     """
 
     @staticmethod

@@ -1,7 +1,6 @@
-"""The modern block's arithmetic in bf16 on a CPU, in as few passes over memory as torch's kernels allow.
+"""Operations of the modern block in bf16 on a CPU, with as few passes over memory as torch's kernels allow.
 
-Outputs and gradients are checked against those of the same model in f32, which takes none of these ways
-(`tests/test_gpt.py`).
+`tests/test_gpt.py` compares outputs and gradients with those of the same model in f32, which does not use this module.
 """
 
 from typing import Any
@@ -14,18 +13,18 @@ from bardflow.model.networks.autograd import applied
 
 
 def inverse_norms(x: Tensor, epsilon: float) -> Tensor:
-    """1 / sqrt(sum of squares + C epsilon) over the last axis, kept."""
+    """Approximately 1 / sqrt(sum of squares + C epsilon) over the last axis, which is kept with size 1."""
     C = x.shape[-1]
-    # Added to the norm and not to its square, epsilon weighs as much at zero, and nothing anywhere else in bf16.
+    # sqrt(C epsilon) is added to the norm, not C epsilon to its square: equal at zero, and no effect in bf16 elsewhere.
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norms.add_((C * epsilon) ** 0.5).reciprocal_()
 
 
 class RotaryEmbedding:
-    """Rotary positions: each pair (x_i, x_{i + D/2}) turned by its position's angle, clockwise as `nanochat` does.
+    """Rotary positions: rotate each pair (x_i, x_{i + D/2}) by its position's angle, clockwise as in `nanochat`.
 
-    On a CPU the halves are swapped by a product, which is exact (its factors are 0, 1 and -1) and three times faster at
-    D 32 than walking strided halves.
+    On a CPU, a matrix product swaps the halves. It is exact (its factors are 0, 1 and -1) and, at D 32, three times
+    faster than operations on strided halves.
     """
 
     def __init__(self, cosine_TD: Tensor, sine_TD: Tensor) -> None:
@@ -37,7 +36,7 @@ class RotaryEmbedding:
         self.swap_DD = torch.cat((torch.cat((zero, -one), 1), torch.cat((one, zero), 1)))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """x (..., T, D), rotated."""
+        """Rotate x (..., T, D)."""
         if x.device.type != "cpu":
             first, second = x.chunk(2, dim=-1)
             cosine, sine = (table.chunk(2, dim=-1)[0] for table in (self.cosine_TD, self.sine_TD))
@@ -45,12 +44,12 @@ class RotaryEmbedding:
         return torch.addcmul(x * self.cosine_TD, x @ self.swap_DD, self.sine_TD)
 
     def rotate_back(self, x: Tensor) -> Tensor:
-        """x (..., T, D), rotated back: what a gradient needs."""
+        """Rotate x (..., T, D) in the other direction, as the gradient needs."""
         return torch.addcmul(x * self.cosine_TD, x @ self.swap_DD, self.sine_TD, value=-1)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x). It saves what it returns, which the product after it saves anyway."""
+    """x / rms(x). It saves its output, which the next product saves too, so this takes no extra memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
@@ -67,11 +66,12 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Relu2Linear(torch.autograd.Function):
-    """relu(a) squared, times w transposed. `a` is overwritten: it is a product's result that nobody else reads."""
+    """relu(a) squared, times w transposed. `a` is overwritten: it is the result of a product, with no other use."""
 
     @staticmethod
     def forward(ctx: Any, a_NF: Tensor, w_CF: Tensor) -> Tensor:
-        # A negative bf16 is a negative int16, whose kernel is three times faster (3.1 M elements: 100 and 327 us).
+        # A negative bf16 is also negative as int16, and the int16 kernel is three times faster (3.1 M elements: 100
+        # instead of 327 us).
         a_NF.view(torch.int16).clamp_min_(0)
         ctx.save_for_backward(a_NF, w_CF)
         return a_NF.square() @ w_CF.t()
@@ -85,10 +85,10 @@ class _Relu2Linear(torch.autograd.Function):
 
 
 class _RotaryAttention(torch.autograd.Function):
-    """Attention of normalised, rotated queries and keys, from their joint projection.
+    """Causal attention of normalised and rotated queries and keys, from a joint projection.
 
-    After the norm |q k| / sqrt(D) is at most sqrt(D): exp needs no maximum subtracted, and the sums of the weights come
-    from the product with the values.
+    After the norm, |q k| / sqrt(D) is at most sqrt(D). So exp needs no subtraction of the maximum, and the product with
+    the values also gives the sums of the weights.
     """
 
     @staticmethod
@@ -98,7 +98,7 @@ class _RotaryAttention(torch.autograd.Function):
         qkv_3BHTD = qkv_BTE.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
         qk_2BHTD = qkv_3BHTD[:2].contiguous()
         scale_2BHT1 = inverse_norms(qk_2BHTD, epsilon)
-        # Keys get norm sqrt(D), queries 1 instead of sqrt(D): the scores' 1 / sqrt(D) is in them.
+        # Keys get norm sqrt(D), and queries 1 instead of sqrt(D), which includes the scores' factor 1 / sqrt(D).
         scale_2BHT1[1] *= D**0.5
         turned_2BHTD = rotary.rotate(qk_2BHTD).mul_(scale_2BHT1)
         q_NTD, k_NTD = turned_2BHTD.view(2, B * H, T, D)
@@ -136,5 +136,5 @@ def relu2_linear(a_NF: Tensor, w_CF: Tensor) -> Tensor:
 
 
 def rotary_attention(qkv_BTE: Tensor, rotary: RotaryEmbedding, heads: int, epsilon: float) -> Tensor:
-    """Causal attention (B, T, C) of turned and normalised queries and keys, from a joint projection (B, T, 3 C)."""
+    """Causal attention (B, T, C) of rotated and normalised queries and keys, from a joint projection (B, T, 3 C)."""
     return applied(_RotaryAttention, qkv_BTE, rotary, heads, epsilon)

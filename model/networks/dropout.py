@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on (seed, step, place, window) alone: not on how a step is cut into micro-batches."""
+"""Dropout with masks that depend only on (seed, step, place, window), not on the micro-batches of a step."""
 
 import math
 
@@ -10,11 +10,11 @@ from bardflow.model.networks.bits import Bits
 
 
 class Dropout:
-    """The masks of one step. Each place in the model has a stream of its own, from which windows draw in order.
+    """The masks of one step. Each place in the model has its own random stream, from which windows draw in order.
 
-    A step that is a number draws on the CPU, from numpy's SFC64, four elements a draw: torch's generator needs one draw
-    an element on one core. A step that is a tensor draws on its device (`bits.py`). Either way a share is rounded to
-    65,536ths, and what is kept is scaled accordingly. `fused` draws by `torch.compile`.
+    If `step` is a number, the CPU draws from NumPy's SFC64, four elements per draw; torch's generator needs one draw
+    per element, on one core. If it is a tensor, its device draws (`bits.py`). In both cases `share` is rounded to a
+    multiple of 1 / 65,536, and the scale fits the rounded share. `fused` draws with `torch.compile`.
     """
 
     def __init__(self, share: float, *, seed: int, step: int | Tensor, fused: bool = False) -> None:
@@ -23,12 +23,12 @@ class Dropout:
         self._streams: dict[str, np.random.Generator | Bits] = {}
 
     def mask(self, place: str, x_B: Tensor) -> Tensor:
-        """Zeros where x is dropped and 1 / (1 - share) elsewhere, in x's shape and type, for the next windows."""
+        """Draw a mask for the next windows, in the shape and type of x: 0 or 1 / (1 - share)."""
         rows, each = x_B.shape[0], math.prod(x_B.shape[1:])
         stream = self._stream(place)
         if isinstance(stream, Bits):
             return stream.mask(self.dropped, rows, each, x_B.dtype, fused=self.fused).view(x_B.shape)
-        draws = -(-each // 4)  # whole draws a window, so that a stream does not know which windows come together
+        draws = -(-each // 4)  # whole draws for each window, so masks do not depend on the micro-batch
         bits = stream.integers(0, 2**64, (rows, draws), np.uint64).view(np.uint16)
         kept = torch.from_numpy(bits[:, :each] >= self.dropped).view(x_B.shape)
         return kept.to(x_B.dtype).mul_(2**16 / (2**16 - self.dropped))

@@ -1,4 +1,4 @@
-"""A GPT of a spec, its copy for computing in bf16, and the count of its parameters.
+"""Functions that build a GPT from a spec, copy it for computing in bf16, and count its parameters.
 
 Shapes in names: B batch, T time, C channels (width), H heads, D channels of a head, V vocabulary.
 """
@@ -13,15 +13,16 @@ from bardflow.model.networks.spec import GPTSpec
 
 
 def build(spec: GPTSpec, vocabulary_size: int) -> GPT:
-    """A GPT with freshly drawn weights, from torch's global generator (seed it first)."""
+    """Build a GPT with random weights from torch's global generator, which must be seeded before."""
     return network(spec.architecture)(spec, vocabulary_size)
 
 
 def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
-    """A model whose blocks multiply in `dtype`: their linear layers are copies, to be copied again when weights change.
+    """Return a model whose blocks multiply in `dtype`; it is `gpt` itself in f32.
 
-    All the rest are the very same parameters and stay in f32, because their gradients are long sums: a table's row's
-    over all occurrences of its token, a LayerNorm's over all tokens. In f32 it is `gpt` itself.
+    The blocks' linear layers are copies, which must be updated when the weights change. All other parameters are
+    shared and stay in f32, because their gradients are long sums: of a table's row over all occurrences of its token,
+    of a LayerNorm over all tokens.
     """
     if dtype == torch.float32:
         return gpt
@@ -34,7 +35,7 @@ def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
 
 
 def count_parameters(gpt: nn.Module) -> tuple[int, int]:
-    """Parameters in all, and those of them in tables indexed by vocabulary or position (a tied table counts once)."""
+    """Count all parameters, and those in tables indexed by vocabulary or position (a tied table counts once)."""
     tables = {
         id(p) for name, p in gpt.named_parameters() if name in ("tokens.weight", "positions.weight", "head.weight")
     }

@@ -1,4 +1,4 @@
-"""A GPT of today: rotary positions, RMSNorm, normalised queries and keys, no biases. Exports to `nanochat`."""
+"""The modern network: rotary positions, RMSNorm, normalised queries and keys, no biases; exported as `nanochat`."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ class ModernGPT(GPT):
     """RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), query-key norm (Henry et al. 2020)."""
 
     MODEL_TYPE = "nanochat"
-    # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (beside ones), attention's output twice and
-    # the MLP's 4 C.
+    # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (with ones), attention's output twice and
+    # 4 C of the MLP.
     KEPT = Kept(on_cpu=11.2, elsewhere=24.0, holes=0.9, attention_mask=False)
 
     @staticmethod
@@ -65,8 +65,8 @@ class ModernGPT(GPT):
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
         self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
         self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
-        nn.init.normal_(self.tokens.weight)  # its scale does not matter: a norm follows
-        nn.init.zeros_(self.head.weight)  # the first guess is uniform
+        nn.init.normal_(self.tokens.weight)  # the scale does not matter, because a norm follows
+        nn.init.zeros_(self.head.weight)  # the first predictions are uniform
         cosine_TD, sine_TD = rotary_tables(spec.context, spec.width // spec.heads)
         self.register_buffer("cosine_TD", cosine_TD, persistent=False)
         self.register_buffer("sine_TD", sine_TD, persistent=False)
@@ -89,7 +89,7 @@ class ModernGPT(GPT):
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
-        # A row's own positions stand for all its heads.
+        # All heads of a row have the same positions.
         rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
         x_BTC = norm(self.tokens(ids_BT))
         for layer, block in enumerate(self.blocks):
@@ -100,7 +100,7 @@ class ModernGPT(GPT):
         return logits_BV
 
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
+        """Return `config.json` and the weights of the same model as transformers' `NanoChatForCausalLM`."""
         vocabulary_size, width = self.tokens.weight.shape
         config = {
             "architectures": ["NanoChatForCausalLM"],
@@ -167,14 +167,14 @@ class _Block(nn.Module):
         for linear in (self.query, self.key, self.value, self.mlp_in):
             nn.init.normal_(linear.weight, std=width**-0.5)
         for linear in (self.attention_out, self.mlp_out):
-            nn.init.zeros_(linear.weight)  # each block begins as the identity
+            nn.init.zeros_(linear.weight)  # each block is the identity at first
 
     def extend(self, x_BTC: Tensor, rotary: RotaryEmbedding, cache: KeyValueCache, layer: int, reach: Reach) -> Tensor:
-        """What `forward` computes, for tokens that follow the cache's."""
+        """Compute `forward` for new tokens, which follow those in the cache."""
         B, T, C = x_BTC.shape
         h_BTC = norm(x_BTC)
         q_BTC, k_BTC, v_BTC = self.query(h_BTC), self.key(h_BTC), self.value(h_BTC)
-        # Queries and keys are turned and normalised alike, so in one go: as many heads again.
+        # Queries and keys are rotated and normalised together, as twice the number of heads.
         qk_BGTD = torch.cat((q_BTC, k_BTC), dim=-1).view(B, T, 2 * self.heads, C // self.heads).transpose(1, 2)
         q_BHTD, k_BHTD = norm(rotary.rotate(qk_BGTD)).chunk(2, dim=1)
         v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
@@ -199,7 +199,8 @@ class _Block(nn.Module):
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
             return rotary_attention(F.linear(h_BTC, joint), rotary, self.heads, EPSILON)
         if h_BTC.device.type != "cpu":
-            # One product, one norm and one rotation instead of two or three: a launch costs more than it computes.
+            # One product, one norm and one rotation instead of two or three: launching a kernel takes more time than
+            # its computation.
             joint = torch.cat((self.query.weight, self.key.weight, self.value.weight))
             qkv_3BHTD = F.linear(h_BTC, joint).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
             q_BHTD, k_BHTD = norm(rotary.rotate(qkv_3BHTD[:2])).unbind(0)

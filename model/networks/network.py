@@ -1,6 +1,6 @@
-"""What a network gives: its computation, its counts for a plan, and its form in `transformers`.
+"""The interface of a network: its computation, its counts for a plan, and its export to `transformers`.
 
-A new network is one file beside this one, `<name>.py`, whose NETWORK is a subclass of `GPT`, and one line: its name in
+To add a network, write `<name>.py` in this folder with a subclass of `GPT` as NETWORK, and add its name to
 `GPTSpec.architecture`. Shapes in names: B batch, T time, C channels (width), V vocabulary.
 """
 
@@ -17,7 +17,7 @@ from bardflow.model.networks.spec import GPTSpec
 
 
 class Parameters(BaseModel):
-    """Counts of parameters: tables indexed by vocabulary or position (a tied table counts once), and all the rest."""
+    """Counts of parameters: in tables indexed by vocabulary or position (a tied table counts once), and all others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,15 +26,16 @@ class Parameters(BaseModel):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all parameters."""
         return self.embedding + self.body
 
 
 class Kept(NamedTuple):
-    """What a block keeps of each token for the backward pass, measured (benchmarks/memory_plan.py).
+    """What a block saves for the backward pass, as measured by benchmarks/memory_plan.py.
 
-    Numbers of a width by the functions for bf16 on a CPU and by torch's own; unused memory between tensors on a CPU in
-    bf16, as a share of what comes and goes; and whether dropout keeps a mask of heads x context for each token.
+    `on_cpu` and `elsewhere` count saved numbers per token, divided by the width: with the functions for bf16 on a CPU,
+    and with torch's own. `holes` is the unused memory between tensors on a CPU in bf16, as a share of temporary memory.
+    `attention_mask` is whether dropout saves a mask of heads x context for each token.
     """
 
     on_cpu: float
@@ -44,10 +45,10 @@ class Kept(NamedTuple):
 
 
 class GPT(nn.Module, ABC):
-    """A network for a spec and a vocabulary's size, with freshly drawn weights.
+    """A network for a spec and a vocabulary size, with random initial weights.
 
-    `blocks` holds the layers, whose matrices Muon updates and whose linear layers compute in bf16; `tokens` and `head`
-    are the tables at both ends.
+    Muon updates the matrices in `blocks`, whose linear layers compute in bf16. `tokens` is the embedding table, and
+    `head` the output table.
     """
 
     MODEL_TYPE: ClassVar[str]
@@ -66,70 +67,70 @@ class GPT(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def check(spec: GPTSpec) -> None:
-        """Refuse what the network does not have.
+        """Check that the network supports a spec.
 
         Raises:
-            ValueError: a field is not legal for it; the message says what is.
+            ValueError: the network does not support a field's value; the message says what it supports.
         """
 
     @staticmethod
     @abstractmethod
     def count(spec: GPTSpec, vocabulary_size: int) -> Parameters:
-        """Its parameters, without building it."""
+        """Count the parameters without building the network."""
 
     @staticmethod
     @abstractmethod
     def looked_up(spec: GPTSpec, vocabulary_size: int) -> int:
-        """How many of them are only looked up, in no matrix product."""
+        """Count the parameters that are only looked up and are in no matrix product."""
 
     @staticmethod
     @abstractmethod
     def fields_of(config: dict[str, Any]) -> dict[str, Any]:
-        """The fields of its spec behind a `config.json` of MODEL_TYPE.
+        """Return the fields of the spec from a `config.json` of MODEL_TYPE.
 
         Raises:
-            KeyError: it lacks one.
+            KeyError: a field is missing.
         """
 
     @abstractmethod
     def hidden(
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
-        """What the head reads, (B, T, C), in the type of the blocks' weights.
+        """Return the input of the head (B, T, C), in the type of the blocks' weights.
 
-        `dropout` is training's; `recompute` keeps only the blocks' inputs for the backward pass; `fused` computes the
-        blocks by `torch.compile`.
+        `dropout` is used only in training. `recompute` saves only the blocks' inputs for the backward pass. `fused`
+        computes the blocks with `torch.compile`.
         """
 
     @abstractmethod
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, V) for the token after ids (B, T), which follow what each row of the cache has read.
+        """Add ids (B, T) to the cache and return logits (B, V) for the next token of each row.
 
-        Without dropout, in f32, and the same as `forward` gives for the last of all the row's tokens.
+        Without dropout and in f32. The logits are those of `forward` for the last token of the whole row.
 
         Raises:
-            CacheFull: they do not fit the context.
+            CacheFull: the tokens do not fit the context.
         """
 
     @abstractmethod
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`config.json` and the weights of the same model in `transformers`."""
+        """Return `config.json` and the weights of the same model in `transformers`."""
 
     @abstractmethod
     def load_transformers(self, weights: dict[str, Tensor]) -> None:
-        """Take weights named as `to_transformers` names them, into a model of the same shape.
+        """Copy weights, named as in `to_transformers`, into this model.
 
         Raises:
-            model.networks.WrongWeights: they are not those of this model; nothing was copied.
+            model.networks.WrongWeights: the weights are not those of a model of this shape; nothing was copied.
         """
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) for the token after each of ids (B, T), T at most the context."""
+        """Return logits (B, T, V) for the token after each of ids (B, T); T is at most the context."""
         logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
 
 
 def network(architecture: str) -> type[GPT]:
-    """The network of that name."""
+    """Return the network class of an architecture."""
     found: type[GPT] = importlib.import_module(f"bardflow.model.networks.{architecture}").NETWORK
     return found

@@ -1,4 +1,4 @@
-"""The shape of a GPT: which one is legal, and what it is when nothing is said."""
+"""The shape of a GPT, with its legal values and defaults."""
 
 from typing import Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GPTSpec(BaseModel):
-    """The shape of a GPT, everything but its vocabulary."""
+    """The shape of a GPT, without the size of its vocabulary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ class GPTSpec(BaseModel):
     def _fits(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; give a multiple")
-        from bardflow.model.networks.network import network  # which needs this class
+        from bardflow.model.networks.network import network  # imported here because it needs this class
 
         network(self.architecture).check(self)
         return self

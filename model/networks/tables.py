@@ -1,7 +1,7 @@
-"""The two ends of a GPT: rows of a table at the start, a head's cross entropy at the end.
+"""The embedding lookup and the cross entropy of the head, which need little memory.
 
-Both tables are V x C, and both gradients are added in place to the one that there is: never a second one, and never
-the logits of all tokens.
+Both tables are V x C. Both gradients are added in place to the existing one, so there is never a second gradient of
+that size. The logits of all tokens are never in memory together.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch import Tensor
 from bardflow.model.machine import compiled
 from bardflow.model.networks.autograd import applied
 
-# Targets with this value are not charged (torch's cross entropy's own default).
+# Targets with this value are not charged: they do not count in the loss. It is the default of torch's cross entropy.
 NOT_CHARGED = -100
 
 
 def rows_of(table_VC: Tensor, ids_BT: Tensor) -> Tensor:
-    """The rows (B, T, C) of `table_VC` with these ids.
+    """Look up the rows (B, T, C) of `table_VC` with these ids.
 
-    Where `table_VC.grad` is there already, going back adds the gradient of only these rows to it.
+    If `table_VC.grad` exists already, the backward pass adds the gradient of only these rows to it.
     """
     return applied(_Rows, table_VC, ids_BT)
 
@@ -39,7 +39,7 @@ class _Rows(torch.autograd.Function):
         if ctx.table_VC.grad is None:
             return torch.ops.aten.embedding_dense_backward(g_BTC, ids_BT, len(ctx.table_VC), -1, False), None
         if g_BTC.device.type != "cpu":
-            # How many rows differ is known to the device alone: to ask would be to wait for it.
+            # All rows: the number of different ids is only on the device, and reading it would wait for the device.
             ctx.table_VC.grad += torch.ops.aten.embedding_dense_backward(g_BTC, ids_BT, len(ctx.table_VC), -1, False)
             return None, None
         rows_U, places_BT = ids_BT.unique(return_inverse=True)
@@ -59,12 +59,13 @@ def head_loss(
     scale: float = 1.0,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """-log softmax(scale * hidden head)[target] in f32, (): the sum over charged targets, divided by `charged`.
+    """Return the cross entropy of the head, a scalar, and its gradient with respect to `hidden_BTC`.
 
-    With it comes its gradient with respect to `hidden_BTC`; that with respect to the head is added to `head_VC.grad`.
-    Logits exist for `tokens` tokens at a time and gradients are computed with them, so that a batch needs tokens x V
-    and not B x T x V (Wijmans et al. 2024 go further and never hold a whole row). `charged` is a number, or a scalar
-    tensor on a GPU, which is not read back. There `fused` computes by `torch.compile`.
+    The loss is the sum of -log softmax(scale * hidden head)[target] over charged targets, in f32, divided by `charged`.
+    The gradient with respect to the head is added to `head_VC.grad`. Logits and their gradients are computed for
+    `tokens` tokens at a time, so a batch needs memory for tokens x V numbers and not B x T x V (Wijmans et al. 2024
+    never have even a whole row in memory). `charged` is a number, or a scalar tensor on a GPU, which is not read back;
+    there, `fused` uses `torch.compile`.
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
     weight_VC = (head_VC if scale == 1 else head_VC * scale).to(hidden_NC.dtype)
@@ -83,18 +84,18 @@ def head_loss(
         total += nats
         torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[part])
         head_VC.grad.add_((dlogits_nV.t() @ hidden_NC[part])[: len(head_VC)], alpha=scale)
-        del dlogits_nV  # before the next piece's come
+        del dlogits_nV  # before the next piece allocates its own
     return total / charged, dhidden_NC.view_as(hidden_BTC)
 
 
-# A graphics card's products are slow where a row does not begin at a multiple of 16 bytes: 65 columns are made 72.
+# On a GPU, products are slow if rows do not begin at multiples of 16 bytes, so 65 columns are padded to 72.
 ALIGNED = 8
 
 
 def _piece(
     hidden_nC: Tensor, weight_VC: Tensor, targets_n: Tensor, charged: int | Tensor, vocabulary_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of a piece's charges, and the gradient with respect to its logits of that sum divided by `charged`."""
+    """Return the summed loss of a piece, and the gradient of (sum / `charged`) with respect to its logits."""
     logs_nV = F.log_softmax((hidden_nC @ weight_VC.t()).float(), -1)
     nats = F.nll_loss(logs_nV, targets_n, reduction="sum", ignore_index=NOT_CHARGED)
     asked_n1 = (targets_n != NOT_CHARGED).unsqueeze(1)
@@ -107,14 +108,14 @@ def _piece(
 def _piece_on_gpu(
     hidden_nC: Tensor, weight_WC: Tensor, targets_n: Tensor, charged: int | Tensor, vocabulary_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in fewer passes over memory, of logits whose columns from `vocabulary_size` on are padding."""
+    """The same as `_piece` in fewer passes over memory; columns of logits from `vocabulary_size` on are padding."""
     logits_nW = hidden_nC @ weight_WC.t()
     logits_nW[:, vocabulary_size:] = -torch.inf
     shares_nW = logits_nW.float().softmax(-1)
     asked_n1 = (targets_n != NOT_CHARGED).unsqueeze(1)
     right_n1 = targets_n.unsqueeze(1).clamp_min(0)
     share_n1 = shares_nW.gather(1, right_n1)
-    # A share that is zero in f32 costs what the smallest number there costs, 87 nats.
+    # A probability that is zero in f32 gets the loss of the smallest normal number, 87 nats.
     nats = (share_n1.clamp_min(torch.finfo(torch.float32).tiny).log() * asked_n1).sum().neg()
     weight_n1 = asked_n1 / charged
     dlogits_nW = shares_nW.mul_(weight_n1).to(logits_nW.dtype)

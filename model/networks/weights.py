@@ -1,4 +1,4 @@
-"""Tensors from a file into a model or an optimizer: name, shape and type are checked before any of them is copied."""
+"""Functions that copy tensors from a file into a model or an optimizer, and check name, shape and type first."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,18 @@ from bardflow.errors import BardError
 
 
 class WrongWeights(BardError):
-    """Tensors that are not those of the model or optimizer that they are to fill."""
+    """Tensors do not match the model or optimizer."""
 
 
 def fill(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of the same names.
+    """Copy tensors to those with the same names.
 
     Raises:
-        WrongWeights: as `require_alike`; nothing was copied.
+        WrongWeights: as in `require_alike`; nothing was copied.
     """
     require_alike(into, given)
     with torch.no_grad():
-        # One by one: weights that still lie in a file are then never in memory twice.
+        # One at a time, so that weights read from a file are never in memory twice.
         for name, tensor in into.items():
             tensor.copy_(given[name])
 
@@ -28,13 +28,13 @@ def fill(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
 def require_alike(
     expected: Mapping[str, Tensor], given: Mapping[str, Tensor], also: tuple[torch.dtype, ...] = ()
 ) -> None:
-    """Refuse tensors that would not fill the expected ones one to one: `copy_` would stretch a row over a matrix.
+    """Check that tensors have the expected names, shapes and types; `copy_` alone would broadcast a row over a matrix.
 
-    `also` are further types that tensors (not scalars) may have.
+    `also` lists further types that are allowed for tensors, but not for scalars.
 
     Raises:
-        WrongWeights: a name is missing or is none of the expected ones, or a shape or a type is another; the message
-            has the file's path, where the tensors lie in one.
+        WrongWeights: a name is missing or unexpected, or a shape or type is wrong. If the tensors are from a file, the
+            message has its path.
     """
     if missing := sorted(expected.keys() - given.keys()):
         raise WrongWeights(f"{_source(given)} has no {missing[0]}{_and_more(missing)}. {AGAIN}")
@@ -53,7 +53,7 @@ AGAIN = "It was not written for this model, or was changed since: run the flow t
 
 
 def _source(given: Mapping[str, Tensor]) -> str:
-    """Where the tensors lie, as far as they know."""
+    """The path of the tensors' file, if they have one."""
     return str(getattr(given, "path", "what is to be loaded"))
 
 

@@ -1,4 +1,4 @@
-"""What a training takes before it is started: memory, time, disk, a rented card."""
+"""Estimates of a training run before it starts: memory, time, disk space, and the price on a rented GPU."""
 
 from bardflow.model.planning import cloud
 from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee

@@ -1,4 +1,4 @@
-"""What the same training would take on a rented graphics card: whether it fits, how long, and at what price."""
+"""Estimates of a training run on a rented GPU: whether it fits, its time and its price."""
 
 import tomllib
 from importlib import resources
@@ -19,21 +19,21 @@ from bardflow.model.planning.plan import (
 )
 from bardflow.model.training import TrainingSpec
 
-# Assumptions, all of them open to doubt by a factor of two:
-UTILISATION = 0.35  # of the dense peak, in matrix products; nanoGPT's README has 124 M on A100s at about 0.4, compiled
-BANDWIDTH = 0.7  # of the memory's bandwidth, in all that is not a matrix product
-KERNELS_PER_LAYER = 100  # started for a layer of one micro-batch, forward and back
-SECONDS_PER_KERNEL = 5.5e-6  # recorded, one after the other: recipe `best` on an H100 (benchmarks/LOG.md)
-SETUP_SECONDS = 15 * 60  # to rent, install and bring the text there
-CONTEXT_BYTES = 600_000_000  # what CUDA and its libraries take of the card
+# Assumptions; each may be wrong by a factor of two:
+UTILISATION = 0.35  # of the dense peak, in matrix products; nanoGPT's README: about 0.4 for 124 M on A100s, compiled
+BANDWIDTH = 0.7  # of the memory bandwidth, outside matrix products
+KERNELS_PER_LAYER = 100  # for each layer and micro-batch, forward and backward
+SECONDS_PER_KERNEL = 5.5e-6  # in a CUDA graph, one after another: recipe `best` on an H100 (benchmarks/LOG.md)
+SETUP_SECONDS = 15 * 60  # to rent, install and upload the text
+CONTEXT_BYTES = 600_000_000  # GPU memory that CUDA and its libraries take
 
 
 class CardError(BardError):
-    """A card or a price that is not as it should be."""
+    """A GPU or a price is not valid."""
 
 
 class Card(BaseModel):
-    """A graphics card and its price; fields as model/planning/gpus.toml says."""
+    """A GPU and its price; the fields are described in model/planning/gpus.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +45,7 @@ class Card(BaseModel):
 
 
 class Rented(NamedTuple):
-    """A training on a card. Where it does not fit, `why` says so and there are no times."""
+    """A training run on a GPU. If it does not fit, `why` says so and the figures are None."""
 
     card: str
     peak_bytes: int | None
@@ -56,10 +56,10 @@ class Rented(NamedTuple):
 
 
 def cards(prices: dict[str, float]) -> dict[str, Card]:
-    """The cards of model/planning/gpus.toml by name, some at prices of the user's own.
+    """Read the GPUs of model/planning/gpus.toml by name; `prices` replaces the prices of some.
 
     Raises:
-        CardError: the file is not as it says itself, or a price is of no card in it.
+        CardError: the file is not valid, or a price is negative or for a GPU that is not in the file.
     """
     try:
         listed = TypeAdapter(dict[str, Card]).validate_python(
@@ -81,7 +81,7 @@ def cards(prices: dict[str, float]) -> dict[str, Card]:
 
 
 def rented(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, name: str, card: Card) -> Rented:
-    """The training on this card, computed as the card's memory allows."""
+    """Estimate the training run on this GPU, with the fastest execution that fits into its memory."""
     precision = card.precision if training.precision == "auto" else training.precision
     machine = Machine(device="cuda", precision=precision, base=CONTEXT_BYTES, compiles=True)
     try:
@@ -101,12 +101,12 @@ def step_seconds(
     machine: Machine,
     card: Card,
 ) -> float:
-    """An estimate from the datasheet: matrix products, then all that only moves bytes, or Python if that is slower.
+    """Estimate the seconds of a step: matrix products plus memory traffic, or starting the kernels if that is slower.
 
-    Bytes are moved for each parameter by the optimizer (weight, gradient and two moments, read and written), and for
-    each kept activation four times (written, read, and the same for its gradient).
+    The rates are the datasheet's. The optimizer moves bytes for each parameter (weight, gradient and two moments, read
+    and written). Each kept activation is moved four times (written, read, and the same for its gradient).
     """
-    # A card without bf16 units computes in f32.
+    # A GPU without bf16 units computes in f32.
     products = flops_per_step(gpt, vocabulary_size, training) * (4 / 3 if execution.recompute else 1)
     tokens = training.batch * gpt.context
     moved = 28 * parameters(gpt, vocabulary_size).total
@@ -118,7 +118,7 @@ def step_seconds(
 
 
 def worth(here_seconds: float | None, offers: list[Rented]) -> str:
-    """Whether to rent, in a sentence. `here_seconds` is None where the training does not fit on this machine."""
+    """Say in a sentence whether renting is worth it. `here_seconds` is None if the run does not fit on this machine."""
     fitting = [o for o in offers if o.seconds is not None and o.dollars is not None]
     if not fitting:
         return "no card of the list has the memory for it" + ("" if here_seconds else ", and neither has this machine")

@@ -1,30 +1,30 @@
-"""Loss against size: a power law through measured points, and where more no longer pays."""
+"""Loss against model size: a power law fitted to measured points, and the knee."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# Past the knee, twice the cost brings less than this share fewer bits.
+# After the knee, twice the cost lowers the bits by less than this share.
 WORTH = 0.01
 
 
 class Fit(NamedTuple):
-    """floor + amplitude / n^exponent: Kaplan et al.'s (2020) form with Hoffmann et al.'s (2022) irreducible term."""
+    """The power law floor + amplitude / n^exponent: Kaplan et al. (2020), with Hoffmann et al.'s (2022) floor."""
 
     floor: float
     amplitude: float
     exponent: float
 
     def at(self, size: float) -> float:
-        """The loss that it foresees."""
+        """Return the predicted loss at a size."""
         return float(self.floor + self.amplitude * size**-self.exponent)
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float]) -> Fit | None:
-    """The power law nearest to the points in squares; None where there are fewer than four, or they do not fall.
+    """Fit the power law by least squares; None if there are fewer than four points or the losses do not fall.
 
-    For a given floor the rest is a straight line in logarithms, so only the floor is searched, on a grid.
+    For a given floor the law is a straight line in logarithms, so only the floor is searched, on a grid.
     """
     n, y = np.log(np.asarray(sizes, float)), np.asarray(losses, float)
     if len(n) < 4 or y.min() <= 0 or np.corrcoef(n, y)[0, 1] >= 0:
@@ -43,9 +43,10 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> Fit | None:
 
 
 def foreseen_knee(fitted: Fit, sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float] | None:
-    """The size and the cost from which on the fit promises less than WORTH for twice the cost; None within 1,000 times.
+    """Predict the size and cost at the knee: there, the fit gains less than WORTH for twice the cost.
 
-    Costs go on as a power of the size, as over the last four points.
+    None if the knee is not below 1,000 times the last size. The cost is a power of the size, fitted to the last four
+    points.
     """
     power, offset = np.polyfit(np.log(sizes[-4:]), np.log(costs[-4:]), 1)
     size = sizes[-1]
@@ -57,9 +58,12 @@ def foreseen_knee(fitted: Fit, sizes: Sequence[float], costs: Sequence[float]) -
 
 
 def knee(costs: Sequence[float], losses: Sequence[float]) -> int:
-    """The cheapest point after which no point brings WORTH fewer bits for each doubling of the cost.
+    """Return the index of the cheapest point after which no point gains WORTH for each doubling of the cost.
 
-    So it must hold for all later points, not only the next: a single unlucky rung ends nothing.
+    All later points are checked, not only the next: one unlucky model size does not end the ladder.
+
+    Raises:
+        ValueError: there are no points.
     """
     order = sorted(range(len(costs)), key=lambda i: costs[i])
     for place, i in enumerate(order):

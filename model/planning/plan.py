@@ -1,7 +1,7 @@
-"""What a training will take before it is started: parameters, arithmetic, memory by part, disk. Pure arithmetic.
+"""Calculation of a training run's parameters, FLOPs, memory by part and disk space, without running it.
 
-The formulas follow what `model.training` and its neighbours hold at each moment; `benchmarks/memory_plan.py` measures
-how well. Shapes as in `model.gpt`: B windows of a micro-batch, T context, C width, V vocabulary.
+The formulas follow what `model.training` and the networks allocate at each moment; `benchmarks/memory_plan.py` measures
+the error. Shapes: B windows of a micro-batch, T context, C width, V vocabulary.
 """
 
 import math
@@ -15,18 +15,18 @@ from bardflow.model.machine import Device, Execution, compiles
 from bardflow.model.networks import QUERIES, GPTSpec, Parameters, network
 from bardflow.model.training import OPTIMIZERS, STACKED, STACKED_ON_A_CARD, TrainingSpec
 
-# A plan is kept this much below a limit: as much as plans were off (benchmarks/memory_plan.py).
+# A plan must stay below the limit by this share: the error of plans (benchmarks/memory_plan.py).
 MARGIN = 0.1
 
 
 class TooLittleMemory(BardError):
-    """No way to compute a step fits into the limit."""
+    """No execution fits into the memory limit."""
 
 
 class Machine(BaseModel):
-    """Where a training is planned to run. `base` is what the process holds before it: the interpreter and libraries.
+    """The machine of a plan. `base` is the bytes of the process before training: the interpreter and libraries.
 
-    `compiles` is whether `torch.compile` works there (`model.machine.compiles`).
+    `compiles` says whether `torch.compile` works there (`model.machine.compiles`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,14 +38,14 @@ class Machine(BaseModel):
 
     @classmethod
     def here(cls, device: Device, base: int) -> "Machine":
-        """This machine."""
+        """Describe this machine."""
         return cls.model_validate(
             {"device": device.name, "precision": device.precision, "base": base, "compiles": compiles(device)}
         )
 
 
 class Parts(BaseModel):
-    """Bytes held at one moment, by what they are for."""
+    """Bytes allocated at one moment, by purpose."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,12 +60,12 @@ class Parts(BaseModel):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return sum(self.model_dump().values())
 
 
 class Plan(BaseModel):
-    """How a training is to be computed, and the bytes that it then holds at each of its moments."""
+    """An execution, and the bytes that a training run with it allocates at each moment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,38 +75,38 @@ class Plan(BaseModel):
 
     @property
     def moment(self) -> str:
-        """When the peak is reached."""
+        """The name of the moment of the peak."""
         return max(self.moments, key=lambda name: self.moments[name].total)
 
     @property
     def peak(self) -> Parts:
-        """The peak by part."""
+        """The bytes at the peak, by part."""
         return self.moments[self.moment]
 
 
 def parameters(gpt: GPTSpec, vocabulary_size: int) -> Parameters:
-    """The parameters of `model.networks.build(gpt, vocabulary_size)`, without building it."""
+    """Count the parameters of `model.networks.build(gpt, vocabulary_size)` without building it."""
     return network(gpt.architecture).count(gpt, vocabulary_size)
 
 
 def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
-    """Floating-point operations of matrix products to train on a token: 6 N + 12 L C T.
+    """Return the floating-point operations of matrix products to train on a token: 6 N + 12 L C T.
 
-    PaLM's convention (Chowdhery et al. 2022, appendix B), which nanoGPT's `estimate_mfu` follows too: 2 N forward and
-    4 N backward, where N leaves out what is only looked up; attention's products over the whole context, though half of
-    it is masked. What is computed twice to save memory does not count.
+    PaLM's convention (Chowdhery et al. 2022, appendix B), as in nanoGPT's `estimate_mfu`: 2 N forward and 4 N backward,
+    where N excludes parameters that are only looked up. Attention counts the whole context, though half of it is
+    masked. Recomputation is not counted.
     """
     counted = parameters(gpt, vocabulary_size).total - network(gpt.architecture).looked_up(gpt, vocabulary_size)
     return 6 * counted + 12 * gpt.layers * gpt.width * gpt.context
 
 
 def flops_per_step(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec) -> int:
-    """Floating-point operations of one optimizer step."""
+    """Return the floating-point operations of one optimizer step."""
     return flops_per_token(gpt, vocabulary_size) * training.batch * gpt.context
 
 
 def checkpoint_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
-    """A checkpoint on disk: weights in f32 (a tied table stands there twice) and the optimizer's state."""
+    """Return the bytes of a checkpoint on disk: weights in f32 (a tied table is stored twice) and optimizer state."""
     weights = 4 * parameters(gpt, vocabulary_size).total
     if gpt.tied:
         weights += 4 * vocabulary_size * gpt.width
@@ -114,42 +114,42 @@ def checkpoint_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec,
 
 
 def disk_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
-    """All checkpoints of a run that goes to its last step: the first weights, and one for each leg."""
+    """Return the bytes of all checkpoints of a run to its last step: the initial weights, and one for each leg."""
     one = checkpoint_bytes(gpt, vocabulary_size, training, execution)
     begun = one - optimizer_bytes(gpt, vocabulary_size, training, execution)
     return begun + len(training.leg_ends()) * one
 
 
 def optimizer_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
-    """What the optimizer remembers: AdamW two numbers a parameter, Muon one for each of the blocks' matrices."""
+    """Return the bytes of the optimizer state: AdamW has two numbers a parameter, Muon one in block matrices."""
     numbers = OPTIMIZERS[training.optimizer].numbers(parameters(gpt, vocabulary_size).total, block_matrices(gpt))
     return numbers * (4 if execution.optimizer_state == "f32" else 2)
 
 
 def block_matrices(gpt: GPTSpec) -> int:
-    """Numbers in the blocks' matrices."""
+    """Return the number of parameters in the matrices of all blocks."""
     return gpt.layers * 12 * gpt.width**2
 
 
-# Tokens in a micro-batch beyond which a step gets no faster.
+# A micro-batch with more tokens does not make a step faster.
 FAST_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
-# Logits that exist at once where nothing is said: on a CPU 32 MiB in f32, on a graphics card 1 GiB.
+# The default number of logits in memory at once: on a CPU 32 MiB in f32, on an NVIDIA GPU 1 GiB.
 FAST_LOGITS = {"cpu": 2**23, "cuda": 2**28, "mps": 2**26}
 LEAST_LOSS_TOKENS = 128
-# Arithmetic of a training from which compiling is worth its seconds: an H100 saves 2 ms of each step of recipe `best`
-# (4e11 operations) and 37 ms of each of 124 M parameters (2.8e13), and compiles for 5 to 12 s (benchmarks/LOG.md).
+# The operations of a run from which compiling saves time: on an H100 it saves 2 ms for each step of recipe `best`
+# (4e11 operations) and 37 ms with 124 M parameters (2.8e13), and takes 5 to 12 s (benchmarks/LOG.md).
 COMPILED_FLOPS = 1e15
 
 
 def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine) -> Execution:
-    """The execution where memory is no matter: the fastest, and of equally fast ones the one that takes least."""
+    """Return the fastest execution without a memory limit; among equally fast ones, the one with the least memory."""
     steps = math.ceil(training.batch * gpt.context / FAST_TOKENS[machine.device])
     loss_tokens = max(LEAST_LOSS_TOKENS, FAST_LOGITS[machine.device] // vocabulary_size)
     loss_tokens = min(FAST_TOKENS[machine.device], loss_tokens)
     micro_batch = math.ceil(training.batch / steps)
     if machine.device == "cpu":
         return Execution(micro_batch=micro_batch, loss_tokens=loss_tokens)
-    # In pieces of one size: each size would be compiled by itself.
+    # All pieces have one size, because each size is compiled separately.
     tokens = micro_batch * gpt.context
     loss_tokens = math.ceil(tokens / math.ceil(tokens / loss_tokens))
     long = training.steps * flops_per_step(gpt, vocabulary_size, training) >= COMPILED_FLOPS
@@ -157,10 +157,10 @@ def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machin
 
 
 def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine, limit: int | None) -> Plan:
-    """The fastest execution whose planned peak stays below the limit in bytes; without a limit, the fastest.
+    """Choose the fastest execution whose planned peak fits into the limit in bytes; without a limit, the fastest.
 
     Raises:
-        TooLittleMemory: none does; the message names the least limit that would do.
+        TooLittleMemory: none fits; the message gives the smallest limit that is enough.
     """
     fastest = unlimited(gpt, vocabulary_size, training, machine)
     if limit is None:
@@ -178,12 +178,12 @@ def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: 
 
 
 def needed(plan: Plan) -> int:
-    """The least limit that a plan fits into."""
+    """Return the smallest limit in bytes that a plan fits into."""
     return math.ceil(plan.peak.total * (1 + MARGIN))
 
 
 def economies(fastest: Execution) -> Iterator[Execution]:
-    """The fastest execution, and the ways to do the same in less memory."""
+    """Yield the fastest execution and all variants that need less memory."""
     micro_batches = [fastest.micro_batch]
     while micro_batches[-1] > 1:
         micro_batches.append(math.ceil(micro_batches[-1] / 2))
@@ -205,10 +205,10 @@ def economies(fastest: Execution) -> Iterator[Execution]:
 
 
 def slowness(execution: Execution, gpt: GPTSpec, fastest: Execution) -> tuple[bool, float]:
-    """What an execution costs, for comparison: first the optimizer's precision, which touches the result, then time.
+    """Return a key to sort executions by: first the precision of the optimizer state, which affects results, then time.
 
-    Recomputing costs one forward pass more, a third of a step's arithmetic. What is paid once for each micro-batch and
-    each piece of the logits counts as so many tokens' time.
+    Recomputing costs one more forward pass, a third of a step's arithmetic. The fixed cost of each micro-batch and each
+    piece of the logits is counted in tokens.
     """
     time = 1 + execution.recompute / 3
     time += MICRO_BATCH_COST_TOKENS / (min(execution.micro_batch, fastest.micro_batch) * gpt.context)
@@ -216,14 +216,14 @@ def slowness(execution: Execution, gpt: GPTSpec, fastest: Execution) -> tuple[bo
     return execution.optimizer_state != "f32", time
 
 
-# What a micro-batch costs beside its tokens: 190 to 310 were measured (classic models of 11 to 12 M on 2 cores, one
-# window at once beside sixteen). What a piece of the logits costs is assumed, to order plans.
+# The fixed cost of a micro-batch, in tokens: measured 190 to 310 (classic models of 11 to 12 M on 2 cores, one window
+# at once compared with sixteen). The fixed cost of a piece of the logits is an assumption, used to order plans.
 MICRO_BATCH_COST_TOKENS = 250
 LOSS_COST_TOKENS = 10
 
 
 def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, machine: Machine) -> Plan:
-    """The bytes held at each moment of a leg where the peak may be."""
+    """Plan the bytes allocated at each moment of a leg that may be the peak."""
     C, V, tokens = gpt.width, vocabulary_size, execution.micro_batch * gpt.context
     total = parameters(gpt, V).total
     number = 2 if machine.precision == "bf16" else 4
@@ -236,7 +236,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
     again = tokens * block_activation_bytes(gpt, ONE_BLOCK, machine) * execution.recompute
     at_once = min(execution.loss_tokens, tokens)
     logits = at_once * V * logit_bytes(execution, machine)
-    heads = (2 if number < 4 else 1) * number * head  # converted, and a piece's gradient of it
+    heads = (2 if number < 4 else 1) * number * head  # converted to bf16, and its gradient from a piece
     ends = tokens * number * C * 2  # the last norm's output and its gradient
 
     def parts(**given: int) -> Parts:
@@ -250,7 +250,7 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
         execution=execution,
         machine=machine,
         moments={
-            # All activations are there; of gradients the head's, or all where another micro-batch was before.
+            # In memory: all activations, and the head's gradient, or all gradients after an earlier micro-batch.
             "taking the loss": parts(
                 weights=4 * total + copies,
                 gradients=4 * (total if micro_batches > 1 else head),
@@ -258,14 +258,14 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
                 logits=logits,
                 workspace=ends + heads,
             ),
-            # The last block's gradient is taken while all activations are still there.
+            # The last block's gradient is computed while all activations are in memory.
             "going back": parts(
                 weights=4 * total + copies,
                 gradients=4 * (total if micro_batches > 1 else head),
                 activations=kept + again,
                 workspace=block + ends,
             ),
-            # All gradients are there, and of activations those of one block.
+            # In memory: all gradients, and the activations of one block.
             "the first block": parts(
                 weights=4 * total + copies,
                 gradients=4 * total,
@@ -278,8 +278,10 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
 
 
 def logit_bytes(execution: Execution, machine: Machine) -> int:
-    """Bytes of each logit that exists at once: in f32, and the logarithm of its share; on a graphics card its share,
-    and also the product as it came, or by `torch.compile` only this and its gradient.
+    """Return the bytes for each logit in memory: on a CPU the logit in f32 and its log probability.
+
+    On a GPU the logit in f32, its probability and the product before conversion; with `torch.compile` only the product
+    and its gradient.
     """
     if machine.device == "cpu":
         return 8
@@ -288,7 +290,7 @@ def logit_bytes(execution: Execution, machine: Machine) -> int:
 
 
 def orthogonalising_bytes(gpt: GPTSpec, number: int, machine: Machine) -> int:
-    """What Muon needs beside its state for its largest stack: the update in f32, and products in their type."""
+    """Return the bytes that Muon needs for its largest stack besides its state: the update in f32, and the products."""
     stack = min(STACKED if machine.device == "cpu" else STACKED_ON_A_CARD, gpt.layers * 8 * gpt.width**2)
     return stack * (4 + 4 + 4 * number)
 
@@ -297,32 +299,32 @@ ONE_BLOCK = Execution(micro_batch=1)
 
 
 def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
-    """What the forward pass keeps of each token for the way back: the blocks' share, and the last norm's output."""
+    """Return the bytes for each token kept for the backward pass: those of all blocks, and the last norm's output."""
     number = 2 if machine.precision == "bf16" else 4
     return gpt.layers * block_activation_bytes(gpt, execution, machine) + number * gpt.width
 
 
 def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
-    """What a block keeps of each token."""
+    """Return the bytes that a block keeps for each token."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
     kept, dropped = network(gpt.architecture).KEPT, gpt.dropout > 0
     widths = 1.0 if execution.recompute else kept.on_cpu if on_our_own(machine) else kept.elsewhere
     if dropped:
         widths += 2
     if kept.attention_mask and dropped:
-        # A mask of heads x T for a token; where attention with dropout is written out, weights and their product too.
+        # A mask of heads x T for each token; if torch computes attention with dropout, also weights and their product.
         tables = 1 if execution.recompute or on_our_own(machine) else 3
         widths += tables * gpt.heads * gpt.context / C
     return int(number * C * widths)
 
 
 def on_our_own(machine: Machine) -> bool:
-    """Whether blocks are computed by the functions of model.networks.cpu_kernels and attention, and not by torch's."""
+    """Return whether blocks use the functions of model.networks.cpu_kernels and attention instead of torch's."""
     return machine.precision == "bf16" and machine.device == "cpu"
 
 
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
-    """What stands beside them for each token while one block's gradient is taken."""
+    """Return the temporary bytes for each token while the gradient of one block is computed."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
     written_out = network(gpt.architecture).KEPT.attention_mask and gpt.dropout and not on_our_own(machine)
     table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
@@ -330,12 +332,12 @@ def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
 
 
 def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: int, gradients: int) -> int:
-    """What lies unused between what is kept and what comes and goes, of which `passing` bytes stand now.
+    """Return the unused bytes between allocations (fragmentation) when `passing` bytes of them are temporary.
 
-    glibc's heap is not moved together: with every large tensor mapped on its own there were no holes, and a step took
-    twice as long (benchmarks/LOG.md). Our own functions make more that comes and goes, so there are more holes. And
-    gradients are laid between what is freed: where little comes and goes, the holes are as large as a share of them,
-    the more so where state rests in bf16.
+    glibc never compacts its heap. With mmap for every large tensor there was no fragmentation, but a step took twice as
+    long (benchmarks/LOG.md). Our own functions make more temporary tensors, so more fragmentation. Gradients are
+    allocated between freed blocks: with few temporary tensors the unused bytes are a share of the gradients, a larger
+    one if the optimizer state is in bf16.
     """
     if machine.device != "cpu":
         return 0
@@ -343,8 +345,8 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
     return int(max(passing * share, gradients * HOLES_BETWEEN[execution.optimizer_state]))
 
 
-# As a share of what comes and goes by torch's own functions, and of all gradients, by the type of the state at rest.
+# Unused bytes as a share of torch's temporary tensors, and as a share of all gradients by the optimizer state's type.
 HOLES = 0.55
 HOLES_BETWEEN = {"f32": 0.7, "bf16": 1.0}
-# Numbers of a width that stand beside them for each token while a block's gradient is taken.
+# Temporary numbers for each token while the gradient of a block is computed, in multiples of the width.
 BLOCK_WIDTHS = 10

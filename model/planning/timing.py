@@ -1,4 +1,4 @@
-"""How long a step takes here, by taking a few."""
+"""Measurements of the seconds of a training step and the memory of this process."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ TIMED_STEPS = 3
 
 
 class Probe(NamedTuple):
-    """Seconds of a step and of scoring a validation token, and the bytes held at most while steps were taken."""
+    """Seconds of a step and of scoring a validation token, the peak bytes of the steps, and the number of threads."""
 
     step_seconds: float
     validation_token_seconds: float
@@ -25,10 +25,10 @@ class Probe(NamedTuple):
 
 
 def settled_bytes(device: Device) -> int:
-    """What this process holds once everything that a training loads on the way is there.
+    """Measure the memory of this process in bytes, after everything that a training run loads is loaded.
 
-    Products bring kernels and threads, 40 MB on a CPU. A step of a tiny model brings all of them, so that a plan begins
-    from what is measured.
+    Matrix products load kernels and start threads, 40 MB on a CPU. A step of a tiny model loads all of them, so a plan
+    starts from a measured value.
     """
     gpt = GPTSpec(layers=1, heads=2, width=32, context=16)
     here = Training(begin(gpt, 8, 0), TrainingSpec(steps=1, batch=4), device, Execution(micro_batch=2))
@@ -43,9 +43,9 @@ def settled_bytes(device: Device) -> int:
 def probe(
     gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, device: Device, *, seconds: float
 ) -> Probe:
-    """Train on random tokens for about so many seconds, which tokens they are makes no difference to time.
+    """Train on random tokens for about `seconds`; the time does not depend on the tokens.
 
-    A step of many micro-batches is not taken whole: one of one and one of two say what a further micro-batch costs.
+    A step of more than two micro-batches is not run whole. Steps of one and of two show the cost of one more.
     """
     forget_peak(device)
     micro_batches = -(-training.batch // execution.micro_batch)
@@ -86,7 +86,7 @@ def step_seconds(
     *,
     most: int = TIMED_STEPS,
 ) -> float:
-    """The median of up to `most` steps after a first one, which also pays for what is made once."""
+    """Measure the median seconds of up to `most` steps, without the first, which includes one-time work."""
     here = Training(begin(gpt, vocabulary_size, training.seed), training, device, execution)
     tokens = random_tokens(vocabulary_size, training.batch * gpt.context + 1)
     begun = time.monotonic()
@@ -101,5 +101,5 @@ def step_seconds(
 
 
 def random_tokens(vocabulary_size: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
-    """Token ids drawn evenly."""
+    """Draw token ids uniformly."""
     return np.random.default_rng(0).integers(0, vocabulary_size, count).astype(np.uint32)

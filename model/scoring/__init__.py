@@ -1,4 +1,4 @@
-"""How good a model is: its charge for a text, beside baselines and beside another model."""
+"""Scores of a model on a text, and comparisons with baselines and with other models."""
 
 from bardflow.model.scoring import baselines, coding, memorisation
 from bardflow.model.scoring.coding import compress, decompress

@@ -1,4 +1,4 @@
-"""What simpler predictors and compressors pay for the same validation text, in the same unit as the model: bits."""
+"""Baselines for the validation set, in bits per character: uniform guessing, n-gram models and compressors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import numpy.typing as npt
 
 from bardflow.errors import BardError
 
-UNICODE = 0x110000  # code points there are
+UNICODE = 0x110000  # the number of code points
 
-# So much of a validation text is scored by what counts characters: all of a shorter one, stretches of a longer one. The
-# n-gram model takes about 110 bytes for each of its characters, as for each of the training text.
+# The models that count characters score at most this many validation characters: stretches of a longer text. The n-gram
+# model takes about 110 bytes for each of them, as for each training character.
 COUNTED_CHARACTERS = 2**21
 STRETCH_CHARACTERS = 2**12
-# So much of it is compressed, from its start: xz -9 takes seconds for a million characters.
+# At most this many characters from the start are compressed: xz -9 takes seconds for a million characters.
 COMPRESSED_CHARACTERS = 2**23
 
-# xz -9 looks back this far, so no earlier training text can help it; bz2 -9 works in blocks of 900 kB.
+# The window of xz -9 in bytes; earlier training text cannot help it. bz2 -9 works in blocks of 900 kB.
 XZ_LOOKS_BACK = 64 << 20
-# The length of a file is a multiple of so many bytes: https://tukaani.org/xz/xz-file-format.txt, section 1.2.
+# A file's length is a multiple of this many bytes: https://tukaani.org/xz/xz-file-format.txt, section 1.2.
 FILE_UNITS = {"xz": 4, "bz2": 1}
 
-# Bits per character of the last tenth, by order; above 7 more context is no longer a gain on texts of this size.
+# Bits per character of the last tenth, by order; above 7, more context does not help on texts of this size.
 #   order                5       6       7       8      10
 #   Shakespeare     2.2523  2.1967  2.1878  2.1917  2.1965
 #   Three Kingdoms  6.7799  6.7790  6.7788  6.7793  6.7790
-# Chosen by the validation text, so it is the strongest of its kind: a comparison should not flatter the model.
+# Chosen on the validation set, so the baseline is as strong as possible and does not flatter the model.
 ORDER = 7
 
 Floats = npt.NDArray[np.float64]
@@ -40,12 +40,12 @@ Ints = npt.NDArray[np.int64]
 
 
 class BaselineError(BardError):
-    """A baseline has no text to learn from or to score."""
+    """The training text or the text to score is empty."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A predictor's name and kind, its cost on the validation text in bits per character, and what it is in words."""
+    """A baseline's name, kind, bits per character on the validation set, and description."""
 
     name: str
     kind: Literal["statistical", "compressor"]
@@ -54,13 +54,16 @@ class Baseline:
 
 
 def measure(train: str, validation: str, *, train_characters: int | None = None) -> Iterator[Baseline]:
-    """The baselines on one validation text, each as soon as it is measured; none learns from the validation text.
+    """Measure the baselines and yield each when it is ready; none learns from the validation set.
 
-    `train` is the text just before `validation`, at most as much of it as the caller's memory and time allow: the
-    n-gram model takes about 110 bytes and 1 microsecond a character. `train_characters` is the whole training set's
-    length, where that is only its end. Every character is charged of a validation text of up to COUNTED_CHARACTERS;
-    of a longer one, evenly spread stretches by the models that count, and the first COMPRESSED_CHARACTERS by the
-    compressors. What was left out stands in each baseline's note. Raises `BaselineError` if either text is empty.
+    `train` is the text just before `validation`. If it is only the end of the training set, `train_characters` is the
+    length of the whole. Limit it by memory and time: the n-gram model takes about 110 bytes and 1 microsecond for each
+    character. Models that count score every character of a validation set of up to COUNTED_CHARACTERS, and evenly
+    spread stretches of a longer one. Compressors score the first COMPRESSED_CHARACTERS. Each baseline's note says what
+    was left out.
+
+    Raises:
+        BaselineError: either text is empty.
     """
     distinct = len(set(train) | set(validation))
     _length(train, validation)
@@ -96,14 +99,17 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
 
 
 def uniform(distinct: int) -> float:
-    """Bits per character of a guess among `distinct` equally likely characters."""
+    """Return the bits per character of a guess among `distinct` equally probable characters."""
     return math.log2(distinct)
 
 
 def order_zero(train: str, validation: str) -> float:
-    """Bits per character when each character costs what its frequency in the training text says.
+    """Score the characters by their frequency in the training text, in bits per character.
 
-    p(w) = (count(w) + u(w)) / (characters + 1), where u shares one count over all of Unicode: see `_unigram_floor`.
+    p(w) = (count(w) + u(w)) / (characters + 1), where u distributes one count over all of Unicode (`_unigram_floor`).
+
+    Raises:
+        BaselineError: either text is empty.
     """
     _length(train, validation)
     codes, counts = np.unique(_code_points(train), return_counts=True)
@@ -114,19 +120,22 @@ def order_zero(train: str, validation: str) -> float:
 
 
 def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
-    """Bits per character under interpolated modified Kneser-Ney over characters, of n-grams up to `order` characters.
+    """Score with interpolated modified Kneser-Ney on n-grams of up to `order` characters, in bits per character.
 
-    Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section 4.1.6:
-    three discounts an order, from the counts of counts; below the highest order a gram counts the distinct characters
-    before it. Under the unigrams lies a uniform distribution over the training text's characters and one share for
-    all the others, so every character costs finitely much. The model is fixed by the training text; its history is
-    the running text, so the first validation characters follow the training text's end. Of a validation text longer
-    than COUNTED_CHARACTERS, evenly spread stretches are charged, each after what precedes it. An order beyond the
-    training text's length is cut to that length. Raises `BaselineError` if either text is empty.
+    Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section 4.1.6: three
+    discounts for each order, from the counts of counts. Below the highest order, an n-gram's count is the number of
+    distinct characters before it. Unigrams are interpolated with a uniform distribution over the training text's
+    characters and one share for all others, so every loss is finite. Counts come from the training text only, the
+    context from the running text, so the first validation characters follow the training text's end. If the validation
+    set is longer than COUNTED_CHARACTERS, evenly spread stretches are scored, each with the text before it as context.
+    The order is at most the training text's length.
+
+    Raises:
+        BaselineError: either text is empty.
     """
     _length(train, validation)
     known = len(train)
-    # Each stretch but one at the start comes with what precedes it in the text, for which nothing is charged.
+    # Each stretch except the first follows its context, which is not scored.
     stretches = _stretches(validation)
     gap = len(validation) // len(stretches)
     before = [validation[max(0, i * gap - order + 1) : i * gap] for i in range(len(stretches))]
@@ -142,7 +151,7 @@ def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
 
 
 def _stretches(validation: str) -> list[str]:
-    """The text itself, or stretches at the starts of equal parts of it that come to COUNTED_CHARACTERS together."""
+    """Return the text, or stretches of COUNTED_CHARACTERS in all, each at the start of one of equal parts of it."""
     if len(validation) <= COUNTED_CHARACTERS:
         return [validation]
     count = COUNTED_CHARACTERS // STRETCH_CHARACTERS
@@ -152,10 +161,11 @@ def _stretches(validation: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Order:
-    """One order of the model, asked about the validation characters (V of them).
+    """One order of the model, evaluated at the V validation characters.
 
-    `count` [V]: each one's gram's (continuation) count; `total` [V]: that of its context; `backed_off` [V]: the mass
-    that the context's discounts free for the lower order; `discounts` [4]: by count, 0, 1, 2, 3 and more.
+    `count` [V]: the (continuation) count of each character's n-gram; `total` [V]: that of its context; `backed_off`
+    [V]: the mass that the context's discounts leave for the lower order; `discounts` [4]: for counts 0, 1, 2, and 3 or
+    more.
     """
 
     count: Ints
@@ -165,22 +175,22 @@ class _Order:
 
     def interpolate(self, lower: Floats) -> Floats:
         own = self.count - self.discounts[np.minimum(self.count, 3)]
-        # A context that the training text never shows says nothing: the lower order stands.
+        # If the context does not occur in the training text, the lower order is used.
         return np.where(self.total > 0, (own + self.backed_off * lower) / np.maximum(self.total, 1), lower)
 
 
 def _orders(text: Ints, known: int, order: int) -> Iterator[_Order]:
-    """The orders from the unigrams up. `text` is training and validation together, `known` the training set's length.
+    """Yield the orders from the unigrams up; `text` is training and validation text, `known` the former's length.
 
-    A gram's id is dense and given by where it starts: `grams[k][s]` is the k characters from s on. The gram of k
-    characters is its context `grams[k - 1][s]` and its last character; its suffix is `grams[k - 1][s + 1]`.
+    `grams[s]` is a dense id of the n-gram of k characters that starts at s. Its context is the n-gram of k - 1
+    characters at s, its suffix the one at s + 1.
     """
     contexts = np.zeros(len(text) + 1, np.int64)
     characters = np.unique(text, return_inverse=True)[1]
     letters = int(characters.max()) + 1
     grams = characters
     for k in range(1, order + 1):
-        # The next order's grams first: their suffixes are what this order counts.
+        # The next order's n-grams come first, because this order counts their suffixes.
         longer = np.unique(grams[:-1] * letters + characters[k:], return_inverse=True)[1] if k < order else None
         start, end = known - k + 1, len(text) - k + 1
         example = np.full(int(grams.max()) + 1, -1)
@@ -204,10 +214,10 @@ def _orders(text: Ints, known: int, order: int) -> Iterator[_Order]:
 
 
 def _discounts(counts: Ints) -> Floats:
-    """What is taken off a count of 0, 1, 2, and 3 or more: Chen and Goodman's equation 26.
+    """Estimate the discounts of counts 0, 1, 2, and 3 or more: Chen and Goodman's equation 26.
 
-    It needs grams that occur once, twice, three and four times. Where some do not occur, or the estimate is no share
-    of its count (a text of a few lines, or the unigrams of a small alphabet), 0.5, 1 and 1.5 stand in, as in KenLM.
+    It needs n-grams that occur once, twice, three and four times. If some are missing, or an estimate is negative (a
+    text of a few lines, or the unigrams of a small alphabet), the discounts are 0.5, 1 and 1.5, as in KenLM.
     """
     n1, n2, n3, n4 = (int(n) for n in np.bincount(np.minimum(counts, 5), minlength=6)[1:5])
     stand_in = np.array([0, 0.5, 1, 1.5])
@@ -219,17 +229,17 @@ def _discounts(counts: Ints) -> Floats:
 
 
 def _unigram_floor(seen: npt.NDArray[np.bool_], distinct: int) -> Floats:
-    """The uniform distribution: a share for each of the `distinct` characters, and one for all unseen code points."""
+    """Return the uniform distribution: a share for each of `distinct` characters, one for all unseen code points."""
     share = 1 / (distinct + 1)
     return np.where(seen, share, share / (UNICODE - distinct))
 
 
 def compressed(train: bytes, validation: bytes, method: Literal["xz", "bz2"]) -> float:
-    """Bits that `validation` adds to what is compressed when `train` stands before it, at the strongest preset.
+    """Return the bits that `validation` adds to the compressed size of `train`, at the strongest preset.
 
-    Only as much of `train`'s end is given as the method can use: xz -9 looks back 64 MiB; bz2 has blocks of 900 kB,
-    so it hardly gains from a longer text, and is given the same. A text of a few lines may add nothing that the file's
-    size shows, or even less than nothing, as blocks end elsewhere: then it counts as the file format's unit of length.
+    Only the last 64 MiB of `train`, the window of xz -9, are used. bz2 gets the same, although it hardly gains from
+    more than its blocks of 900 kB. A text of a few lines may add nothing to the file's size, or even make it smaller,
+    because blocks end at other places. The result is then the file format's unit of length.
     """
     train = train[-XZ_LOOKS_BACK:]
     added = _compressed_size(train + validation, method) - _compressed_size(train, method)
@@ -239,7 +249,7 @@ def compressed(train: bytes, validation: bytes, method: Literal["xz", "bz2"]) ->
 def _compressed_size(data: bytes, method: Literal["xz", "bz2"]) -> int:
     if method == "bz2":
         return len(bz2.compress(data, 9))
-    # A dictionary larger than the data changes no output and costs memory: 674 MB at the preset's 64 MiB.
+    # A dictionary larger than the data does not change the output but takes memory: 674 MB at the preset's 64 MiB.
     dictionary = min(XZ_LOOKS_BACK, max(1 << 12, 1 << (len(data) - 1).bit_length()))
     return len(lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]))
 
@@ -253,7 +263,11 @@ def _bits(probabilities: Floats) -> float:
 
 
 def _length(train: str, validation: str) -> int:
-    """The validation text's characters, where there is something to learn from and something to score."""
+    """Return the number of validation characters.
+
+    Raises:
+        BaselineError: either text is empty.
+    """
     if not train or not validation:
         raise BaselineError(
             f"a training text of {len(train)} characters and a validation text of {len(validation)} were given; "

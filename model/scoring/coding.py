@@ -1,13 +1,13 @@
-"""A text as a file that the model's own predictions make short: the proof that its bits are real.
+"""Compression of a text with a model's predictions, as a proof of its score.
 
-A range coder (the `constriction` library's; Bamler 2022) spends minus log2 of a token's share on it, so the file is as
-long as the model's charge for the text in disjoint windows, and the model that reads the file back must draw every
-share from what it has decoded alone. Both directions compute the same passes, so on one machine, with one version of
-torch and one number of threads, they find the same shares to the last bit; elsewhere the file need not open.
+A range coder (the `constriction` library's; Bamler 2022) spends -log2(p) bits on a token of probability p, so the file
+is as long as the model's loss on the text in disjoint windows. Decompression computes each probability from the tokens
+decoded so far. Both directions run the same forward passes, so on the same machine, with the same torch version and
+number of threads, the probabilities are equal to the last bit. Elsewhere decompression may fail.
 
-The library's shares have 24 bits, so it spends at most 24 bits on a token, and a model that is badly surprised would
-be billed too little. Tokens with a share below RARE are therefore coded in steps, each of them within 24 bits: first
-that the token is one of the rare ones, then which of them it is, by their shares among themselves.
+The library's probabilities have 24 bits, so it spends at most 24 bits on a token, too few for a very improbable token.
+A token with a probability below RARE is therefore coded in steps of at most 24 bits each: first that it is a rare
+token, then which one, by the probabilities among the rare tokens.
 """
 
 import math
@@ -29,21 +29,21 @@ from bardflow.model.training import Tokens
 
 Ids = npt.NDArray[np.int64]
 
-# So many tokens are a stretch: stretches are read side by side, and what precedes each but the first is written out.
+# Tokens in a stretch. Stretches are coded in parallel; the token before each, except the first, is stored in the file.
 STRETCH_TOKENS = 2**13
 MOST_STRETCHES = 64
 HEADER = struct.Struct("<I")
 RARE = 2.0**-20
-# What a token is taken to have whose share is too small for f32.
+# The probability of a token whose probability is too small for f32.
 LEAST = 2.0**-126
 
 
 class NotCoded(BardError):
-    """A file was not written by `compress` for this model."""
+    """The file was not written by `compress` with this model."""
 
 
 def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device, progress: Progress | None = None) -> bytes:
-    """The tokens, as few bytes as the model's shares of them allow. `before` is the token that precedes the text.
+    """Compress tokens with the model's probabilities. `before` is the token that precedes the text.
 
     `progress` is called with the number of coded tokens.
     """
@@ -70,12 +70,12 @@ def compress(gpt: GPT, tokens: Tokens, *, before: int, device: Device, progress:
 
 
 def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device, progress: Progress | None = None) -> Ids:
-    """The tokens behind a file that `compress` wrote with the same model, `before` and device.
+    """Decompress a file that `compress` wrote with the same model, `before` and device, and return its tokens.
 
     `progress` is called with the number of decoded tokens.
 
     Raises:
-        NotCoded: the file is too short or is none of its files.
+        NotCoded: the file is cut short, or `compress` did not write it with this model.
     """
     if len(coded) < HEADER.size or (len(coded) - HEADER.size) % 4:
         raise NotCoded(f"{len(coded)} bytes were given, but a coded text has 4 and a multiple of 4; was it cut short?")
@@ -91,7 +91,7 @@ def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device, progress:
             for row in np.flatnonzero(codes == shares_bV.shape[1]):
                 codes[row] = _decode_rare(coder, shares_bV[row])
             ids[at] = codes
-        except AssertionError as error:  # the library's name for data that no encoder writes
+        except AssertionError as error:  # what the library raises for invalid data
             raise NotCoded("these bytes were not coded with this model's shares, or were changed since") from error
         return ids[at]
 
@@ -101,7 +101,7 @@ def decompress(gpt: GPT, coded: bytes, *, before: int, device: Device, progress:
 
 
 def _stretches(count: int, context: int) -> tuple[Ids, int]:
-    """Where each stretch of a text of `count` tokens begins (at a disjoint window's start), and how many there are."""
+    """Return the start of each stretch in a text of `count` tokens (also a window's start), and their number."""
     windows = math.ceil(count / context)
     rows = max(1, min(MOST_STRETCHES, count // STRETCH_TOKENS))
     long = math.ceil(windows / rows) * context if windows else context
@@ -118,7 +118,10 @@ def _passes(
     settle: Callable[[Ids, npt.NDArray[np.float32]], Ids],
     progress: Progress | None,
 ) -> None:
-    """Token after token of all stretches: `settle` gets their places and shares, and says which tokens they are."""
+    """Run the model over all stretches, token by token.
+
+    `settle` gets the positions and probabilities of the next tokens and returns the tokens.
+    """
     first, rows = _stretches(count, gpt.context)
     cache = empty_cache(gpt, rows, device)
     current = precede.copy()
@@ -130,7 +133,7 @@ def _passes(
                 cache.clear(row)
         logits_BV = gpt.extend(torch.from_numpy(current[:, None]).to(device.name), cache).float()
         shares_BV = logits_BV.softmax(-1).cpu().numpy()
-        # A stretch that has ended is still read, so that all passes are of one shape; nobody asks what it says.
+        # A finished stretch stays in the batch, so that all passes have one shape; its output is ignored.
         going = np.flatnonzero(first + step < ends)
         current[going] = settle(first[going] + step, np.ascontiguousarray(shares_BV[going]))
         done += len(going)
@@ -139,7 +142,7 @@ def _passes(
 
 
 def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Shares of the likely tokens, and in a further column that of all rare ones together, but at least RARE."""
+    """Return probabilities with those of rare tokens set to 0 and a last column with their sum, at least RARE."""
     is_rare = shares_bV < RARE
     together = np.where(is_rare, shares_bV, 0).sum(axis=1, dtype=np.float64).clip(RARE)
     likely = np.concatenate([np.where(is_rare, 0, shares_bV), together[:, None]], axis=1, dtype=np.float64)
@@ -147,13 +150,13 @@ def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _among_rare(shares_V: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
-    """Shares of the rare tokens among themselves, and shares of the yeses that are coded before them.
+    """Return the probabilities among rare tokens, and those of the yes bits that are coded before them.
 
-    Where the rare ones have less than RARE together, `_with_rare` gave them RARE. The yeses make up for that: their
-    product is the ratio of the two, and none is smaller than RARE.
+    If the sum of the rare tokens is below RARE, `_with_rare` raised it to RARE. The yes bits correct this: the product
+    of their probabilities is the ratio of sum and RARE, and none is below RARE.
     """
     rare = np.where(shares_V < RARE, shares_V, 0).astype(np.float64)
-    if not rare.any():  # too small for f32: all alike
+    if not rare.any():  # all too small for f32: make them equal
         rare = np.where(shares_V < RARE, LEAST, 0)
     together = float(rare.sum())
     count = max(0, math.ceil(math.log(together / RARE) / math.log(RARE)))

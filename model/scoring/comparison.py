@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same text, or only looks so."""
+"""A test of whether one model is better than another on the same text."""
 
 import math
 from statistics import NormalDist
@@ -11,10 +11,10 @@ from bardflow.errors import BardError
 
 Charges = npt.NDArray[np.float32]
 
-# Characters whose charges are drawn together: a hard passage is hard for a few hundred characters on end, and a window
-# of context ties the charges in it.
+# Characters in a block. Losses of neighbouring characters are correlated: a hard passage is a few hundred characters
+# long, and the characters of a window share context.
 BLOCK_CHARACTERS = 1024
-# Longer texts get longer blocks and not more of them: 400 are enough for an interval. Shorter texts get shorter ones.
+# Longer texts have longer blocks, not more: 400 are enough for an interval. Shorter texts have shorter blocks.
 MOST_BLOCKS = 400
 LEAST_BLOCKS = 20
 RESAMPLES = 4000
@@ -22,11 +22,11 @@ CONFIDENCE = 0.95
 
 
 class NotComparable(BardError):
-    """Two models' charges are not over the same text."""
+    """The losses of two models are not on the same text."""
 
 
 class Comparison(NamedTuple):
-    """A model's bits per character minus another's, below zero where it needs fewer, and the interval around it."""
+    """A model's bits per character minus another's (negative if it is better), and the confidence interval."""
 
     difference: float
     low: float
@@ -34,22 +34,22 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> Literal["better", "worse", "not distinguishable"]:
-        """What can be said of the first model."""
+        """The verdict on the first model."""
         if self.high < 0:
             return "better"
         return "worse" if self.low > 0 else "not distinguishable"
 
 
 def compare(own: Charges, theirs: Charges, *, luck: float, seed: int = 0) -> Comparison:
-    """Paired circular block bootstrap (Politis and Romano 1992) over nats for each character of one text.
+    """Compare two models by their losses on each character of one text, in nats.
 
-    Blocks of neighbouring characters are drawn with the same places for both models, so what is hard for both cancels.
-    The interval is the percentile one, widened for few blocks by Student's t (Hesterberg 2015, section 3.3).
-    `luck` is the standard deviation, in bits per character, that a training's seed alone brings: two trainings have
-    one each, and the interval is widened by it, in squares. 0 compares these two sets of weights and nothing else.
+    Uses a paired circular block bootstrap (Politis and Romano 1992): both models have the same blocks of neighbouring
+    characters, so what is hard for both cancels. The percentile interval is widened for few blocks by Student's t
+    (Hesterberg 2015, section 3.3). `luck` is the standard deviation between seeds, in bits per character. It
+    widens the interval for both trainings, in squares. With 0, only these two sets of weights are compared.
 
     Raises:
-        NotComparable: the charges differ in length, or there are none.
+        NotComparable: the losses differ in length, or there are none.
     """
     if len(own) != len(theirs) or not len(own):
         raise NotComparable(
@@ -70,7 +70,7 @@ def compare(own: Charges, theirs: Charges, *, luck: float, seed: int = 0) -> Com
 
 
 def resampled_means(values: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
-    """Means of texts made of blocks drawn from this one, which is taken as a ring; spread as the mean's own chance."""
+    """Return means of texts resampled in blocks from this text as a ring; their spread is that of the mean."""
     length = len(values)
     size = max(1, min(BLOCK_CHARACTERS, length // LEAST_BLOCKS), math.ceil(length / MOST_BLOCKS))
     blocks = math.ceil(length / size)
@@ -84,7 +84,7 @@ def resampled_means(values: npt.NDArray[np.float64], seed: int) -> npt.NDArray[n
 
 
 def _student(freedom: int) -> float:
-    """How much wider Student's t is than the normal at this confidence (Abramowitz and Stegun 26.7.5)."""
+    """Return the ratio of Student's t and normal quantiles at CONFIDENCE (Abramowitz and Stegun 26.7.5)."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     terms = (
         z,

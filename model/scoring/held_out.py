@@ -1,4 +1,4 @@
-"""How well a model predicts a text: every token charged, in nats."""
+"""The loss of a model on each token of a text, in nats."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,34 +14,34 @@ from bardflow.model.machine import Device, Execution
 from bardflow.model.networks import GPT
 from bardflow.model.training import Tokens, TooFewTokens
 
-# Tokens in one forward pass, and logits at once: 34 MB in f32.
+# Tokens in one forward pass, and logits in memory at once: 34 MB in f32.
 PASS_TOKENS = 2**12
 PASS_LOGITS = 2**23
 
 Charges = npt.NDArray[np.float32]
-# Called with how many tokens are done.
+# Called with the number of tokens that are done.
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """The total charge for a text, in nats, and the tokens it is spread over."""
+    """The total loss on a text, in nats, and its number of tokens."""
 
     nats: float
     tokens: int
 
     @property
     def nats_per_token(self) -> float:
-        """Mean cross entropy: what training curves show. It compares only within one vocabulary."""
+        """Mean cross-entropy, as in training curves; comparable only within one vocabulary."""
         return self.nats / self.tokens
 
     def bits_per(self, units: int) -> float:
-        """Bits for each of `units` (characters or bytes of the raw text): compares across vocabularies."""
+        """Return the bits for each of `units` (characters or bytes of the raw text); comparable across vocabularies."""
         return self.nats / math.log(2) / units
 
 
 def score(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, execution: Execution | None = None) -> Score:
-    """The whole charge for a text in disjoint windows: the sum of `charges`, in f64.
+    """Compute the total loss on a text in disjoint windows: the sum of `charges`, in f64.
 
     Raises:
         TooFewTokens: as `charges`.
@@ -50,7 +50,7 @@ def score(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, execution
 
 
 def total(charged: Charges) -> Score:
-    """The sum of tokens' charges, in f64."""
+    """Add the losses of tokens, in f64."""
     return Score(float(charged.sum(dtype=np.float64)), len(charged))
 
 
@@ -64,18 +64,18 @@ def charges(
     stride: int | None = None,
     execution: Execution | None = None,
 ) -> Charges:
-    """What each token costs, in nats: minus the log of the share that the model gave it.
+    """Compute the loss of each token, in nats: minus the logarithm of its probability.
 
-    Windows of the model's context follow each other by `stride` tokens and charge their last `stride`. Left out, it is
-    the context: disjoint windows, as published losses have, in which a token sees what precedes it in its window and
-    the one token before that. With half the context each token sees at least half a context.
+    Windows of the context length start every `stride` tokens, and each scores its last `stride` tokens. The default
+    stride is the context: disjoint windows, as in published losses, where a token sees what precedes it in its window,
+    and the one token before the window. With half the context as stride, each token sees at least half a context.
 
-    `before` is the text that precedes (the training set): its end is the context of the first tokens, so that these
-    are charged like the others; at least one token. No more windows and logits are computed at once than `execution`
-    has, so that scoring after training takes no more memory than training.
+    `before` is the preceding text (the training set), at least one token. Its end is the context of the first tokens,
+    so that they are scored like the others. At most as many windows and logits as in `execution` are computed at once,
+    so that scoring takes no more memory than training.
 
     Raises:
-        TooFewTokens: there is no text, or nothing before it.
+        TooFewTokens: `tokens` or `before` is empty.
         ValueError: the stride is not from 1 to the context.
     """
     context = gpt.context
@@ -100,9 +100,9 @@ def charges(
 def charges_both_ways(
     gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, progress: Progress | None = None
 ) -> tuple[Charges, Charges]:
-    """`charges` in disjoint windows, and in windows that follow by half a context, in two thirds of the time of both.
+    """Compute `charges` with disjoint windows and with a stride of half a context, in two thirds of the time of both.
 
-    Every second window of the latter is one of the former: its first half is charged too. `progress` is called
+    Every second window with the stride is also a disjoint window, so its first half is scored too. `progress` is called
     with the number of scored tokens.
 
     Raises:
@@ -126,7 +126,7 @@ def charges_both_ways(
         if progress is not None:
             progress(done)
     if done_disjoint < len(tokens):
-        # The last disjoint window is shorter than half a context, or the context is odd and few windows fall together.
+        # The last disjoint window is shorter than half a context, or the context is odd and few windows coincide.
         rest = done_disjoint // context * context
         preceding = tokens[:rest] if rest else before
         disjoint[rest:] = charges(gpt, tokens[rest:], before=preceding, device=device)
@@ -141,12 +141,12 @@ def _require_text(tokens: Tokens, before: Tokens) -> None:
 
 
 def _at_once(gpt: GPT) -> tuple[int, int]:
-    """Windows in one pass, and rows of logits."""
+    """Return the numbers of windows in one pass and of rows of logits at once."""
     return max(1, PASS_TOKENS // gpt.context), max(1, PASS_LOGITS // gpt.tokens.weight.shape[0])
 
 
 def _nats(gpt: GPT, windows_BT: npt.NDArray[np.unsignedinteger], new: int, at_once: int, device: Device) -> Charges:
-    """The charges of each window's last `new` tokens, (B, new)."""
+    """Compute the losses of each window's last `new` tokens, (B, new)."""
     ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
     hidden_NC = gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)
     targets_N = ids_BT[:, -new:].flatten()
@@ -157,7 +157,7 @@ def _nats(gpt: GPT, windows_BT: npt.NDArray[np.unsignedinteger], new: int, at_on
 
 
 class Guess(NamedTuple):
-    """What a model expected where a token stood: the token's charge in nats, the likeliest ids and their shares."""
+    """A token's loss in nats, and the most probable ids at its position with their probabilities."""
 
     nats: float
     likeliest: list[int]
@@ -166,7 +166,7 @@ class Guess(NamedTuple):
 
 @torch.inference_mode()
 def guesses(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, likeliest: int) -> list[Guess]:
-    """What the model expected at each token of a passage, of which it sees at least half a context."""
+    """Return the most probable tokens at each token of a passage, with at least half a context before it."""
     gpt.eval()
     found: list[Guess] = []
     for windows_BT, new in _windows(tokens, before, gpt.context, max(1, gpt.context // 2), 1):
@@ -182,14 +182,14 @@ def guesses(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, likelie
 def _windows(
     tokens: Tokens, before: Tokens, context: int, stride: int, rows: int
 ) -> Iterator[tuple[npt.NDArray[np.unsignedinteger], int]]:
-    """Windows of equal length, (B, inputs + 1), and how many tokens at the end of each are new; in the text's order."""
-    # One token more than the inputs: the last is only a target.
+    """Yield windows of equal length, (B, inputs + 1), and the number of new tokens at each end, in text order."""
+    # A window has one token more than inputs: the last is only a target.
     lead = before[max(0, len(before) - (context - stride + 1)) : len(before)]
     start = 0
     while start < len(tokens):
         reach = min(len(lead) + start, context - stride + 1)
         whole = (len(tokens) - start) // stride
-        # Windows that reach back as far as the next one does stand in one pass; at the start of a text each is longer.
+        # Windows of equal length share a pass; at the start of a text each window is longer than the one before.
         alike = min(whole, rows) if reach == context - stride + 1 else min(whole, 1)
         stop = start + alike * stride if alike else len(tokens)
         head = lead[len(lead) - max(0, reach - start) :] if start < reach else lead[:0]
@@ -202,16 +202,16 @@ def _windows(
 
 
 def characters_started(spellings: list[bytes]) -> npt.NDArray[np.int64]:
-    """How many characters begin in each token of a vocabulary, from its bytes: UTF-8's continuations begin none."""
+    """Count the characters that begin in each token, as the bytes that are not UTF-8 continuation bytes."""
     return np.array([sum(byte & 0xC0 != 0x80 for byte in spelled) for spelled in spellings])
 
 
 def by_character(charged: Charges, started: npt.NDArray[np.int64]) -> Charges:
-    """Tokens' charges spread over the characters of the raw text; the sum stays.
+    """Distribute the losses of tokens over the characters of the raw text; the sum does not change.
 
-    `started[i]` is how many characters begin in token i: they share its charge equally, and a token in which none
-    begins (the later bytes of one) adds to the character before it. So two models of different vocabularies can be
-    compared character by character.
+    `started[i]` characters begin in token i and share its loss equally. If none begins (the token has later bytes of a
+    character), the loss is added to the character before. So models with different vocabularies can be compared
+    character by character.
 
     Raises:
         ValueError: no character begins in the first token.

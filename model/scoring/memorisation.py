@@ -1,4 +1,4 @@
-"""How much of a text stands word for word in another."""
+"""A search for the parts of a text that occur word for word in another."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# A stretch of so many characters is called verbatim. Two passages of English share fewer by chance: of tiny
-# Shakespeare's validation set 1.6 % stands in such stretches of the training set, nearly all of it names and titles.
+# A shared stretch of at least this many characters is verbatim. English passages share shorter ones by chance: of tiny
+# Shakespeare's validation set 1.6 % is in such stretches of the training set, nearly all names and titles.
 VERBATIM_CHARACTERS = 20
 
-# The other text is gone through in blocks of so many characters: some 30 MB of arrays, whatever its length.
+# The other text is searched in blocks of this many characters: about 30 MB of arrays for any length.
 BLOCK = 1 << 19
-# An odd factor, so that it has an inverse modulo 2^64 (its bits are of no meaning: 2^64 over the golden ratio).
+# An odd factor, so that it has an inverse modulo 2^64 (its bits have no meaning: 2^64 over the golden ratio).
 BASE = np.uint64(0x9E3779B97F4A7C15)
 INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
-# Hashes are first looked for by so many of their bits, in a table of 4 MB.
+# Hashes are first looked up by this many of their bits, in a table of 4 MB.
 TABLE_BITS = np.uint64(22)
 
 Hashes = npt.NDArray[np.uint64]
@@ -23,18 +23,18 @@ Codes = npt.NDArray[np.uint32]
 
 
 class Verbatim(NamedTuple):
-    """The longest stretch of a text that stands in another, and the share of its characters in verbatim stretches."""
+    """The longest stretch of a text that occurs in another, and the share of its characters in verbatim stretches."""
 
     longest: str
     share: float
 
 
 def verbatim(text: str, known: str) -> Verbatim:
-    """What of `text` stands in `known`: the first of the longest stretches, and the share of characters in long ones.
+    """Find the first of the longest stretches of `text` that occur in `known`, and the share in verbatim stretches.
 
-    A stretch of VERBATIM_CHARACTERS or more is made of windows of just so many characters, so these cover what it
-    covers. Whether any window of a length occurs is the more likely the shorter it is, so the longest is found by
-    halving. `known` is gone through once for each length, ten times or so (benchmarks/LOG.md).
+    Windows of VERBATIM_CHARACTERS cover every stretch of at least that length. If a stretch occurs, so do its parts, so
+    the longest length is found by binary search. `known` is searched once for each length, about ten times
+    (benchmarks/LOG.md).
     """
     ours, theirs = _codes(text), _codes(known)
     found = {VERBATIM_CHARACTERS: _places(ours, theirs, VERBATIM_CHARACTERS)}
@@ -43,7 +43,7 @@ def verbatim(text: str, known: str) -> Verbatim:
     np.add.at(covered, found[VERBATIM_CHARACTERS] + VERBATIM_CHARACTERS, -1)
     share = float((np.cumsum(covered)[:-1] > 0).mean()) if len(ours) else 0.0
 
-    shortest, longer = 0, VERBATIM_CHARACTERS  # a window of the one length occurs, of the other it is not known
+    shortest, longer = 0, VERBATIM_CHARACTERS  # a window of the first length occurs; the second is not checked yet
     while longer <= len(ours) and len(found.setdefault(longer, _places(ours, theirs, longer))):
         shortest, longer = longer, 2 * longer
     longer = min(longer, len(ours) + 1)
@@ -56,9 +56,9 @@ def verbatim(text: str, known: str) -> Verbatim:
 
 
 def _places(ours: Codes, theirs: Codes, length: int) -> npt.NDArray[np.intp]:
-    """Where in `ours` a window of that length begins that occurs in `theirs`, ascending.
+    """Return the positions in `ours` of all windows of that length that occur in `theirs`, ascending.
 
-    Windows are looked for by a hash of 64 bits, and every one that is found is compared character by character.
+    Windows are found by a hash of 64 bits and then compared character by character.
     """
     if not 0 < length <= min(len(ours), len(theirs)):
         return np.empty(0, np.intp)
@@ -81,9 +81,10 @@ def _places(ours: Codes, theirs: Codes, length: int) -> npt.NDArray[np.intp]:
 
 
 def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
-    """The hash of every window of that length, block by block with the first one's place.
+    """Yield the hashes of all windows of that length in blocks, with the position of each block.
 
-    That of c_0 … c_{L-1} is the sum of c_i B^i modulo 2^64: a difference of two running sums, divided by B^start.
+    The hash of c_0 … c_{L-1} is the sum of (c_i + 1) B^i modulo 2^64: a difference of two running sums, divided by
+    B^start.
     """
     size = min(BLOCK, len(codes))
     powers = np.full(size + length, BASE, np.uint64)
@@ -95,7 +96,7 @@ def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
     for begin in range(0, len(codes) - length + 1, BLOCK):
         block = codes[begin : begin + BLOCK + length - 1]
         sums = np.zeros(len(block) + 1, np.uint64)
-        # A character more than its code, lest a row of U+0000 be the same at every length.
+        # The code plus one, so that runs of U+0000 of different lengths have different hashes.
         np.cumsum((block.astype(np.uint64) + np.uint64(1)) * powers[: len(block)], out=sums[1:])
         hashes = sums[length:] - sums[:-length]
         hashes *= inverses[: len(hashes)]
@@ -103,7 +104,7 @@ def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
 
 
 def _slots(hashes: Hashes) -> npt.NDArray[np.intp]:
-    """Places in the table: the upper bits, since the lower ones of such a sum depend on the codes' lower bits alone."""
+    """Return indexes into the table: the upper bits, because the lower ones depend only on lower bits of the codes."""
     return (hashes >> (np.uint64(64) - TABLE_BITS)).astype(np.intp)
 
 

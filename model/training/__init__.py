@@ -1,4 +1,4 @@
-"""The training loop: batches, optimizers, steps, and checkpoints as folders."""
+"""Training: batches, optimizers, the training loop, and checkpoints as folders."""
 
 from bardflow.model.training.batches import Tokens, TooFewTokens
 from bardflow.model.training.checkpoints import load_model, load_snapshot, save_model, save_snapshot

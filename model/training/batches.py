@@ -1,4 +1,4 @@
-"""Which tokens a step sees: a pure function of (seed, step), so a run's data position is one integer."""
+"""The batch of each step, a pure function of (seed, step), so that a run's data position is one integer."""
 
 import math
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ class Tokens(Protocol):
 
 
 class TooFewTokens(BardError):
-    """A text is too short to train on, or there is none to score."""
+    """A text is too short to train on, or is empty and cannot be scored."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's windows: inputs and targets, both int64 (B, T); a target that is not charged is NOT_CHARGED."""
+    """The inputs and targets of one step, both int64 (B, T); NOT_CHARGED marks targets outside the loss."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
 
 
 def with_noise(batch: Batch, share: float, *, vocabulary_size: int, seed: int, step: int) -> Batch:
-    """The batch with that share of its inputs replaced by tokens drawn evenly; what is to be foretold stays."""
+    """Replace this share of the inputs by uniformly drawn tokens; the targets stay."""
     generator = np.random.Generator(np.random.PCG64([seed, step, *b"input noise"]))
     inputs_BT = batch.inputs_BT.numpy()
     hit = generator.random(inputs_BT.shape) < share
@@ -44,10 +44,10 @@ def with_noise(batch: Batch, share: float, *, vocabulary_size: int, seed: int, s
 
 
 class Batches:
-    """Every epoch cuts the tokens into windows at a freshly drawn offset and visits them in a freshly drawn order.
+    """The batches of a run. Each epoch cuts the tokens into windows at a random offset and puts them in random order.
 
-    Both draws come from (seed, epoch) alone. Each token but the first is a target exactly once an epoch: the windows
-    at the two ends are shorter, which here means that the rest of their targets is not charged.
+    Offset and order depend only on (seed, epoch). Each token except the first is a target exactly once per epoch. The
+    first and last window may be shorter; they are filled with tokens whose targets are not charged.
     """
 
     def __init__(self, tokens: Tokens, *, context: int, batch: int, seed: int) -> None:
@@ -60,7 +60,7 @@ class Batches:
         self._epoch = self._draw(0, 0)
 
     def at(self, step: int) -> Batch:
-        """The windows of a step (0, 1, 2, …)."""
+        """Return the batch of a step (0, 1, 2, …)."""
         inputs = np.empty((self.batch, self.context), np.int64)
         targets = np.full((self.batch, self.context), NOT_CHARGED, np.int64)
         for row, (start, first, stop) in enumerate(self._windows(step)):
@@ -70,7 +70,7 @@ class Batches:
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def _windows(self, step: int) -> Iterator[tuple[int, int, int]]:
-        """For each row of a step: where the window starts, and the span [first, stop) of tokens that it charges."""
+        """Yield, for each row of a step, the window's start and the span [first, stop) of tokens that are charged."""
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch = self._epoch_of(position)
             k = int(epoch.order[position - epoch.begins])
@@ -80,7 +80,7 @@ class Batches:
             yield start, first, stop
 
     def _epoch_of(self, position: int) -> "_Epoch":
-        """The epoch of the run's window number `position`. Walking there draws 15 ns of permutation a window."""
+        """The epoch of a run's window. Drawing the epochs before it takes 15 ns per window."""
         if position < self._epoch.begins:
             self._epoch = self._draw(0, 0)
         while position >= self._epoch.ends:
@@ -96,7 +96,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The first of the run's windows that is its own, the length of the window at the text's start, a permutation."""
+    """An epoch: its first window's number in the run, the length of the text's first window, and the windows' order."""
 
     number: int
     begins: int

@@ -1,4 +1,4 @@
-"""A finished model as a folder that `transformers` opens, a training snapshot as files, and back. No pickles."""
+"""Functions that write and read models, as folders for `transformers`, and training snapshots, without pickle."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ from bardflow.identity import identity, restored
 from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build, network
 from bardflow.model.training.loop import Snapshot
 
-# One metadata key, the one `transformers` asks for: with two, safetensors writes them in random order.
+# The key that `transformers` needs. There is only one, because safetensors writes several in random order.
 METADATA = {"format": "pt"}
 
 
 class NotAModel(BardError):
-    """A folder does not hold a model that `save_model` wrote."""
+    """A folder has no model that `save_model` wrote, or no snapshot that `save_snapshot` wrote."""
 
 
 def save_model(gpt: GPT, folder: Path) -> None:
@@ -31,10 +31,10 @@ def save_model(gpt: GPT, folder: Path) -> None:
 
 
 def load_model(folder: Path) -> GPT:
-    """Read what `save_model` wrote.
+    """Read a model that `save_model` wrote.
 
     Raises:
-        NotAModel: the folder lacks one of the two files, or they hold something else.
+        NotAModel: one of the two files is missing or has other content.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -52,11 +52,11 @@ def load_model(folder: Path) -> GPT:
 
 
 def spec_of(config: dict[str, Any]) -> GPTSpec:
-    """The spec behind a `config.json`.
+    """Return the spec of a `config.json`.
 
     Raises:
-        ValueError: it is of another architecture, or of one of ours with values that ours does not have.
-        KeyError: it lacks a field.
+        ValueError: the architecture, or a value of a field, is not supported.
+        KeyError: a field is missing.
     """
     architectures = get_args(GPTSpec.model_fields["architecture"].annotation)
     kinds = {network(name).MODEL_TYPE: name for name in architectures}
@@ -74,7 +74,7 @@ def save_snapshot(snapshot: Snapshot, folder: Path) -> None:
 
 
 def each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with a copy of those that share another's bytes (a tied table): safetensors wants none shared."""
+    """Copy tensors that share another's memory, such as a tied table, because safetensors does not allow it."""
     owners: dict[int, str] = {}
     return {
         name: tensor if owners.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
@@ -83,9 +83,9 @@ def each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Stored(Mapping[str, Tensor]):
-    """A safetensors file's tensors by name, each mapped into memory when it is read, and unmapped when it is deleted.
+    """The tensors of a safetensors file by name; each is memory-mapped when read, until it is deleted.
 
-    Copied from here one by one into a model or an optimizer, a file is never in memory beside its copy.
+    If they are copied one at a time into a model or an optimizer, the file and its copy are never both in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,10 +108,10 @@ class Stored(Mapping[str, Tensor]):
 
 
 def load_snapshot(folder: Path) -> Snapshot:
-    """Read what `save_snapshot` wrote. Its tensors are read on use, so the folder must stay.
+    """Read a snapshot that `save_snapshot` wrote. Its tensors are read when they are used, so the folder must stay.
 
     Raises:
-        NotAModel: the folder lacks one of the files, or they hold something else.
+        NotAModel: one of the files is missing or has other content.
     """
     try:
         state = json.loads((folder / "state.json").read_text())

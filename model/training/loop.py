@@ -1,4 +1,4 @@
-"""Training is a fold over legs: a snapshot in, steps one by one, a snapshot out."""
+"""The training loop: it starts from a snapshot, takes steps, and returns a new snapshot."""
 
 import math
 import weakref
@@ -33,7 +33,7 @@ from bardflow.model.training.replay import Replayed
 
 
 class Diverged(BardError):
-    """Training left the finite numbers."""
+    """The training loss is not a finite number."""
 
 
 class TrainingSpec(BaseModel):
@@ -90,7 +90,7 @@ class TrainingSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run needs to go on: the steps done (its data position), weights and optimizer state by name."""
+    """A training state: the number of steps taken (the data position), weights and optimizer state by name."""
 
     step: int
     gpt: GPTSpec
@@ -101,7 +101,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. `loss` is the mean over the step's tokens in nats, a scalar tensor still on the device."""
+    """A step that was taken. `loss` is the mean over the step's tokens in nats, a scalar tensor on the device."""
 
     number: int
     loss: Tensor
@@ -111,10 +111,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a step is computed from beside weights and the optimizer's state.
+    """The inputs of a step, without weights and optimizer state.
 
-    On a CPU the last three are numbers. Elsewhere all are tensors on the device, which stay where they are and are
-    filled anew for each step, so that a step can be recorded once.
+    On a CPU, the last three are numbers. On other devices, all are tensors, which are overwritten in place for each
+    step, so that a step can be recorded once.
     """
 
     inputs_BT: Tensor
@@ -125,16 +125,16 @@ class Inputs:
 
     @classmethod
     def on_gpu(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
-        """Tensors to be filled."""
+        """Allocate tensors on the device."""
         inputs_BT, targets_BT = torch.zeros(2, spec.batch, context, dtype=torch.int64, device=device.name)
         charged, factor = torch.zeros(2, device=device.name)
         return cls(inputs_BT, targets_BT, charged, factor, torch.zeros((), dtype=torch.int64, device=device.name))
 
     def take(self, given: "Inputs") -> None:
-        """Fill the tensors with these, which lie on the CPU."""
+        """Copy these inputs from the CPU into the tensors."""
         for ours, theirs in ((self.inputs_BT, given.inputs_BT), (self.targets_BT, given.targets_BT)):
-            # Pinned, a copy is made while Python goes on, and the allocator does not reuse it before it is made. MPS
-            # would read it later, when it may be freed already.
+            # Pinned memory is copied while Python continues, and torch does not reuse it before the copy is made. MPS
+            # could read it only after it was freed.
             ours.copy_(theirs.pin_memory() if ours.is_cuda else theirs, non_blocking=ours.is_cuda)
         self.charged.fill_(given.charged)
         self.factor.fill_(given.factor)
@@ -142,7 +142,7 @@ class Inputs:
 
 
 def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
-    """Step 0: weights drawn from the seed, optimizer state empty."""
+    """Return the snapshot of step 0: random weights from the seed, and no optimizer state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         weights = build(gpt, vocabulary_size).state_dict()
@@ -150,10 +150,10 @@ def begin(gpt: GPTSpec, vocabulary_size: int, seed: int) -> Snapshot:
 
 
 class Training:
-    """A snapshot brought to life on a device: a model, its optimizers, and the step it stands at.
+    """A training on a device, started from a snapshot: a model, its optimizers, and the number of steps taken.
 
-    `gpt` holds the weights in f32. Where products are in bf16, a working copy of it computes, and each of its gradients
-    is added to that of `gpt` as soon as it is known.
+    `gpt` has the weights in f32. If products are in bf16, `working` is a copy that computes, and each of its gradients
+    is added to that of `gpt` as soon as it is computed.
     """
 
     def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
@@ -163,8 +163,8 @@ class Training:
         self.working = working_copy(self.gpt, device.dtype)
         pairs = zip(self.working.parameters(), self.gpt.parameters(), strict=True)
         self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
-        # The hook holds on to the training weakly: torch keeps hooks where the collector of cycles does not look, and a
-        # training that its own weights held on to stayed in memory for good, 70 MB a leg of recipe `best`.
+        # The hook has only a weak reference to the training: Python's cycle collector does not find torch's hooks, so
+        # with a strong one the training was never freed, which took 70 MB per leg of recipe `best`.
         hand_over = weakref.WeakMethod(self._hand_over)
         for theirs in self.copies:
             theirs.register_post_accumulate_grad_hook(partial(_call, hand_over))  # type: ignore[no-untyped-call]
@@ -172,14 +172,14 @@ class Training:
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
-        """Take steps until `until` have been taken in all, handing out each as it is done.
+        """Take steps until `until` have been taken in all, and yield each one.
 
-        Every draw is a function of (seed, step): stopping between two steps and going on from a snapshot gives the same
-        bits on one CPU at one number of threads and one execution.
+        All random numbers are a function of (seed, step). A training resumed from a snapshot gives exactly the same
+        weights on one CPU with the same number of threads and the same execution.
 
         Raises:
             TooFewTokens: the text is shorter than a window.
-            Diverged: the loss of step `until` is not a finite number (once it is not, it stays so).
+            Diverged: the loss of step `until` is not finite (a loss that is not finite stays so in later steps).
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
@@ -202,17 +202,17 @@ class Training:
                     f"{' or '.join(rates)}"
                 )
             yield Step(self.step, loss, spec.learning_rate * given.factor, given.charged)
-        del compute  # with what was recorded, whose memory scoring can use
+        del compute  # also frees the recorded step, so that scoring can use its memory
         self._rest()
 
     def _rest(self) -> None:
-        """Let gradients go and give freed memory back: scoring and keeping, which follow, need other memory."""
+        """Free gradients and return freed memory to the system, because scoring and saving follow and need memory."""
         for parameter in self.gpt.parameters():
             parameter.grad = None
         give_back(self.device)
 
     def _inputs(self, batches: Batches) -> "Inputs":
-        """The next step's windows, with noise, and its numbers."""
+        """Return the inputs of the next step, with input noise."""
         batch = batches.at(self.step)
         if noise := self.spec.input_noise:
             batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
@@ -220,7 +220,7 @@ class Training:
         return Inputs(batch.inputs_BT, batch.targets_BT, charged, learning_rate_factor(self.step, self.spec), self.step)
 
     def _compute(self, given: "Inputs") -> Tensor:
-        """Take the step and return its mean loss, without asking the device for any value."""
+        """Take the step and return its mean loss, without reading a value from the device."""
         loss = self._gradients(given)
         if self.spec.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
@@ -228,7 +228,7 @@ class Training:
         return loss
 
     def _gradients(self, given: "Inputs") -> Tensor:
-        """The step's mean loss; gradients of it are added to the weights' own."""
+        """Return the step's mean loss, and add its gradients to those of the weights."""
         if self.copies:
             with torch.no_grad():
                 torch._foreach_copy_([*self.copies], [*self.copies.values()])
@@ -256,7 +256,7 @@ class Training:
         return loss
 
     def _hand_over(self, theirs: nn.Parameter) -> None:
-        """Add a working copy's gradient to that of the weight it is a copy of, and let go of it."""
+        """Add a working copy's gradient to that of its f32 weight, and free it."""
         ours = self.copies[theirs]
         assert theirs.grad is not None
         if ours.grad is None:
@@ -266,7 +266,7 @@ class Training:
         theirs.grad = None
 
     def _update(self, given: "Inputs") -> None:
-        """One step of every optimizer at its share of its peak learning rate."""
+        """Update the weights with every optimizer, at its peak learning rate times the step's factor."""
         seed, step = self.spec.seed, given.step
         bits: RandomBits = (
             Bits(seed, step, "rounding")
@@ -276,19 +276,19 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step(
                 optimizer.peak * given.factor,
-                # Where several micro-batches add to gradients, all of them stand at the peak: freed, they leave holes.
+                # With several micro-batches, all gradients exist at peak memory; freeing them would only leave holes.
                 keep_gradients=self.execution.micro_batch < self.spec.batch,
                 resting=bits if self.execution.optimizer_state == "bf16" else None,
             )
 
     def snapshot(self) -> Snapshot:
-        """A copy of the state as it stands."""
+        """Return a copy of the current state."""
         now = self.state()
         weights, optimizer = ({n: copied(t) for n, t in part.items()} for part in (now.weights, now.optimizer))
         return Snapshot(now.step, now.gpt, now.vocabulary_size, weights, optimizer)
 
     def state(self) -> Snapshot:
-        """The state itself, in the training's own memory: whoever keeps it does so before the next step."""
+        """Return the current state without copying it; the next step changes its tensors."""
         optimizer = {
             f"{name}/{key}": value
             for name, parameter, owner in self._owned()
@@ -302,7 +302,7 @@ class Training:
         for name, parameter, owner in self._owned():
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
-            # AdamW counts its steps on the CPU whatever the device, unless it is fused on a GPU.
+            # AdamW's step count is on the CPU for every device, unless it is fused on a GPU.
             dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
             owner.state[parameter] = {
                 key: value.clone()
@@ -318,17 +318,17 @@ class Training:
 
 
 def _call(method: "weakref.WeakMethod[Any]", parameter: nn.Parameter) -> None:
-    """Call the method if what it belongs to still is."""
+    """Call the method if its object still exists."""
     found = method()
     if found is not None:
         found(parameter)
 
 
 def restore(snapshot: Snapshot) -> GPT:
-    """The snapshot's model, on the CPU.
+    """Return the snapshot's model, on the CPU.
 
     Raises:
-        model.networks.WrongWeights: the snapshot's weights are not those of its model.
+        model.networks.WrongWeights: the snapshot's weights do not match its model.
     """
     with torch.random.fork_rng(devices=[]):
         gpt = build(snapshot.gpt, snapshot.vocabulary_size)
@@ -337,14 +337,14 @@ def restore(snapshot: Snapshot) -> GPT:
 
 
 def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]]) -> None:
-    """Refuse saved optimizer state that is not that of all these parameters.
+    """Check that saved optimizer state matches these parameters.
 
     Raises:
-        model.networks.WrongWeights: a key is missing or belongs to no parameter, or a shape or a type is another.
+        model.networks.WrongWeights: a key is missing or belongs to no parameter, or a shape or type is wrong.
     """
     expected = {
-        # Begun for no elements: which names there are, and which are scalars. On torch's meta device the first
-        # `zeros_like` loads sympy, 36 MB and a second of every resumed leg.
+        # State for zero elements shows the names, and which values are scalars. On torch's meta device, the first
+        # `zeros_like` would load sympy: 36 MB and a second for every resumed leg.
         f"{name}/{key}": parameter if value.dim() else value
         for name, parameter, owner in owned
         for key, value in owner.begun(parameter.new_empty(0)).items()
@@ -353,8 +353,10 @@ def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
-    """The learning rate of a step (0, 1, …) as a share of its peak: linear warm-up, then the schedule, whose
-    last step (`steps - 1`) has the final share."""
+    """The learning rate of a step (0, 1, …) as a share of its peak.
+
+    After a linear warm-up follows the schedule; the last step (`steps - 1`) has the final share.
+    """
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
     done = (step - spec.warmup_steps) / max(1, spec.steps - 1 - spec.warmup_steps)
@@ -367,16 +369,16 @@ def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
 
 
 def best_leg(losses: Iterable[float]) -> int:
-    """The index of the lowest validation loss, the first of equals."""
+    """The index of the lowest validation loss, or the first of equal ones."""
     listed = list(losses)
     return listed.index(min(listed))
 
 
 def hopeless(losses: list[float], patience: int | None) -> bool:
-    """Whether the last `patience` legs all failed to beat the best before them."""
+    """Whether none of the last `patience` legs has a lower loss than the best leg before them."""
     return patience is not None and len(losses) - 1 - best_leg(losses) >= patience
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU that shares nothing."""
+    """Return a contiguous copy on the CPU that shares no memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()

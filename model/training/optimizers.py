@@ -1,4 +1,4 @@
-"""AdamW from torch for tables and vectors, Muon for matrices, and their state in half the memory."""
+"""The optimizers: torch's AdamW, and Muon for matrices, with an optimizer state in f32 or bf16."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -16,24 +16,24 @@ from bardflow.model.networks import Bits
 if TYPE_CHECKING:
     from bardflow.model.training.loop import TrainingSpec
 
-# Where random bits come from: numpy on the host, or a graphics card itself.
+# The source of random bits: NumPy on the CPU, or the GPU itself.
 RandomBits = np.random.Generator | Bits
 
-# Newton-Schulz: the quintic's coefficients and the steps (Jordan et al. 2024,
+# Newton-Schulz iteration: the coefficients of the quintic and the number of iterations (Jordan et al. 2024,
 # https://kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
-# Matrices are orthogonalised in stacks of at most so many elements: 16 MB of products at a time, on a card 256 MB.
+# The most elements in a stack of matrices that are orthogonalised together: 16 MB of products, and 256 MB on a GPU.
 STACKED = 2**21
 STACKED_ON_A_CARD = 2**25
-# Elements that are rounded at random at once; a multiple of the four that one draw gives.
+# The number of elements that are rounded at random at once; a multiple of four, because one draw is for four.
 ROUNDED = 2**20
 
 
 class Optimizer(ABC):
-    """Parameters that are updated together, and what is remembered of each between two steps.
+    """Parameters that are updated together, with the optimizer state of each.
 
-    Not a torch.optim.Optimizer: the first of those loads torch's compiler, 75 MB and a second of every process.
+    Not a torch.optim.Optimizer, because the first one loads torch's compiler: 75 MB and a second in every process.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float) -> None:
@@ -45,10 +45,10 @@ class Optimizer(ABC):
     def step(
         self, learning_rate: float | Tensor, *, keep_gradients: bool = False, resting: RandomBits | None = None
     ) -> None:
-        """Update every parameter that has a gradient, and let the gradients go, or set them to zero where they are.
+        """Update every parameter that has a gradient; free the gradients, or set them to zero with `keep_gradients`.
 
-        The learning rate is a number, or a scalar tensor on a graphics card. With `resting`, what is remembered rests
-        in bf16 between two steps, rounded with its bits.
+        The learning rate is a number, or a scalar tensor on a GPU. With `resting`, the optimizer state is in bf16
+        between two steps, rounded at random with these bits.
         """
         moved = [p for p in self.parameters if p.grad is not None]
         for p in moved:
@@ -69,7 +69,7 @@ class Optimizer(ABC):
     def update_at_rest(
         self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
     ) -> None:
-        """`update` with all that is remembered brought to f32, and laid to rest again where it was."""
+        """Convert bf16 state to f32, call `update`, and write the state back in bf16 in place."""
         places = {p: self.state[p] for p in parameters}
         for p in parameters:
             self.state[p] = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in places[p].items()}
@@ -82,15 +82,15 @@ class Optimizer(ABC):
 
     @abstractmethod
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is remembered of a parameter before its first step."""
+        """Return the state of a parameter before its first step."""
 
     @abstractmethod
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
-        """One update in place."""
+        """Update parameters and state in place."""
 
 
 class AdamW(Optimizer):
-    """Loshchilov & Hutter 2019, as torch computes it."""
+    """AdamW (Loshchilov & Hutter 2019), computed by torch."""
 
     def __init__(
         self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, betas: tuple[float, float]
@@ -99,7 +99,7 @@ class AdamW(Optimizer):
         self.betas = betas
 
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Both means at zero; the count of steps lies where torch's update wants it."""
+        """Return a step count and two means of zero; the count is on the device that torch's update needs."""
         counted_on = parameter.device if parameter.is_cuda else "cpu"
         return {
             "step": torch.zeros((), device=counted_on),
@@ -108,14 +108,14 @@ class AdamW(Optimizer):
         }
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
-        """torch's update, fused where it is."""
+        """Call torch's update, fused except on MPS."""
         steps, means, squares = ([self.state[p][key] for p in parameters] for key in ("step", "exp_avg", "exp_avg_sq"))
         self._update(parameters, gradients, means, squares, steps, learning_rate)
 
     def update_at_rest(
         self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor, bits: RandomBits
     ) -> None:
-        """The same in pieces of ROUNDED elements, since the largest table's means would take as much as is saved."""
+        """Update in pieces of ROUNDED elements: the f32 means of a large table would take the memory that is saved."""
         for p, gradient in zip(parameters, gradients, strict=True):
             state = self.state[p]
             flat = (t.view(-1) for t in (p, gradient, state["exp_avg"], state["exp_avg_sq"]))
@@ -124,7 +124,7 @@ class AdamW(Optimizer):
                 self._update([p_n], [g_n], [wide_mean_n], [wide_square_n], [step], learning_rate)
                 round_at_random(wide_mean_n, mean_n, bits)
                 round_at_random(wide_square_n, square_n, bits)
-            state["step"] += 1  # in place: a recorded step reads it here
+            state["step"] += 1  # in place, because a recorded step reads this tensor
 
     def _update(
         self,
@@ -144,10 +144,10 @@ class AdamW(Optimizer):
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024): torch.optim.Muon's update, equal shapes stacked into one product.
+    """Muon, which orthogonalises the momentum (Jordan et al. 2024), with matrices of equal shape in one product.
 
-    torch's takes the matrices one by one; the update is the same up to rounding (`tests/test_training.py`).
-    `precision` is of the products.
+    torch.optim.Muon takes the matrices one at a time; the update is the same up to rounding (`tests/test_training.py`).
+    `precision` is the type of the products.
     """
 
     def __init__(
@@ -157,11 +157,11 @@ class Muon(Optimizer):
         self.momentum, self.precision = momentum, precision
 
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
-        """No momentum."""
+        """Return a momentum of zero."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
-        """One update of every matrix, stack by stack."""
+        """Update every matrix, one stack at a time."""
         gradient_of = dict(zip(parameters, gradients, strict=True))
         for stack in stacks(parameters):
             buffers = [self.state[p]["momentum_buffer"] for p in stack]
@@ -184,9 +184,9 @@ class Muon(Optimizer):
 
 
 def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The matrices in lists of equal shape or its transpose, none with more than STACKED elements in all.
+    """Group matrices of equal or transposed shape into stacks of at most STACKED elements, or of a single matrix.
 
-    On a graphics card larger ones are faster.
+    On a GPU the limit is STACKED_ON_A_CARD, because larger stacks are faster there.
     """
     by_shape: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
     for matrix in matrices:
@@ -199,7 +199,7 @@ def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def orthogonalised(stack_NRC: Tensor) -> Tensor:
-    """Each wide matrix with all of its singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
+    """Bring all singular values of each wide matrix near 1 (0.7 to 1.2) by Newton-Schulz iteration."""
     x: Tensor = stack_NRC / torch.linalg.vector_norm(stack_NRC, dim=(1, 2), keepdim=True).clamp_min(1e-7)
     a, b, c = QUINTIC
     for _ in range(QUINTIC_STEPS):
@@ -209,17 +209,17 @@ def orthogonalised(stack_NRC: Tensor) -> Tensor:
 
 
 def at_rest(value: Tensor) -> Tensor:
-    """What is remembered before the first step, in bf16; a count stays as it is."""
+    """Convert initial state to bf16; scalars, such as a count, stay as they are."""
     return value.to(torch.bfloat16) if value.dim() else value
 
 
 def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
-    """Write x in bf16: one of its two neighbours, the nearer one more often, so that it is right on average.
+    """Round x to bf16 at random, to one of its two neighbours, so that the mean is right; x is overwritten.
 
-    Rounded to nearest, a mean squared gradient stands still: at beta2 0.999 its change is a quarter of bf16's step. x
-    is overwritten.
+    If it were rounded to nearest, a mean squared gradient would not change: at beta2 0.999, its change is a quarter of
+    the distance between two bf16 numbers.
     """
-    # In pieces: what is drawn takes another 6 bytes an element.
+    # In pieces, because the random numbers take another 6 bytes per element.
     parts = (torch.split(tensor.view(-1), ROUNDED) for tensor in (x, into))
     for part, place in zip(*parts, strict=True):
         if isinstance(bits, Bits):
@@ -232,16 +232,16 @@ def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
 
 
 def owners(optimizers: Iterable[Optimizer]) -> dict[int, Optimizer]:
-    """Which optimizer owns a parameter, by the parameter's id."""
+    """The optimizer of each parameter, by the parameter's id."""
     return {id(p): o for o in optimizers for p in o.parameters}
 
 
 class Choice(NamedTuple):
-    """An optimizer that `TrainingSpec.optimizer` can name: a new one is an entry of OPTIMIZERS and its name there.
+    """An entry of OPTIMIZERS; `TrainingSpec.optimizer` has its name.
 
-    `make` makes it for parameters by name; `numbers` is how many numbers it remembers for so many parameters, of which
-    so many are the blocks' matrices; `rates` are the spec's learning rates that it uses; `stacked` is whether it
-    computes with matrices in stacks.
+    `make` creates the optimizers for parameters by name. `numbers` counts the numbers in the state, given the number of
+    parameters and how many of them are in the blocks' matrices. `rates` names the learning rates of the spec that it
+    uses. `stacked` is whether it computes with stacks of matrices.
     """
 
     make: "Callable[[Mapping[str, Tensor], TrainingSpec, Device], list[Optimizer]]"
@@ -251,7 +251,7 @@ class Choice(NamedTuple):
 
 
 def adamw_alone(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
-    """AdamW for everything. Only matrices and tables decay, as in nanoGPT."""
+    """AdamW for all parameters. Weight decay is only for matrices and tables, as in nanoGPT."""
     tables, vectors = [p for p in named.values() if p.dim() >= 2], [p for p in named.values() if p.dim() < 2]
     return [
         AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))

@@ -1,4 +1,4 @@
-"""A step recorded once as a CUDA graph and replayed: the graphics card no longer waits for Python between kernels."""
+"""Recording of a step as a CUDA graph, which is then replayed, so that the GPU does not wait for Python."""
 
 import functools
 from collections.abc import Callable
@@ -6,20 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Steps that are computed as they are, before one is recorded: libraries load, and optimizers make their state.
+# The number of steps before one is recorded, in which libraries load and optimizers create their state.
 WARM_UP = 3
 
 
 @functools.cache
 def _stream() -> torch.cuda.Stream:
-    """One for the process: libraries keep tens of megabytes of the card for each stream that they were used on."""
+    """The stream of this process. There is only one, because libraries keep tens of MB of GPU memory per stream."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class Replayed:
-    """A function without arguments, whose inputs lie at fixed addresses; it returns a scalar.
+    """A function without arguments that returns a scalar; its inputs must be at fixed addresses.
 
-    It runs on a stream of its own from the start, because backward hooks stay with the stream that they were made on.
+    It runs on its own stream from the first call, because backward hooks stay on the stream where they were created.
     """
 
     def __init__(self, compute: Callable[[], Tensor], *, recorded: bool) -> None:
@@ -29,7 +29,7 @@ class Replayed:
         self._calls = 0
 
     def __call__(self) -> Tensor:
-        """Compute, or replay what was recorded, after all that was given to the current stream and before all else."""
+        """Compute or replay, after all earlier work of the current stream and before all later work."""
         self._stream.wait_stream(torch.cuda.current_stream())
         if self._recorded and self._calls >= WARM_UP:
             graph, result = self._recording or self._record()
