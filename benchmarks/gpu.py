@@ -195,7 +195,7 @@ def steps(out: Path, ways: list[dict[str, Any]]) -> None:
 
 
 def watch(what: str, taken: Iterator[Any], out: Path) -> None:
-    """Print how often a step waits for the GPU, and write a table of its kernels."""
+    """Print how often a step waits for the GPU and the time of its kernels, and write a table of them."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.set_sync_debug_mode("warn")

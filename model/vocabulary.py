@@ -283,7 +283,7 @@ def token_dtype(size: int) -> TokenType:
 
 
 def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
-    """Yield an array of token ids for each piece of text, of type `token_dtype` for the vocabulary's size.
+    """Yield an array of token ids for each piece of text, in order, of type `token_dtype` for the vocabulary's size.
 
     `tokenizer` was made by `learn`. Only one batch and the current piece are in memory. The pieces have the same ids as
     the whole text if each cut is just after a newline that a non-space character follows (`str.isspace`); for "char",

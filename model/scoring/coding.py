@@ -142,7 +142,7 @@ def _passes(
 
 
 def _with_rare(shares_bV: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return probabilities with those of rare tokens set to 0 and a last column with their sum, at least RARE."""
+    """Set the probabilities of rare tokens to 0, append a column with their sum (at least RARE), and normalise."""
     is_rare = shares_bV < RARE
     together = np.where(is_rare, shares_bV, 0).sum(axis=1, dtype=np.float64).clip(RARE)
     likely = np.concatenate([np.where(is_rare, 0, shares_bV), together[:, None]], axis=1, dtype=np.float64)
