@@ -1,11 +1,11 @@
-"""Tokens drawn from a model, one after the other, and the text they become on the way.
+"""Sampling: drawing tokens from a model one at a time, and decoding them to text.
 
-What the model sees of a text of n tokens is a function of n alone (`window_start`): all of it while it fits the
-context, then the newest part, which begins at the next multiple of half a context whenever the window is full. So with
-a key-value cache nearly every token is read once and alone; when the window is full, its newer half is read again in
-one pass (a key was computed from all that stood before it, so the older half cannot just be dropped). Without a cache
-the same window is read whole for each token. Both give the same logits up to the rounding of sums, and so the same
-tokens, unless two of them are within that rounding of each other at the border of what may be drawn or in the draw.
+The window that the model sees of a text of n tokens depends only on n (`window_start`). It is the whole text while that
+fits the context. Whenever the window is full, its start moves to the next multiple of half a context. So with a
+key-value cache, nearly every token is computed once and alone. When the window is full, its newer half is computed
+again in one pass, because its keys depend on the older half, which is dropped. Without a cache, the same window is
+computed for each token. Both give the same logits up to the rounding of sums. They also give the same tokens, unless
+two tokens differ by less than that rounding at the limit of `top_k` or `top_p`, or in the draw.
 """
 
 import copy
@@ -27,11 +27,11 @@ Logits = npt.NDArray[np.float32]
 
 
 class SamplingError(BardError):
-    """A prompt that cannot be continued, or a model whose logits are no numbers."""
+    """A prompt cannot be continued, or a model's logits are not finite."""
 
 
 class SamplingSpec(BaseModel):
-    """How the next token is drawn: of the `top_k` likeliest, of those the fewest that have `top_p` together."""
+    """How the next token is drawn: `top_p` applies to the tokens that `top_k` leaves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class SamplingSpec(BaseModel):
 def sample(
     gpt: GPT, prompt: Sequence[int], spec: SamplingSpec, device: Device, *, row: int = 0, cached: bool = True
 ) -> Iterator[int]:
-    """Endless token ids that continue `prompt`: those of that row of a batch. The caller decides when to stop."""
+    """Yield token ids that continue `prompt`, without end: the same ids as row `row` of a batch."""
     rows = sample_rows(gpt, [prompt], spec, device, first_row=row, cached=cached)
     return (drawn for [drawn] in rows)
 
@@ -63,16 +63,16 @@ def sample_rows(
     first_row: int = 0,
     cached: bool = True,
 ) -> Iterator[list[int]]:
-    """The next token id of each prompt's continuation, endlessly. The caller decides when to stop.
+    """Yield the next token id of each prompt's continuation, without end. The caller decides when to stop.
 
-    Prompts may differ in length and be longer than the context. Row i draws on the CPU from a generator of its own,
-    made from (seed, first_row + i), so what it draws depends neither on the other rows nor on who else draws. The model
-    computes in f32, whatever its weights are; it is left in evaluation mode. `cached=False` reads the window whole for
-    each token: the same tokens, slower (see the module).
+    Prompts can differ in length and be longer than the context. Row i draws on the CPU from its own generator, with the
+    seed (seed, first_row + i), so its tokens do not depend on other rows or other random numbers. The model computes in
+    f32, also if its weights have another type, and is left in evaluation mode. `cached=False` computes the whole window
+    for each token: the same tokens, but slower (see the module).
 
     Raises:
-        SamplingError: there is no prompt, or one has no token or one that the vocabulary lacks; while drawing: the
-            model's logits are not finite.
+        SamplingError: there is no prompt, or one is empty or has a token that is not in the vocabulary; while drawing,
+            if the model's logits are not finite.
     """
     checked_prompts(gpt, prompts)
     drawing = _drawing(in_f32(gpt.eval()), prompts, spec, device, first_row, cached)
@@ -80,10 +80,10 @@ def sample_rows(
 
 
 def checked_prompts(gpt: GPT, prompts: Sequence[Sequence[int]]) -> None:
-    """Refuse what cannot be continued.
+    """Check that prompts can be continued.
 
     Raises:
-        SamplingError: there is no prompt, or one has no token or one that the vocabulary lacks.
+        SamplingError: there is no prompt, or one is empty or has a token that is not in the vocabulary.
     """
     vocabulary_size = gpt.tokens.weight.shape[0]
     if not prompts:
@@ -99,7 +99,10 @@ def checked_prompts(gpt: GPT, prompts: Sequence[Sequence[int]]) -> None:
 
 
 class Drawn(NamedTuple):
-    """A token, and what the model held for likely in its place before temperature and cuts: ids and their shares."""
+    """A drawn token, and the most probable tokens in its place, before temperature, `top_k` and `top_p`.
+
+    `likeliest` has their ids, and `shares` their probabilities.
+    """
 
     token: int
     likeliest: list[int]
@@ -109,10 +112,10 @@ class Drawn(NamedTuple):
 def sample_watched(
     gpt: GPT, prompt: Sequence[int], spec: SamplingSpec, device: Device, *, likeliest: int
 ) -> Iterator[Drawn]:
-    """The tokens that `sample` draws, each with the `likeliest` ones in its place, endlessly.
+    """Yield the tokens that `sample` draws, each with the `likeliest` most probable ones in its place, without end.
 
     Raises:
-        SamplingError: as `sample_rows`.
+        SamplingError: as in `sample_rows`.
     """
     checked_prompts(gpt, [prompt])
     for [(token, logits_V)] in _drawing(in_f32(gpt.eval()), [prompt], spec, device, 0, True):
@@ -125,7 +128,7 @@ def sample_watched(
 def _drawing(
     gpt: GPT, prompts: Sequence[Sequence[int]], spec: SamplingSpec, device: Device, first_row: int, cached: bool
 ) -> Iterator[list[tuple[int, Logits]]]:
-    # PCG64 by its name: its numbers are promised to stay. torch's own CPU generator reads only 32 bits of a seed.
+    # PCG64 explicitly, because NumPy guarantees its numbers. torch's CPU generator uses only 32 bits of a seed.
     generators = [
         np.random.Generator(np.random.PCG64((spec.seed, row))) for row in range(first_row, first_row + len(prompts))
     ]
@@ -148,17 +151,17 @@ def _drawing(
 
 
 def window_start(tokens: int, context: int) -> int:
-    """Where the window begins in a text of so many tokens: it reaches to the end and holds at most the context.
+    """The start of the window in a text of this many tokens; the window ends with the text and fits the context.
 
-    It moves by half a context, rounded down, when it would be fuller than the context. So once a text has outgrown the
-    context, the model sees more than half of it, and up to all.
+    The start moves by half a context, rounded down, when the window would be longer than the context. So for a text
+    longer than the context, the model sees more than half a context, and at most a whole one.
     """
     step = context // 2
     return step * max(0, -((context - tokens) // step))
 
 
 def read(gpt: GPT, windows: Sequence[Sequence[int]], device: Device) -> torch.Tensor:
-    """Logits (B, V) for the token after each window, each read whole; those of one length together."""
+    """Compute logits (B, V) for the token after each window, without a cache; windows of one length go together."""
     order = sorted(range(len(windows)), key=lambda row: len(windows[row]))
     logits_BV = torch.empty(len(windows), gpt.tokens.weight.shape[0], device=device.name)
     for length in {len(window): None for window in windows}:
@@ -168,10 +171,10 @@ def read(gpt: GPT, windows: Sequence[Sequence[int]], device: Device) -> torch.Te
 
 
 def read_on(gpt: GPT, windows: Sequence[Sequence[int]], cache: KeyValueCache, device: Device) -> torch.Tensor:
-    """Logits (B, V) for the token after each window, of which the cache has read a part.
+    """Compute logits (B, V) for the token after each window, of which a part is in the cache.
 
-    Rows that have as many tokens to read go together; otherwise (prompts of unequal length, one row's window was full)
-    each is read for itself, once.
+    If all rows have the same number of new tokens, they are computed together. Otherwise (prompts of unequal length, or
+    one row's window was full), each row is computed alone.
     """
     unread = [window[length:] for window, length in zip(windows, cache.lengths.tolist(), strict=True)]
     if len({len(tokens) for tokens in unread}) == 1:
@@ -181,7 +184,7 @@ def read_on(gpt: GPT, windows: Sequence[Sequence[int]], cache: KeyValueCache, de
 
 
 def empty_cache(gpt: GPT, rows: int, device: Device) -> KeyValueCache:
-    """A cache for so many rows of this model's."""
+    """Return an empty cache of this model for `rows` rows."""
     return KeyValueCache(
         layers=len(gpt.blocks),
         rows=rows,
@@ -193,20 +196,20 @@ def empty_cache(gpt: GPT, rows: int, device: Device) -> KeyValueCache:
 
 
 def in_f32(gpt: GPT) -> GPT:
-    """The model itself where all its weights are f32, else a copy of it in f32."""
+    """Return the model itself if all its weights are f32, else a copy in f32."""
     if all(parameter.dtype == torch.float32 for parameter in gpt.parameters()):
         return gpt
     return copy.deepcopy(gpt).float()
 
 
 def draw(logits_V: Logits, spec: SamplingSpec, generator: np.random.Generator) -> int:
-    """One token, each with its share of the softmax at that temperature over those that may be drawn.
+    """Draw a token from the softmax at the spec's temperature over the tokens that `top_k` and `top_p` leave.
 
-    As a race (Gumbel 1954, in exponentials): every token of the vocabulary waits -log(1 - u) / share, and the first
-    wins. Each has its own u, so a rounding that lets another token in at the border of `top_k` or `top_p` changes the
-    draw only where that token wins. On one line of shares, drawn from by a single u, it would move all the others: with
-    a cache and without, random models came apart once in about 4,000 tokens, and as a race never in 7,200. Of equal
-    logits the lower ids come first: at temperature 0, and where `top_k` or `top_p` takes only some of them.
+    The draw is an exponential race (Gumbel 1954): the token with the lowest -log(1 - u) / probability is drawn. Each
+    token has its own u. So if rounding adds a token at the limit of `top_k` or `top_p`, the draw changes only if that
+    token is drawn. With a single u and cumulative probabilities, it would shift all other tokens: random models then
+    gave different tokens with and without a cache once in about 4,000 tokens, and with the race never in 7,200. Of
+    equal logits, lower ids come first: at temperature 0, and if `top_k` or `top_p` leaves only some of them.
 
     Raises:
         SamplingError: the largest logit is not a finite number.
@@ -220,21 +223,21 @@ def draw(logits_V: Logits, spec: SamplingSpec, generator: np.random.Generator) -
     if spec.temperature == 0:
         return likeliest
     ids = most(logits_V, spec.top_k or len(logits_V))
-    with np.errstate(over="ignore"):  # next to no heat: minus infinity is what is meant
+    with np.errstate(over="ignore"):  # at a tiny temperature, minus infinity is right
         shares = np.exp((logits_V[ids].astype(np.float64) - logits_V[likeliest]) / spec.temperature)
     if spec.top_p is not None and spec.top_p < 1:
-        # By logits: two that differ may have one share, and then the likelier comes first all the same.
+        # Sorted by logits, because different logits can give equal shares, and the larger logit must still be first.
         order = np.argsort(-logits_V[ids], kind="stable")
         reached = np.cumsum(shares[order])
         nucleus = order[: np.searchsorted(reached, spec.top_p * reached[-1]) + 1]
         ids, shares = ids[nucleus], shares[nucleus]
     waits = -np.log1p(-generator.random(len(logits_V))[ids])
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # without a share it waits for ever
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # a share of 0 gives infinity
         return int(ids[np.nanargmin(waits / shares)])
 
 
 def most(logits_V: Logits, k: int) -> npt.NDArray[np.intp]:
-    """The ids of the k largest, ascending; of equal ones the lower ids. Without sorting them all."""
+    """The ids of the k largest logits in ascending order, and of equal ones the lower ids, without a full sort."""
     if k >= len(logits_V):
         return np.arange(len(logits_V))
     least = np.partition(logits_V, -k)[-k]
@@ -256,16 +259,16 @@ def write(
     rows: int = 1,
     tokens: int | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Texts that continue `prompt` as they come: one (row, text) for each token drawn.
+    """Generate texts that continue `prompt`: yield (row, text) for each drawn token.
 
-    Each ends after so many `characters` or `tokens`, whichever is first; one of the two has to be given. The text is
-    what became certain with the token: whole characters, often none. A row's texts together are the first `characters`
-    of what all its tokens decode to; bytes that make no character are U+FFFD there. Rows that are finished give no
-    more.
+    A row ends after `characters` or `tokens`, whichever is first; at least one of the two must be given. The text is
+    what no later token can change: whole characters, often none. The joined texts of a row are the first `characters`
+    of its decoded tokens, in which invalid bytes are U+FFFD. Nothing is yielded for rows that have ended.
 
     Raises:
-        ValueError: neither is given.
-        SamplingError: the prompt is empty, or `rows` is not positive; while drawing: the model's logits are not finite.
+        ValueError: neither `characters` nor `tokens` is given.
+        SamplingError: the prompt is empty, or `rows` is not positive; while drawing, if the model's logits are not
+            finite.
         UnknownCharacter: the vocabulary cannot spell the prompt.
     """
     if characters is None and tokens is None:

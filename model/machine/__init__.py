@@ -1,4 +1,4 @@
-"""Where and how the arithmetic runs: the device, its memory, and the ways to compute one and the same step."""
+"""The device, its memory, and how a step is computed."""
 
 from bardflow.model.machine import device, memory
 from bardflow.model.machine.device import Device, Precision, compiles

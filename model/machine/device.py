@@ -1,4 +1,4 @@
-"""Where the arithmetic runs, and in which precision. Not part of any cache key."""
+"""The device and the precision of its matrix products, which are not part of a cache key."""
 
 import importlib.util
 import os
@@ -26,20 +26,20 @@ class Device:
 
     @property
     def is_card(self) -> bool:
-        """Whether it computes beside Python, which then is not to wait for it: a graphics card."""
+        """Whether it is a GPU, which computes while Python continues, so that Python should not wait for it."""
         return self.name != "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that matrices are multiplied in."""
+        """The type of matrix products."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 def choose(precision: Precision) -> Device:
-    """The fastest device here: CUDA, Apple's MPS, CPU (BARDFLOW_DEVICE overrides), and bf16 where that is faster.
+    """Choose the first available of CUDA, Apple's MPS and CPU, unless BARDFLOW_DEVICE is set, and bf16 if it is faster.
 
-    bf16 on a CPU without bf16 instructions is slower than f32, so it is taken only where they exist (2 cores of an
-    AMD EPYC 9005: 963 against 217 GFLOP/s in 2048 x 2048 products).
+    On a CPU, bf16 is chosen only with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in
+    2048 x 2048 products); without them it is slower than f32.
 
     Raises:
         NoSuchDevice: BARDFLOW_DEVICE is set to a device that torch cannot use here.

@@ -1,4 +1,4 @@
-"""How a step is computed. It changes memory and speed, and the result only by rounding."""
+"""Execution: how a step is computed, which changes memory and speed, and the result only by rounding."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Execution(BaseModel):
-    """The ways to compute one and the same step in less memory."""
+    """How a step is computed, to use less memory or time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,5 +28,5 @@ class Execution(BaseModel):
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function by `torch.compile`, once for each shape of its inputs; the weights of a block are inputs too."""
+    """Compile a function with `torch.compile`, once for each shape of its inputs, which include a block's weights."""
     return torch.compile(function, fullgraph=True, dynamic=False)

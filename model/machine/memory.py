@@ -1,4 +1,4 @@
-"""Memory as the machine counts it: what is free, what this process holds, and the most it has held."""
+"""Measured memory: free memory, the current use of this process, and its peak."""
 
 import ctypes
 import re
@@ -22,11 +22,13 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 class BadLimit(BardError):
-    """A memory limit that is not a number of bytes."""
+    """A memory limit is not a positive number of bytes."""
 
 
 def limit_bytes(given: int | str, device: Device) -> int:
-    """A limit in bytes: a number, a text such as `800MB`, `2GiB`, `1.5 GB`, or `free` for what the machine has free.
+    """Return a limit in bytes, given as a number, a text such as `800MB`, `2GiB` or `1.5 GB`, or `free`.
+
+    `free` means `free_bytes`.
 
     Raises:
         BadLimit: it is none of these, or not positive.
@@ -45,9 +47,9 @@ def limit_bytes(given: int | str, device: Device) -> int:
 
 
 def free_bytes(device: Device) -> int:
-    """What this process may hold in all: what it holds already and what the device has free beside it.
+    """The memory that this process can use in all: its current use plus the free memory of the device.
 
-    Off a GPU that is what the system says is available, or less where a control group limits the process.
+    Except on CUDA, free memory is what the system reports as available, or less if a control group limits the process.
     """
     if device.name == "cuda":
         free, _ = torch.cuda.mem_get_info()
@@ -58,10 +60,11 @@ def free_bytes(device: Device) -> int:
 
 
 def control_group_bytes(membership: Path, mounted: Path) -> int | None:
-    """What the control groups leave this process (Linux, version 1 and 2); None where none limits it.
+    """The memory that control groups (Linux, versions 1 and 2) leave to this process, or None without a limit.
 
-    `membership` is /proc/self/cgroup and `mounted` where the groups are mounted. A group's limit binds its children, so
-    each group up to the root counts. Cached file pages are given back under pressure, so they are free.
+    `membership` is /proc/self/cgroup, and `mounted` the folder where the groups are mounted. A group's limit also
+    applies to its children, so each group up to the root counts. Cached file pages count as free, because the system
+    frees them when memory is short.
     """
     if not membership.is_file():
         return None
@@ -75,7 +78,7 @@ def control_group_bytes(membership: Path, mounted: Path) -> int | None:
         else:
             continue
         group = root / path.lstrip("/")
-        # In a container's own view of the groups its path from outside does not exist: the root is its group.
+        # In a container, the path may be the one outside, which does not exist; then the root is its group.
         for folder in [group, *group.parents] if group.is_dir() else [root]:
             if not folder.is_relative_to(root):
                 break
@@ -84,14 +87,14 @@ def control_group_bytes(membership: Path, mounted: Path) -> int | None:
                 continue
             statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             held = int(usage.read_text()) - int(statistics.get(names[2], 0))
-            # Version 1 spells "no limit" as the largest number of pages.
+            # In version 1, "no limit" is the largest number of pages.
             if int(limit.read_text()) < 2**60:
                 left.append(max(0, int(limit.read_text()) - held))
     return min(left, default=None)
 
 
 def resident_bytes(device: Device) -> int:
-    """What this process holds now: on CUDA of the device's memory, elsewhere resident memory."""
+    """The current memory use of this process: device memory on CUDA, resident memory elsewhere."""
     if device.name == "cuda":
         return torch.cuda.memory_reserved()
     resident: int = psutil.Process().memory_info().rss
@@ -99,9 +102,10 @@ def resident_bytes(device: Device) -> int:
 
 
 def forget_peak(device: Device) -> bool:
-    """Let `peak_bytes` count from now on, and give freed memory back first; False where the system cannot forget.
+    """Return freed memory, then reset `peak_bytes`. Return False if the system cannot reset it.
 
-    Linux forgets when 5 is written to /proc/self/clear_refs (proc(5)). Elsewhere the peak is of the process's life.
+    Linux resets the peak when 5 is written to /proc/self/clear_refs (proc(5)). Other systems only have the peak since
+    the process started.
     """
     if device.name == "cuda":
         give_back(device)
@@ -116,9 +120,9 @@ def forget_peak(device: Device) -> bool:
 
 
 def give_back(device: Device) -> None:
-    """Return freed memory to the system. glibc keeps it: after a leg, its copies would count in the next one's peak.
+    """Return freed memory to the system.
 
-    So does torch on a graphics card.
+    glibc, and torch on a GPU, keep it otherwise: copies from one leg would count in the next leg's peak.
     """
     if device.name == "cuda":
         torch.cuda.empty_cache()
@@ -127,7 +131,7 @@ def give_back(device: Device) -> None:
 
 
 def peak_bytes(device: Device) -> int:
-    """The most this process has held since `forget_peak`: on CUDA of the device's memory, elsewhere resident memory."""
+    """The peak memory use since `forget_peak`: device memory on CUDA, resident memory elsewhere."""
     if device.name == "cuda":
         return torch.cuda.max_memory_reserved()
     if (PROC / "status").is_file():

@@ -332,7 +332,7 @@ def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
 
 
 def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: int, gradients: int) -> int:
-    """Return the unused bytes between allocations (fragmentation) when `passing` bytes of them are temporary.
+    """Return the unused bytes between allocations (fragmentation) when `passing` bytes are temporary tensors.
 
     glibc never compacts its heap. With mmap for every large tensor there was no fragmentation, but a step took twice as
     long (benchmarks/LOG.md). Our own functions make more temporary tensors, so more fragmentation. Gradients are

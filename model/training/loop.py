@@ -134,7 +134,7 @@ class Inputs:
         """Copy these inputs from the CPU into the tensors."""
         for ours, theirs in ((self.inputs_BT, given.inputs_BT), (self.targets_BT, given.targets_BT)):
             # Pinned memory is copied while Python continues, and torch does not reuse it before the copy is made. MPS
-            # could read it only after it was freed.
+            # would read it later, when it may already be freed.
             ours.copy_(theirs.pin_memory() if ours.is_cuda else theirs, non_blocking=ours.is_cuda)
         self.charged.fill_(given.charged)
         self.factor.fill_(given.factor)

@@ -214,7 +214,7 @@ def at_rest(value: Tensor) -> Tensor:
 
 
 def round_at_random(x: Tensor, into: Tensor, bits: RandomBits) -> None:
-    """Round x to bf16 at random, to one of its two neighbours, so that the mean is right; x is overwritten.
+    """Round x to bf16 at random, more often to the nearer neighbour, so that the mean is right; x is overwritten.
 
     If it were rounded to nearest, a mean squared gradient would not change: at beta2 0.999, its change is a quarter of
     the distance between two bf16 numbers.
