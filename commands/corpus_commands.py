@@ -80,13 +80,25 @@ def add_corpus(
     from pydantic import ValidationError
 
     from bardflow.sources.adding import PROPOSED, look, source_at
-    from bardflow.sources.spec import CorpusError, CorpusSpec, DocumentsSpec, explained, require_new, write_corpus
+    from bardflow.sources.spec import (
+        CorpusError,
+        CorpusSpec,
+        DatasetSource,
+        DocumentsSpec,
+        explained,
+        require_new,
+        write_corpus,
+    )
 
     project = project_folder()
     require_new(name, project / "corpora")
     found_at = source_at(source, project)
-    by_source = {"dataset": "row"}.get(next(iter(found_at.model_dump())), "whole")
+    given = {
+        **{"encoding": encoding, "rows": form == "text", "cleaning": clean, "documents": cut or heading},
+        **{"title": title, "language": language},
+    }
     try:
+        documents = DocumentsSpec(cut=cut or "heading", heading=heading) if cut or heading else None  # type: ignore[arg-type]
         spec = CorpusSpec(
             name=name,
             title=title or name.replace("-", " ").capitalize(),
@@ -95,25 +107,21 @@ def add_corpus(
             source=found_at,
             encoding=encoding or "utf-8",
             cleaning=() if clean == ["none"] else tuple(clean),
-            documents=DocumentsSpec(cut=cut or ("heading" if heading else by_source), heading=heading),  # type: ignore[arg-type]
+            documents=DocumentsSpec(cut="row" if isinstance(found_at, DatasetSource) else "whole"),
+        )
+        added = look(
+            spec,
+            project=project,
+            downloads=home() / "downloads",
+            mirror=os.environ.get("CORPORA_MIRROR") or None,
+            pin=pin,
+            propose=[field for field in PROPOSED if not given[field]],
+            form=form,
+            column=column,
+            documents=documents,
         )
     except ValidationError as error:
         raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
-    mirror = os.environ.get("CORPORA_MIRROR") or None
-    given = {
-        **{"encoding": encoding, "rows": form == "text", "cleaning": clean, "documents": cut or heading},
-        **{"title": title, "language": language},
-    }
-    added = look(
-        spec,
-        project=project,
-        downloads=home() / "downloads",
-        mirror=mirror,
-        pin=pin,
-        propose=[field for field in PROPOSED if not given[field]],
-        form=form,
-        column=column,
-    )
     path = write_corpus(added.spec, project / "corpora")
     if as_json:
         print_json(
@@ -145,9 +153,9 @@ def add_corpus(
     if added.cleaned:
         print(f"before       {added.before!r}\nafter        {added.after!r}")
     print(f"characters   {survey.characters:,}, {survey.distinct:,} distinct")
-    documents = added.spec.documents
-    expression = f", {documents.heading}" if documents.heading else ""
-    print(f"documents    {survey.documents:,} (cut: {documents.cut}{expression})")
+    cut_by = added.spec.documents
+    expression = f", {cut_by.heading}" if cut_by.heading else ""
+    print(f"documents    {survey.documents:,} (cut: {cut_by.cut}{expression})")
     print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
     print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
     for warning in survey.warnings:

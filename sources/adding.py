@@ -62,6 +62,7 @@ def look(
     propose: Collection[str] = (),
     form: str | None = None,
     column: str | None = None,
+    documents: DocumentsSpec | None = None,
     progress: Progress | None = None,
 ) -> Added:
     """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
@@ -69,14 +70,19 @@ def look(
     `propose` names fields of the spec that are set from the text: `encoding` is detected, `rows` get the format of the
     first file (`form`: only this one) and the column of the text (or `column`), `cleaning` becomes the steps that
     change the text, `documents` one for each row, for each file if there are several, or for each chapter. `title` and
-    `language` are those of a Project Gutenberg header; a language is also known by its script.
+    `language` are those of a Project Gutenberg header; a language is also known by its script. `documents` replaces
+    those of the spec, which may need the rows that are proposed.
 
     Raises:
-        CorpusError, FetchError: it cannot be fetched, is not text, or is several files and cannot be pinned.
+        CorpusError, FetchError: it cannot be fetched, is not text, is several files and cannot be pinned, or is not
+            of the format `form` or without the `column`.
+        pydantic.ValidationError: `documents` do not suit the source or its rows.
     """
     with tempfile.TemporaryDirectory() as name:
         folder, detected = Path(name), None
         columns: tuple[str, ...] = ()
+        if isinstance(spec.source, DatasetSource) and form is not None:
+            raise CorpusError(f"A dataset has rows of its own, so --format {form} does not apply. Leave it out.")
         if isinstance(spec.source, DatasetSource) and "rows" in propose:
             spec, columns = _with_column(spec, spec.source, project, column)
         fetched = fetch(spec, folder, downloads=downloads, mirror=mirror, progress=progress, project=project)
@@ -91,6 +97,8 @@ def look(
             if "documents" in propose and (spec.rows is not None or len(texts) > 1):
                 cut = DocumentsSpec(cut="file" if spec.rows is None else "row")
                 spec = spec.model_copy(update={"documents": cut})
+        if documents is not None:
+            spec = CorpusSpec.model_validate(spec.model_copy(update={"documents": documents}).model_dump())
         start = _start(read(spec, folder))
         before = after = start[:SHOWN_CHARACTERS]
         reading, found = _surveyed(spec, folder)

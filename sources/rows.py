@@ -14,10 +14,13 @@ from bardflow.sources.unpack import RawText
 
 _PARQUET = b"PAR1"
 _DELIMITERS = ",;\t|"
+FORMATS = ("text", "jsonl", "csv", "parquet")
 SAMPLE_ROWS = 50
 _BATCH_ROWS = 1_024
 # The longest cell of a CSV file, in characters. Python's own limit is 131,072.
 _CELL_CHARACTERS = 1 << 28
+# In detection: a text with a quotation mark that never closes is one cell to its end.
+_SAMPLE_CELL_CHARACTERS = 1 << 20
 # A column's name: words of at most 64 characters in all, not a number, no quotation marks.
 _COLUMN_NAME = re.compile(r"(?![\d.+-]+$)\w([\w ./#%()_-]{0,62}[\w)])?")
 
@@ -92,14 +95,18 @@ def detect_rows(
     rows that follow have as many cells. The column is `column`, if given, else `text`, else the one with most
     characters. With `form`, the file has this format.
 
-    Raises CorpusError if it does not.
+    Raises CorpusError if it does not, and for a damaged file of JSON Lines or Parquet.
     """
     for spec in _candidates(file):
         if form not in (None, spec.format):
             continue
+        sample: list[Mapping[str, Any]] = []
         try:
-            sample = [row for _, row in islice(_rows(file, spec, encoding), SAMPLE_ROWS)]
+            sample.extend(row for _, row in islice(_rows(file, spec, encoding, _SAMPLE_CELL_CHARACTERS), SAMPLE_ROWS))
         except CorpusError:
+            # Text in which the first line is a JSON object is JSON Lines with a mistake.
+            if spec.format == "parquet" or (spec.format == "jsonl" and sample):
+                raise
             continue
         if spec.format == "csv" and not _is_table(sample):
             continue
@@ -107,7 +114,9 @@ def detect_rows(
             best, columns = found
             return DetectedRows(spec.model_copy(update={"column": column or best}), columns)
     if form is not None:
-        raise CorpusError(f"{file.name} cannot be read as {form}, or has no column with text. Give another format.")
+        raise CorpusError(
+            f"{file.name} cannot be read as {form}, or has no column with text; the formats are {', '.join(FORMATS)}."
+        )
     return None
 
 
@@ -131,13 +140,15 @@ def _candidates(file: RawText) -> Iterator[RowsSpec]:
     yield from (RowsSpec(format="csv", delimiter=None if mark == "," else mark) for mark in _DELIMITERS)
 
 
-def _rows(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(
+    file: RawText, spec: RowsSpec, encoding: str, longest_cell: int = _CELL_CHARACTERS
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each row with its place in the file, for messages."""
     match spec.format:
         case "jsonl":
             yield from _json_rows(file, encoding)
         case "csv":
-            yield from _csv_rows(file, spec, encoding)
+            yield from _csv_rows(file, spec, encoding, longest_cell)
         case "parquet":
             yield from _parquet_rows(file)
 
@@ -161,8 +172,10 @@ def _json_rows(file: RawText, encoding: str) -> Iterator[tuple[str, Mapping[str,
         yield f"line {number:,}", row
 
 
-def _csv_rows(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    csv.field_size_limit(_CELL_CHARACTERS)
+def _csv_rows(
+    file: RawText, spec: RowsSpec, encoding: str, longest_cell: int
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    csv.field_size_limit(longest_cell)
     reader = csv.reader(lines(decoded(file, encoding)), delimiter=spec.delimiter or ",", strict=True)
     header: list[str] | None = None
     try:

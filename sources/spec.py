@@ -236,9 +236,9 @@ def encoding_name(encoding: str) -> str:
         LookupError: there is no such encoding of text.
     """
     codec = codecs.lookup(encoding)
-    "".encode(encoding)  # raises LookupError for codecs that do not encode text, such as base64
     if codec.name.replace("_", "-") in _NO_TEXT:
         raise LookupError(f"{encoding} is not an encoding of text files")
+    "".encode(encoding)  # raises LookupError for codecs that do not encode text, such as base64
     return re.sub(r"^cp(125\d)$", r"windows-\1", codec.name.replace("iso8859-", "iso-8859-").replace("_", "-"))
 
 

@@ -150,7 +150,7 @@ def test_a_file_in_another_encoding_than_its_corpus_says_is_an_error_with_place_
         look(spec, project=tmp_path, downloads=tmp_path, mirror=None)
 
 
-@pytest.mark.parametrize("encoding", ["utf-9", "idna", "rot13", "base64", "unicode_escape", "utf-7", ""])
+@pytest.mark.parametrize("encoding", ["utf-9", "undefined", "idna", "rot13", "base64", "unicode_escape", "utf-7", ""])
 def test_what_is_no_encoding_of_files_is_refused(encoding: str) -> None:
     with pytest.raises(ValueError, match="encoding of text"):
         CorpusSpec(name="it", title="It", source={"path": "it.txt"}, encoding=encoding)

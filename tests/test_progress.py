@@ -10,6 +10,7 @@ def test_without_a_terminal_progress_is_a_log_line_every_few_seconds(monkeypatch
     said: list[str] = []
     monkeypatch.setattr(saying, "say", said.append)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    monkeypatch.setattr(saying, "SECONDS_BETWEEN_LINES", float("inf"))
     with Progress("Downloading", "B") as progress:
         progress(10, 2_000)
     assert not said, "work that ends at once says nothing"

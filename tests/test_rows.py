@@ -100,6 +100,13 @@ def test_another_column_or_plain_text_can_be_asked_for(tmp_path: Path) -> None:
         added(tmp_path, column="body")
     with pytest.raises(CorpusError, match="cannot be read as csv"):
         added(tmp_path, form="csv")
+    with pytest.raises(CorpusError, match="the formats are text, jsonl, csv, parquet"):
+        added(tmp_path, form="xml")
+    for cut in ("row", "whole"):
+        found = added(tmp_path, documents=DocumentsSpec.model_validate({"cut": cut}))
+        assert found.spec.rows is not None and found.spec.documents.cut == cut
+    with pytest.raises(ValueError, match="needs files of plain text"):
+        added(tmp_path, documents=DocumentsSpec(cut="file"))
     spec = added(tmp_path).spec.model_copy(update={"rows": None, "documents": DocumentsSpec()})
     plain = look(spec, project=tmp_path, downloads=tmp_path, mirror=None)
     assert text_of(plain, tmp_path).encode() == jsonl(NESTED)
@@ -153,6 +160,18 @@ def test_rows_that_are_not_as_their_corpus_says_are_an_error(data: bytes, form: 
     spec = CorpusSpec(name="it", title="It", source={"path": "it.txt"}, rows=rows)
     with pytest.raises(CorpusError, match=said):
         look(spec, project=tmp_path, downloads=tmp_path, mirror=None)
+
+
+def test_a_mistake_in_rows_is_not_answered_by_reading_them_as_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes(jsonl(ROWS) + b"{broken\n")
+    with pytest.raises(CorpusError, match=r"it\.txt, line 4 is not JSON"):
+        added(tmp_path)
+    (tmp_path / "it.txt").write_bytes(parquet(ROWS)[:-9])
+    with pytest.raises(CorpusError, match="is damaged"):
+        added(tmp_path)
+    with pytest.raises(CorpusError, match="A dataset has rows of its own"):
+        source = DatasetSource(dataset="json", data_files="it.txt")
+        added(tmp_path, CorpusSpec(name="it", title="It", source=source), form="csv")
 
 
 def test_a_row_without_a_value_is_left_out_and_one_without_text_is_no_document(tmp_path: Path) -> None:
