@@ -20,6 +20,9 @@ from worker import Case, case, measured
 # The classic 10.8 M model of "Let's build GPT"; the size is that of nanoGPT's GPU preset.
 LECTURE: dict[str, Any] = {"tied": False, "biases": True, "activation": "relu"}
 
+LLAMA: dict[str, Any] = {"key_value_heads": 2, "mlp_width": 1024, "activation": "silu"}
+QWEN3: dict[str, Any] = {**LLAMA, "key_value_heads": 4, "head_width": 128, "query_key_norm": True, "tied": True}
+
 SHAPES: dict[str, Case] = {
     "modern 0.1 M": case("modern", 2, 2, 64, 64, batch=16),
     "classic 0.8 M": case("classic", 4, 4, 128, 64, batch=12),
@@ -36,6 +39,8 @@ SHAPES: dict[str, Case] = {
     "modern 59 M": case("modern", 10, 10, 640, 512, vocabulary=8192, batch=8),
     "modern 124 M": case("modern", 12, 12, 768, 1024, vocabulary=25_152, batch=4),
     "classic 124 M": case("classic", 12, 12, 768, 1024, vocabulary=50_304, batch=4),
+    "llama 11 M": case("llama", 6, 6, 384, 256, batch=64, **LLAMA),
+    "qwen3 24 M": case("llama", 8, 8, 512, 512, vocabulary=8192, batch=8, **QWEN3),
     "classic 10.8 M within 1 GB": case("classic", 6, 6, 384, 256, batch=64, memory_limit="1GB"),
     "modern 12.3 M within 700 MB": case("modern", 6, 6, 384, 256, vocabulary=4181, batch=64, memory_limit="700MB"),
     "modern 124 M within 3 GB": case("modern", 12, 12, 768, 1024, vocabulary=25_152, batch=4, memory_limit="3GB"),

@@ -190,7 +190,7 @@ def empty_cache(gpt: GPT, rows: int, device: Device) -> KeyValueCache:
         rows=rows,
         heads=gpt.heads,
         context=gpt.context,
-        head_width=gpt.tokens.weight.shape[1] // gpt.heads,
+        head_width=gpt.channels,
         device=device.name,
     )
 

@@ -1,4 +1,4 @@
-"""Laws of the two architectures and of the folders they are exported to."""
+"""Laws of the architectures and of the folders they are exported to."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from tests.conftest import RECIPES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ACTIVATIONS = ("gelu", "relu", "relu2")
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "relu2", "silu")
 EXPORTS = [
     *(GPTSpec(architecture="modern", layers=2, heads=2, width=16, context=12, activation=a) for a in ACTIVATIONS),
     *(GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=12, activation=a) for a in ACTIVATIONS),
@@ -28,15 +28,30 @@ EXPORTS = [
     GPTSpec(architecture="classic", layers=1, heads=2, width=16, context=12, tied=True, dropout=0.1),
     GPTSpec(architecture="classic", layers=1, heads=1, width=16, context=12, biases=True, tied=True),
     GPTSpec(architecture="modern", layers=1, heads=4, width=24, context=12, dropout=0.2),
+    GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=12, activation="silu", mlp_width=24),
+    GPTSpec(architecture="llama", layers=1, heads=4, width=16, context=12, key_value_heads=2, tied=True, dropout=0.1),
+    GPTSpec(architecture="llama", layers=1, heads=2, width=16, context=12, biases=True, rotary_base=1e6),
+    GPTSpec(
+        architecture="llama",
+        layers=2,
+        heads=3,
+        width=16,
+        context=12,
+        key_value_heads=1,
+        head_width=6,
+        query_key_norm=True,
+        norm_epsilon=1e-5,
+    ),
 ]
 
 
 @st.composite
 def gpt_specs(draw: st.DrawFn) -> GPTSpec:
-    """Any small shape of either architecture."""
-    architecture = draw(st.sampled_from(["classic", "modern"]))
+    """Any small shape of any architecture."""
+    architecture = draw(st.sampled_from(["classic", "modern", "llama"]))
     heads = draw(st.integers(1, 4))
-    classic = architecture == "classic"
+    free, llama = architecture != "modern", architecture == "llama"
+    biases = free and draw(st.booleans())
     return GPTSpec(
         architecture=architecture,
         layers=draw(st.integers(1, 3)),
@@ -44,8 +59,14 @@ def gpt_specs(draw: st.DrawFn) -> GPTSpec:
         width=heads * draw(st.sampled_from([8, 10])),
         context=draw(st.integers(2, 20)),
         activation=draw(st.sampled_from(ACTIVATIONS)),
-        biases=classic and draw(st.booleans()),
-        tied=classic and draw(st.booleans()),
+        biases=biases,
+        tied=free and draw(st.booleans()),
+        key_value_heads=draw(st.sampled_from([None, *(n for n in range(1, heads + 1) if heads % n == 0)]))
+        if llama
+        else None,
+        head_width=draw(st.sampled_from([None, 2, 12])) if llama else None,
+        mlp_width=draw(st.sampled_from([None, 7])) if llama else None,
+        query_key_norm=llama and not biases and draw(st.booleans()),
     )
 
 
@@ -97,7 +118,7 @@ def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
 
 
 @pytest.mark.parametrize("T", [5, 128, 129, 300])
-@pytest.mark.parametrize("architecture", ["classic", "modern"])
+@pytest.mark.parametrize("architecture", ["classic", "modern", "llama"])
 @pytest.mark.parametrize("dropped", [0.0, 0.3])
 def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(
     architecture: str, T: int, dropped: float
@@ -166,6 +187,10 @@ def test_a_tied_table_counts_once() -> None:
         ({"biases": True}, "no biases"),
         ({"tied": True}, "its head is its own"),
         ({"layer": 3}, "Extra inputs"),
+        ({"mlp_width": 32}, "mlp_width belongs to architecture llama, but the architecture is modern"),
+        ({"architecture": "llama", "heads": 4, "key_value_heads": 3}, "4 is not divisible by key_value_heads 3"),
+        ({"architecture": "llama", "biases": True, "query_key_norm": True}, "not both"),
+        ({"architecture": "llama", "head_width": 3}, "3 is odd"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused(fields: dict[str, object], said: str) -> None:
@@ -240,8 +265,8 @@ def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', but gpt2 or nanochat is expected"),
-        ({"hidden_act": "gelu_new"}, "gelu_new"),
+        ({"model_type": "bert"}, "model_type is 'bert', but gpt2, nanochat, llama, qwen2 or qwen3 is expected"),
+        ({"hidden_act": "mish"}, "mish"),
         ({"num_hidden_layers": 3}, "model.layers.2"),
     ],
 )

@@ -33,6 +33,8 @@ SHAPES = [
     GPTSpec(layers=2, heads=2, width=16, context=8),
     GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, tied=True),
     GPTSpec(architecture="classic", layers=1, heads=2, width=24, context=16, biases=True),
+    GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=8, biases=True, key_value_heads=1, tied=True),
+    GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=8, head_width=6, query_key_norm=True),
 ]
 LARGE = GPTSpec(architecture="classic", layers=12, heads=12, width=768, context=1024, tied=True)
 MIDDLE = GPTSpec(layers=6, heads=6, width=384, context=256)
@@ -77,7 +79,7 @@ shapes = st.builds(
     lambda architecture, layers, heads, context: GPTSpec(
         architecture=architecture, layers=layers, heads=heads, width=64 * heads, context=context
     ),
-    st.sampled_from(["classic", "modern"]),
+    st.sampled_from(["classic", "modern", "llama"]),
     st.integers(1, 12),
     st.integers(1, 12),
     st.sampled_from([32, 256, 1024]),

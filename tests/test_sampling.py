@@ -36,23 +36,37 @@ VOCABULARY = 17
 SPECS = [
     GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
     GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
+    GPTSpec(
+        architecture="llama",
+        layers=2,
+        heads=4,
+        width=16,
+        context=8,
+        key_value_heads=2,
+        head_width=6,
+        query_key_norm=True,
+        activation="silu",
+        dropout=0.4,
+    ),
 ]
 BOTH = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.architecture)
 
 
 @st.composite
 def gpt_specs(draw: st.DrawFn) -> GPTSpec:
-    """Any small shape of either architecture, odd contexts and the shortest among them."""
-    heads, classic = draw(st.integers(1, 3)), draw(st.booleans())
+    """Any small shape of any architecture, odd contexts and the shortest among them."""
+    heads, architecture = draw(st.integers(1, 3)), draw(st.sampled_from(["classic", "modern", "llama"]))
+    free = architecture != "modern"
     return GPTSpec(
-        architecture="classic" if classic else "modern",
+        architecture=architecture,
         layers=draw(st.integers(1, 3)),
         heads=heads,
         width=heads * 8,
         context=draw(st.integers(2, 13)),
         activation=draw(st.sampled_from(["gelu", "relu", "relu2"])),
-        biases=classic and draw(st.booleans()),
-        tied=classic and draw(st.booleans()),
+        biases=free and draw(st.booleans()),
+        tied=free and draw(st.booleans()),
+        key_value_heads=1 if architecture == "llama" and draw(st.booleans()) else None,
     )
 
 

@@ -25,6 +25,18 @@ BEFORE = np.array([3], np.uint16)
 SPECS = [
     GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
     GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
+    GPTSpec(
+        architecture="llama",
+        layers=2,
+        heads=4,
+        width=16,
+        context=8,
+        key_value_heads=2,
+        head_width=6,
+        query_key_norm=True,
+        activation="silu",
+        dropout=0.4,
+    ),
 ]
 
 

@@ -26,6 +26,7 @@ SPECS = {
     "modern": GPTSpec(layers=2, heads=2, width=16, context=8),
     "classic": GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, biases=True, activation="gelu"),
     "tied": GPTSpec(architecture="classic", layers=1, heads=2, width=16, context=8, tied=True, activation="gelu"),
+    "llama": GPTSpec(architecture="llama", layers=1, heads=2, width=16, context=8, query_key_norm=True, tied=True),
 }
 CPU = Device("cpu", "f32")
 Change = Callable[[dict[str, Tensor], str], None]
@@ -65,7 +66,7 @@ def changed(path: Path, change: Change, name: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_model_folder_with_other_tensors_is_refused(spec: str, change: str, tmp_path: Path) -> None:
     save_model(build(SPECS[spec], 23), tmp_path)
-    name = {"modern": "model.embed_tokens.weight"}.get(spec, "transformer.wte.weight")
+    name = "model.embed_tokens.weight" if spec in ("modern", "llama") else "transformer.wte.weight"
     doing, said = CHANGES[change]
     changed(tmp_path / "model.safetensors", doing, name)
     with pytest.raises(NotAModel, match=said) as caught:

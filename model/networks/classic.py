@@ -22,17 +22,23 @@ from bardflow.model.networks.weights import require_alike
 # `gelu` is exact, not approximated, as in nanoGPT; `relu2` is transformers' name for squared ReLU.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
 }
 
 
 class ClassicGPT(GPT):
     """GPT-2's architecture (Radford et al. 2019), with nanoGPT's choice of biases and initialisation."""
 
-    MODEL_TYPE = "gpt2"
-    # On a CPU in bf16: the norms' inputs (f32) and outputs, and 8 C of the MLP.
-    KEPT = Kept(on_cpu=19.2, elsewhere=17.0, holes=0.55, attention_mask=True)
+    MODEL_TYPES = ("gpt2",)
+
+    @staticmethod
+    def kept(spec: GPTSpec) -> Kept:
+        """As `GPT.kept`."""
+        # On a CPU in bf16: the norms' inputs (f32) and outputs, and 8 C of the MLP.
+        return Kept(on_cpu=19.2, elsewhere=17.0, holes=0.55, attention_mask=True)
 
     @staticmethod
     def check(spec: GPTSpec) -> None:
@@ -122,7 +128,7 @@ class ClassicGPT(GPT):
         tied = self.head.weight is self.tokens.weight
         config = {
             "architectures": ["GPT2LMHeadModel"],
-            "model_type": self.MODEL_TYPE,
+            "model_type": self.MODEL_TYPES[0],
             "vocab_size": vocabulary_size,
             "n_positions": self.context,
             "n_embd": width,

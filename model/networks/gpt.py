@@ -22,11 +22,11 @@ def working_copy(gpt: GPT, dtype: torch.dtype) -> GPT:
 
     The blocks' linear layers are copies, which must be updated when the weights change. All other parameters are
     shared and stay in f32, because their gradients are long sums: of a table's row over all occurrences of its token,
-    of a LayerNorm over all tokens.
+    of a norm's weights over all tokens.
     """
     if dtype == torch.float32:
         return gpt
-    shared = [m for m in gpt.modules() if isinstance(m, nn.Embedding | nn.LayerNorm)] + [gpt.head]
+    shared = [m for m in gpt.modules() if isinstance(m, nn.Embedding | nn.LayerNorm | nn.RMSNorm)] + [gpt.head]
     copied = copy.deepcopy(gpt, {id(m): m for m in shared})
     for module in copied.blocks.modules():
         if isinstance(module, nn.Linear):

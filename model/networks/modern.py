@@ -23,10 +23,14 @@ ROTARY_BASE = 10_000.0
 class ModernGPT(GPT):
     """RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), query-key norm (Henry et al. 2020)."""
 
-    MODEL_TYPE = "nanochat"
-    # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (with ones), attention's output twice and
-    # 4 C of the MLP.
-    KEPT = Kept(on_cpu=11.2, elsewhere=24.0, holes=0.9, attention_mask=False)
+    MODEL_TYPES = ("nanochat",)
+
+    @staticmethod
+    def kept(spec: GPTSpec) -> Kept:
+        """As `GPT.kept`."""
+        # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (with ones), attention's output twice
+        # and 4 C of the MLP.
+        return Kept(on_cpu=11.2, elsewhere=24.0, holes=0.9, attention_mask=False)
 
     @staticmethod
     def check(spec: GPTSpec) -> None:
@@ -104,7 +108,7 @@ class ModernGPT(GPT):
         vocabulary_size, width = self.tokens.weight.shape
         config = {
             "architectures": ["NanoChatForCausalLM"],
-            "model_type": self.MODEL_TYPE,
+            "model_type": self.MODEL_TYPES[0],
             "vocab_size": vocabulary_size,
             "hidden_size": width,
             "intermediate_size": 4 * width,
@@ -227,8 +231,8 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
 
 
-def rotary_tables(context: int, head_width: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(context: int, head_width: int, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
     """Cosine and sine, each (T, D), of position * base ** (-2i / D); the second half of D repeats the first."""
-    frequencies = ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+    frequencies = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angles_TD = torch.outer(torch.arange(context, dtype=torch.float32), frequencies).repeat(1, 2)
     return angles_TD.cos(), angles_TD.sin()

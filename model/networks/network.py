@@ -51,8 +51,7 @@ class GPT(nn.Module, ABC):
     `head` the output table.
     """
 
-    MODEL_TYPE: ClassVar[str]
-    KEPT: ClassVar[Kept]
+    MODEL_TYPES: ClassVar[tuple[str, ...]]
 
     tokens: nn.Embedding
     blocks: nn.ModuleList
@@ -61,7 +60,7 @@ class GPT(nn.Module, ABC):
     @abstractmethod
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__()
-        self.context, self.heads = spec.context, spec.heads
+        self.context, self.heads, self.channels = spec.context, spec.heads, spec.channels
         self.activation, self.dropout = spec.activation, spec.dropout
 
     @staticmethod
@@ -79,6 +78,16 @@ class GPT(nn.Module, ABC):
         """Count the parameters without building the network."""
 
     @staticmethod
+    def matrices(spec: GPTSpec) -> int:
+        """Count the parameters in the matrices of all blocks."""
+        return spec.layers * 12 * spec.width**2
+
+    @staticmethod
+    @abstractmethod
+    def kept(spec: GPTSpec) -> Kept:
+        """What a block saves for the backward pass."""
+
+    @staticmethod
     @abstractmethod
     def looked_up(spec: GPTSpec, vocabulary_size: int) -> int:
         """Count the parameters that are only looked up and are in no matrix product."""
@@ -86,10 +95,11 @@ class GPT(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def fields_of(config: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of the spec from a `config.json` of MODEL_TYPE.
+        """Return the fields of the spec from a `config.json` of MODEL_TYPES.
 
         Raises:
             KeyError: a field is missing.
+            ValueError: the model has parts that the network lacks; the message names them.
         """
 
     @abstractmethod

@@ -97,7 +97,7 @@ def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
     masked. Recomputation is not counted.
     """
     counted = parameters(gpt, vocabulary_size).total - network(gpt.architecture).looked_up(gpt, vocabulary_size)
-    return 6 * counted + 12 * gpt.layers * gpt.width * gpt.context
+    return 6 * counted + 12 * gpt.layers * gpt.heads * gpt.channels * gpt.context
 
 
 def flops_per_step(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec) -> int:
@@ -128,7 +128,7 @@ def optimizer_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, 
 
 def block_matrices(gpt: GPTSpec) -> int:
     """Return the number of parameters in the matrices of all blocks."""
-    return gpt.layers * 12 * gpt.width**2
+    return network(gpt.architecture).matrices(gpt)
 
 
 # A micro-batch with more tokens does not make a step faster.
@@ -307,7 +307,7 @@ def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Mach
 def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
     """Return the bytes that a block keeps for each token."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
-    kept, dropped = network(gpt.architecture).KEPT, gpt.dropout > 0
+    kept, dropped = network(gpt.architecture).kept(gpt), gpt.dropout > 0
     widths = 1.0 if execution.recompute else kept.on_cpu if on_our_own(machine) else kept.elsewhere
     if dropped:
         widths += 2
@@ -326,7 +326,7 @@ def on_our_own(machine: Machine) -> bool:
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     """Return the temporary bytes for each token while the gradient of one block is computed."""
     number, C = (2 if machine.precision == "bf16" else 4), gpt.width
-    written_out = network(gpt.architecture).KEPT.attention_mask and gpt.dropout and not on_our_own(machine)
+    written_out = network(gpt.architecture).kept(gpt).attention_mask and gpt.dropout and not on_our_own(machine)
     table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
@@ -341,7 +341,7 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
     """
     if machine.device != "cpu":
         return 0
-    share = network(gpt.architecture).KEPT.holes if on_our_own(machine) else HOLES
+    share = network(gpt.architecture).kept(gpt).holes if on_our_own(machine) else HOLES
     return int(max(passing * share, gradients * HOLES_BETWEEN[execution.optimizer_state]))
 
 

@@ -59,9 +59,10 @@ def spec_of(config: dict[str, Any]) -> GPTSpec:
         KeyError: a field is missing.
     """
     architectures = get_args(GPTSpec.model_fields["architecture"].annotation)
-    kinds = {network(name).MODEL_TYPE: name for name in architectures}
+    kinds = {kind: name for name in architectures for kind in network(name).MODEL_TYPES}
     if (name := kinds.get(config["model_type"])) is None:
-        raise ValueError(f"its model_type is {config['model_type']!r}, but {' or '.join(kinds)} is expected")
+        *others, last = kinds
+        raise ValueError(f"its model_type is {config['model_type']!r}, but {', '.join(others)} or {last} is expected")
     return GPTSpec(architecture=name, **network(name).fields_of(config))
 
 
