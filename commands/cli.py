@@ -73,6 +73,10 @@ def train(
     ] = None,
     recipe: RecipeOption = "small",
     set_: Fields = [],  # noqa: B006
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Begin from a model: NAME/champion, a folder (./…) or hub:OWNER/NAME."),
+    ] = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +89,8 @@ def train(
     from bardflow.tasks.recipes import recipe as recipe_named
 
     # Check the input before a server is started.
-    overrides = overrides_from(dict(assignment(text) for text in set_))
+    given = dict(assignment(text) for text in set_)
+    overrides = overrides_from(given if base is None else {**given, "base_model": base})
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
     checked_limit(memory_limit, chosen.training)

@@ -11,6 +11,7 @@ from bardflow.tasks.saying import say
 NEW_TOKENS = {
     "clean_corpus": "the corpus is new or changed",
     "learn_vocabulary": "the vocabulary was not learned before",
+    "vocabulary_of": "the vocabulary of this model was not used before",
     "tokenize_corpus": "the corpus was not tokenized so before",
 }
 
@@ -59,4 +60,6 @@ def reason(run: Run) -> str:
         return next(said for task, said in NEW_TOKENS.items() if run.ran(task))
     if run.ran("begin_training"):
         return "a model of this shape and seed was not begun before"
+    if run.ran("begin_from_base"):
+        return "no training began from this model before"
     return "these training settings were not run before, or not to the end"

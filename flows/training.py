@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from bardflow.model.planning import Plan
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
+from bardflow.tasks.base import begin_from_base, fetch_base, vocabulary_of
 from bardflow.tasks.evaluation import evaluate_model
 from bardflow.tasks.planning import plan_training
 from bardflow.tasks.recipes import Recipe
@@ -32,20 +33,30 @@ def train_and_evaluate(
     run: Run, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
 ) -> Trained:
     """Learn the vocabulary, write the shards, train, export the best checkpoint and evaluate it."""
-    vocabulary = run(learn_vocabulary, text, chosen.vocabulary)
+    base = None if chosen.base.model is None else run(fetch_base, chosen.base)
+    vocabulary = run(learn_vocabulary, text, chosen.vocabulary) if base is None else run(vocabulary_of, base)
     shards = run(tokenize_corpus, text, vocabulary, chosen.shards)
     # The plan comes after learning and tokenizing, because memory that they leave in use counts during training.
-    plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit)
-    legs = train(run, vocabulary, shards, chosen, plan, stop)
+    plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit, base)
+    legs = train(run, vocabulary, shards, chosen, plan, stop, base)
     model = run(export_model, best(legs), vocabulary, text)
     return Trained(legs, model, run(evaluate_model, model, text, chosen.evaluation))
 
 
 def train(
-    run: Run, vocabulary: Vocabulary, shards: TokenShards, chosen: Recipe, plan: Plan, stop: Stop | None
+    run: Run,
+    vocabulary: Vocabulary,
+    shards: TokenShards,
+    chosen: Recipe,
+    plan: Plan,
+    stop: Stop | None,
+    base: Model | None = None,
 ) -> list[Checkpoint]:
     """Train leg after leg until the last step, until the validation loss no longer falls, or until `stop` ends it."""
-    checkpoint = run(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
+    if base is None:
+        checkpoint = run(begin_training, vocabulary, chosen.gpt, chosen.training.seed)
+    else:
+        checkpoint = run(begin_from_base, base, chosen.gpt.context, chosen.gpt.dropout)
     legs: list[Checkpoint] = []
     for until in chosen.training.leg_ends():
         checkpoint = run(train_leg, checkpoint, shards, chosen.training, until, plan)

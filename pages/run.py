@@ -57,7 +57,7 @@ class VocabularyFacts(PageModel):
 
 
 class ModelFacts(PageModel):
-    """The network: its shape and its numbers of parameters."""
+    """The network: its shape, its numbers of parameters, and the model that the training began from."""
 
     architecture: str
     parameters: Count
@@ -66,6 +66,7 @@ class ModelFacts(PageModel):
     heads: Count
     width: Count
     context: Count
+    base: str | None = None
 
 
 class Scores(PageModel):

@@ -7,6 +7,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from bardflow.model.networks import GPTSpec
 from bardflow.pages.run import Scores
 
+LIMITS = "It has read one text and writes in its manner. It knows no facts, follows no instructions, and sees"
+LIMITS_WITH_A_BASE = """\
+It was trained further on one text and writes in its manner. For its licence, and for what it read before, see the
+model that it began from. It sees"""
+
 
 def model_card(
     corpus: dict[str, Any],
@@ -15,10 +20,12 @@ def model_card(
     parameters: int,
     vocabulary: dict[str, Any],
     scores: Scores | None = None,
+    base: str | None = None,
 ) -> str:
     """Return a model's card: its size, training text and limits. `corpus` and `vocabulary` are facts of artifacts.
 
-    If `scores` are given, they are in the text and in the metadata (`model-index`).
+    `base` describes the model that the training began from. If `scores` are given, they are in the text and in the
+    metadata (`model-index`).
     """
     head = {
         "language": corpus["language"],
@@ -49,6 +56,10 @@ def model_card(
     )
     data = ModelCardData(**head, **({"model_name": corpus["name"], "eval_results": results} if results else {}))
     survey, text = corpus["survey"], corpus["text"]
+    weights, limits = f"Weights from step {step:,}", f"{LIMITS} {gpt.context}\ntokens at once."
+    if base is not None:
+        weights += f" of a training that\nbegan from {base}"
+        limits = f"{LIMITS_WITH_A_BASE} {gpt.context} tokens at once."
     return f"""---
 {data.to_yaml(original_order=[*head, "model-index"])}
 ---
@@ -56,7 +67,7 @@ def model_card(
 # A small GPT of {corpus["title"]}
 
 {parameters:,} parameters: {gpt.layers} layers, {gpt.heads} heads, width {gpt.width}, context {gpt.context} tokens
-(`{gpt.architecture}`). Vocabulary: {vocabulary["kind"]}, {vocabulary["size"]:,} tokens. Weights from step {step:,}.
+(`{gpt.architecture}`). Vocabulary: {vocabulary["kind"]}, {vocabulary["size"]:,} tokens. {weights}.
 
 ## Training text
 
@@ -79,8 +90,7 @@ tokenizer = AutoTokenizer.from_pretrained("this/folder")
 
 ## Limits
 
-It has read one text and writes in its manner. It knows no facts, follows no instructions, and sees {gpt.context}
-tokens at once.
+{limits}
 """
 
 

@@ -55,7 +55,9 @@ def export(model: Model, folder: Path) -> Scores | None:
         whole.mkdir()
         for name in store().manifest(model).files:
             shutil.copyfile(store().folder(model) / name, whole / name)
-        card = model_card(store().facts(text), gpt, facts["step"], facts["parameters"], vocabulary, scores)
+        card = model_card(
+            store().facts(text), gpt, facts["step"], facts["parameters"], vocabulary, scores, facts.get("base")
+        )
         (whole / CARD).write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rmdir()

@@ -10,7 +10,8 @@ from bardflow.model.machine import memory
 from bardflow.model.networks import GPTSpec
 from bardflow.model.planning import Machine, Parts, Plan, choose, flops_per_step, parameters, settled_bytes
 from bardflow.model.training import TrainingSpec
-from bardflow.storage.handles import Vocabulary
+from bardflow.storage.handles import Model, Vocabulary
+from bardflow.tasks.base import network_of
 from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 
@@ -18,14 +19,24 @@ LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
 
 
 @task(version="1", cache_policy=NO_CACHE)
-def plan_training(vocabulary: Vocabulary, gpt: GPTSpec, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
+def plan_training(
+    vocabulary: Vocabulary,
+    gpt: GPTSpec,
+    training: TrainingSpec,
+    memory_limit: int | str | None,
+    base: Model | None = None,
+) -> Plan:
     """Choose how to compute the training within the limit. Never cached, because free memory changes.
+
+    With `base`, the network is that of this model, and `gpt` gives only context and dropout.
 
     Raises:
         model.machine.memory.BadLimit: the limit is not a number of bytes.
         model.planning.plan.TooLittleMemory: no execution fits; the message has the smallest limit that fits.
     """
     size = store().facts(vocabulary)["size"]
+    if base is not None:
+        gpt, size = network_of(base, gpt), store().facts(base)["vocabulary_size"]
     plan = planned(gpt, size, training, memory_limit)
     counted = parameters(gpt, size)
     say(

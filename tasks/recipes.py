@@ -1,6 +1,7 @@
 """Recipes: all settings of a run except the corpus. Any field can be overridden."""
 
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
@@ -9,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from bardflow.errors import BardError
 from bardflow.home import project_folder
-from bardflow.model.networks import GPTSpec
+from bardflow.identity import AsBefore
+from bardflow.model.networks import LLAMA_ONLY, GPTSpec
 from bardflow.model.training import TrainingSpec
 from bardflow.model.vocabulary import VocabularySpec
 from bardflow.storage.shards import ShardSpec
+from bardflow.tasks.base import BaseSpec
 from bardflow.tasks.evaluation import EvaluationSpec
 from bardflow.toml import closest, read_toml
 
@@ -39,14 +42,26 @@ class Recipe(BaseModel):
     name: RecipeName
     vocabulary: VocabularySpec = VocabularySpec()
     shards: ShardSpec = ShardSpec()
+    base: Annotated[BaseSpec, AsBefore(BaseSpec())] = BaseSpec()
     gpt: GPTSpec = GPTSpec()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
     def settings(self) -> dict[str, str | int | float | bool | None]:
-        """Return every field by its flat name, in order."""
+        """Return every field that applies by its flat name, in order."""
         parts = self.model_dump(mode="json", exclude={"name"})
-        return {flat(part, field): value for part, fields in parts.items() for field, value in fields.items()}
+        return {
+            flat(part, field): value
+            for part, fields in parts.items()
+            for field, value in fields.items()
+            if self.applies(part, field)
+        }
+
+    def applies(self, part: str, field: str) -> bool:
+        """Return whether a field has an effect: one of another network, or that the base gives, has none."""
+        if self.base.model is not None:
+            return not given_by_base(part, field)
+        return part != "base" and (field not in LLAMA_ONLY or self.gpt.architecture == "llama")
 
     def changed(self, **fields: Any) -> "Recipe":
         """Return the recipe with some fields changed, given by their flat names, and validated.
@@ -67,15 +82,21 @@ class Recipe(BaseModel):
 SPECS: dict[str, type[BaseModel]] = {
     "vocabulary": VocabularySpec,
     "shards": ShardSpec,
+    "base": BaseSpec,
     "gpt": GPTSpec,
     "training": TrainingSpec,
     "evaluation": EvaluationSpec,
 }
 
 
+PREFIXED = ("vocabulary", "base")
+# Fields of the network that apply to a training that begins from a model; the model has all others.
+WITH_A_BASE = frozenset({"context", "dropout"})
+
+
 def flat(part: str, field: str) -> str:
-    """Return a field's name in overrides; fields of the vocabulary have a prefix, as in `vocabulary_size`."""
-    return f"vocabulary_{field}" if part == "vocabulary" else field
+    """Return a field's name in overrides; some have a prefix, as in `vocabulary_size` and `base_model`."""
+    return f"{part}_{field}" if part in PREFIXED else field
 
 
 FIELDS: dict[str, tuple[str, str]] = {
@@ -153,6 +174,8 @@ def load_recipe(name: str) -> RecipeFile:
                 raise RecipeError(
                     f"{path}: [{section}] has no field {field!r}{closest(field, legal)}; fields: {', '.join(legal)}"
                 )
+    if "model" in table.get("base", {}):
+        require_free(path, (flat(part, field) for part, fields in table.items() for field in fields))
     # TOML has no null, so it is written as "null", as on the command line.
     given = {part: {f: None if v == "null" else v for f, v in fields.items()} for part, fields in table.items()}
     try:
@@ -173,7 +196,30 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
     Raises:
         RecipeError: there is no such recipe, or a value is not legal; the message has the legal values.
     """
-    return load_recipe(name).recipe.changed(**overrides.changes())
+    changes = overrides.changes()
+    changed = load_recipe(name).recipe.changed(**changes)
+    if changed.base.model is not None:
+        require_free(changed.base.model, changes)
+    return changed
+
+
+def given_by_base(part: str, field: str) -> bool:
+    """Return whether the model that a training begins from has this setting, so that the recipe's does not apply."""
+    return part == "vocabulary" or (part == "gpt" and field not in WITH_A_BASE)
+
+
+def require_free(where: str | Path, names: Iterable[str]) -> None:
+    """Check that none of the fields is given by the model that a training begins from.
+
+    Raises:
+        RecipeError: one is.
+    """
+    for name in names:
+        if given_by_base(*FIELDS[name]):
+            raise RecipeError(
+                f"{where}: {name} cannot be set with base_model, because the network and the vocabulary are those of "
+                f"the model. Leave {name} out. {' and '.join(sorted(WITH_A_BASE))} can be set"
+            )
 
 
 def overrides_from(given: dict[str, Any]) -> Overrides:

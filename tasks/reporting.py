@@ -233,7 +233,12 @@ def model_facts(model: Model) -> pages.ModelFacts:
     """Return the network's shape and size."""
     facts = store().facts(model)
     gpt = {name: facts["gpt"][name] for name in ("architecture", "layers", "heads", "width", "context")}
-    return pages.ModelFacts(parameters=facts["parameters"], embedding_parameters=facts["embedding_parameters"], **gpt)
+    return pages.ModelFacts(
+        parameters=facts["parameters"],
+        embedding_parameters=facts["embedding_parameters"],
+        base=facts.get("base"),
+        **gpt,
+    )
 
 
 def curve(legs: list[Checkpoint]) -> list[pages.CurvePoint]:

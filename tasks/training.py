@@ -30,6 +30,7 @@ from bardflow.model.training import (
 from bardflow.model.vocabulary import TOKENIZER_FILE, load
 from bardflow.storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
 from bardflow.storage.shards import read_shards
+from bardflow.tasks.base import TOKENIZER_SETTINGS, base_in_words, base_of
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.card import model_card
 from bardflow.tasks.run import origin, store
@@ -130,10 +131,12 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
     with store().draft() as draft:
         save_model(gpt, draft.folder)
         load(tokenizer_file).save(str(draft.folder / TOKENIZER_FILE))
-        # With these settings, `transformers.AutoTokenizer` loads tokenizer.json unchanged.
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        (draft.folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        card = model_card(store().facts(corpus), snapshot.gpt, snapshot.step, parameters, store().facts(vocabulary))
+        (draft.folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_SETTINGS, indent=2) + "\n")
+        base = base_of(checkpoint)
+        begun = None if base is None else base_in_words(base)
+        card = model_card(
+            store().facts(corpus), snapshot.gpt, snapshot.step, parameters, store().facts(vocabulary), base=begun
+        )
         (draft.folder / "README.md").write_text(card, encoding="utf-8")
         facts = {
             "gpt": identity(snapshot.gpt),
@@ -142,7 +145,7 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
             "embedding_parameters": embedding,
             "vocabulary_size": snapshot.vocabulary_size,
             "vocabulary_kind": store().facts(vocabulary)["kind"],
-        }
+        } | ({} if begun is None else {"base": begun})
         return store().keep(draft, Model, facts, origin())
 
 

@@ -1,7 +1,7 @@
 """The classic network, as in the lecture: learned positions, LayerNorm, GELU or ReLU, dropout; exported as `gpt2`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from bardflow.model.networks.attention import attend
 from bardflow.model.networks.autograd import applied, backward_from
 from bardflow.model.networks.cache import KeyValueCache, Reach
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.network import GPT, Kept, Parameters
+from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import require_alike
@@ -27,6 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
     "silu": F.silu,
 }
+
+EPSILON = 1e-5
 
 
 class ClassicGPT(GPT):
@@ -61,15 +63,26 @@ class ClassicGPT(GPT):
     @staticmethod
     def fields_of(config: dict[str, Any]) -> dict[str, Any]:
         """As `GPT.fields_of`. GPT-2's files always have biases; they are zeros if the model has none."""
+        require_usual(
+            config,
+            {
+                "layer_norm_epsilon": EPSILON,
+                "scale_attn_weights": True,
+                "scale_attn_by_inverse_layer_idx": False,
+                "add_cross_attention": False,
+            },
+        )
+        if config.get("n_inner") not in (None, 4 * config["n_embd"]):
+            raise ValueError(f"its config.json has n_inner = {config['n_inner']}, but only 4 * n_embd is supported")
         return {
             "layers": config["n_layer"],
             "heads": config["n_head"],
             "width": config["n_embd"],
             "context": config["n_positions"],
             "dropout": config["resid_pdrop"],
-            "activation": config["activation_function"],
+            "activation": config.get("activation_function", "gelu_new"),
             "biases": True,
-            "tied": config["tie_word_embeddings"],
+            "tied": config.get("tie_word_embeddings", True),
         }
 
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
@@ -138,7 +151,7 @@ class ClassicGPT(GPT):
             "resid_pdrop": self.dropout,
             "embd_pdrop": self.dropout,
             "attn_pdrop": self.dropout,
-            "layer_norm_epsilon": 1e-5,
+            "layer_norm_epsilon": EPSILON,
             "tie_word_embeddings": tied,
             "bos_token_id": None,
             "eos_token_id": None,
@@ -158,7 +171,7 @@ class ClassicGPT(GPT):
         return config, weights
 
     @torch.no_grad()
-    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
         """As `GPT.load_transformers`."""
         require_alike(self.to_transformers()[1], weights)
         self.tokens.weight.copy_(weights["transformer.wte.weight"])

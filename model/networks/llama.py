@@ -3,6 +3,7 @@
 Shapes in names: B batch, T time, C channels (width), H query heads, G key-value heads, D channels of a head.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.modern import ROTARY_BASE, rotary_tables
-from bardflow.model.networks.network import GPT, Kept, Parameters
+from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import fill
@@ -80,16 +81,9 @@ class LlamaGPT(GPT):
             **(config.get("rope_scaling") or {}),
             "rope_theta": config.get("rope_theta", ROTARY_BASE),
         }
-        unusual = {
-            "rope_type": rotary.get("rope_type", rotary.get("type", "default")) != "default",
-            "partial_rotary_factor": rotary.get("partial_rotary_factor", 1.0) != 1.0,
-            "mlp_bias": config.get("mlp_bias", False),
-            "attention_bias": config.get("attention_bias", False),
-            "use_sliding_window": config.get("use_sliding_window", False),
-            "layer_types": set(config.get("layer_types") or ["full_attention"]) != {"full_attention"},
-        }
-        if named := [name for name, found in unusual.items() if found]:
-            raise ValueError(f"its config.json has {', '.join(named)} that this network does not have")
+        require_usual(rotary, {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0})
+        usual = {"mlp_bias": False, "attention_bias": False, "use_sliding_window": False}
+        require_usual(config, {**usual, "layer_types": ["full_attention"] * config["num_hidden_layers"]})
         return {
             "layers": config["num_hidden_layers"],
             "heads": config["num_attention_heads"],
@@ -190,7 +184,7 @@ class LlamaGPT(GPT):
         return config, weights
 
     @torch.no_grad()
-    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
         """As `GPT.load_transformers`."""
         fill(self.to_transformers()[1], weights)
 

@@ -1,5 +1,6 @@
 """The modern network: rotary positions, RMSNorm, normalised queries and keys, no biases; exported as `nanochat`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from bardflow.model.networks.cache import KeyValueCache, Reach
 from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding, relu2_linear, rms_norm, rotary_attention
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.network import GPT, Kept, Parameters
+from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
 from bardflow.model.networks.weights import fill
@@ -55,6 +56,17 @@ class ModernGPT(GPT):
     @staticmethod
     def fields_of(config: dict[str, Any]) -> dict[str, Any]:
         """As `GPT.fields_of`."""
+        require_usual(
+            {"final_logit_softcapping": 15.0} | config,  # the default in transformers
+            {
+                "intermediate_size": 4 * config["hidden_size"],
+                "num_key_value_heads": config["num_attention_heads"],
+                "rms_norm_eps": EPSILON,
+                "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
+                "final_logit_softcapping": None,
+                "tie_word_embeddings": False,
+            },
+        )
         return {
             "layers": config["num_hidden_layers"],
             "heads": config["num_attention_heads"],
@@ -134,7 +146,7 @@ class ModernGPT(GPT):
         return config, weights
 
     @torch.no_grad()
-    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
         """As `GPT.load_transformers`."""
         fill(self.to_transformers()[1], weights)
 

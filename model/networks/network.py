@@ -6,6 +6,7 @@ To add a network, write `<name>.py` in this folder with a subclass of `GPT` as N
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -127,7 +128,7 @@ class GPT(nn.Module, ABC):
         """Return `config.json` and the weights of the same model in `transformers`."""
 
     @abstractmethod
-    def load_transformers(self, weights: dict[str, Tensor]) -> None:
+    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights, named as in `to_transformers`, into this model.
 
         Raises:
@@ -138,6 +139,17 @@ class GPT(nn.Module, ABC):
         """Return logits (B, T, V) for the token after each of ids (B, T); T is at most the context."""
         logits_BTV: Tensor = self.head(self.hidden(ids_BT))
         return logits_BTV
+
+
+def require_usual(config: dict[str, Any], usual: dict[str, Any]) -> None:
+    """Check that fields of a `config.json` have the only values that a network supports; missing and null are usual.
+
+    Raises:
+        ValueError: one has another value.
+    """
+    for name, value in usual.items():
+        if config.get(name) not in (None, value):
+            raise ValueError(f"its config.json has {name} = {config[name]!r}, but only {value!r} is supported")
 
 
 def network(architecture: str) -> type[GPT]:

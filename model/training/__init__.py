@@ -1,14 +1,17 @@
 """Training: batches, optimizers, the training loop, and checkpoints as folders."""
 
 from bardflow.model.training.batches import Tokens, TooFewTokens
-from bardflow.model.training.checkpoints import load_model, load_snapshot, save_model, save_snapshot
+from bardflow.model.training.checkpoints import NotAModel, load_model, load_snapshot, save_model, save_snapshot, spec_of
 from bardflow.model.training.loop import Snapshot, Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
 from bardflow.model.training.optimizers import OPTIMIZERS, STACKED, STACKED_ON_A_CARD
+from bardflow.model.training.pretrained import BaseDoesNotFit, begin_from, begun_spec, load_pretrained
 
 __all__ = [
     "OPTIMIZERS",
     "STACKED",
     "STACKED_ON_A_CARD",
+    "BaseDoesNotFit",
+    "NotAModel",
     "Snapshot",
     "Step",
     "Tokens",
@@ -16,11 +19,15 @@ __all__ = [
     "Training",
     "TrainingSpec",
     "begin",
+    "begin_from",
+    "begun_spec",
     "best_leg",
     "hopeless",
     "load_model",
+    "load_pretrained",
     "load_snapshot",
     "restore",
     "save_model",
     "save_snapshot",
+    "spec_of",
 ]
