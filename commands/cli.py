@@ -84,6 +84,7 @@ def train(
     prepare_prefect()
     from bardflow.sources.download import FetchError
     from bardflow.sources.spec import load_corpus
+    from bardflow.tasks.base import shape_of
     from bardflow.tasks.planning import checked_limit
     from bardflow.tasks.recipes import overrides_from
     from bardflow.tasks.recipes import recipe as recipe_named
@@ -93,6 +94,8 @@ def train(
     overrides = overrides_from(given if base is None else {**given, "base_model": base})
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
+    if chosen.base.model is not None:
+        shape_of(chosen.base, chosen.gpt)
     checked_limit(memory_limit, chosen.training)
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler

@@ -13,6 +13,7 @@ from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, par
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
 from bardflow.sources.spec import load_corpus
+from bardflow.tasks.base import shape_of
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import refs, store
@@ -75,11 +76,14 @@ def foresee_run(
     gpt, training = recipe.gpt, recipe.training
     on_offer = cloud.cards(prices)
     counted = survey_of(corpus)
-    size = expected_size(
-        recipe.vocabulary,
-        distinct=counted["distinct"] - counted["unseen_distinct"],
-        unseen=counted["unseen_distinct"] > 0,
-    )
+    if recipe.base.model is None:
+        size = expected_size(
+            recipe.vocabulary,
+            distinct=counted["distinct"] - counted["unseen_distinct"],
+            unseen=counted["unseen_distinct"] > 0,
+        )
+    else:
+        gpt, size = shape_of(recipe.base, gpt)
     plan = planned(gpt, size, training, memory_limit)
     device = devices.choose(training.precision)
     free = memory.free_bytes(device)

@@ -13,7 +13,7 @@ from bardflow.storage.handles import Corpus, Vocabulary
 from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
-from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, from_random_weights
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.run import Run, store
 from bardflow.tasks.saying import say
@@ -44,7 +44,7 @@ def compare_vocabularies(
         characters: The number of characters that each model sees if the budget is characters.
     """
     specs = {name: vocabulary_named(name) for name in vocabularies}
-    chosen = recipe_named(recipe, overrides)
+    chosen = from_random_weights(recipe_named(recipe, overrides), "compare-vocabularies")
     texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
     with Run() as run:
         names: list[str] = []

@@ -10,7 +10,7 @@ from bardflow.sources.spec import load_corpus
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import interval, show_experiment
 from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
-from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName
+from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, from_random_weights
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
@@ -38,7 +38,7 @@ def scaling_ladder(
         most_rungs: The largest number of sizes to train.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
-    chosen = recipe_named(recipe, overrides)
+    chosen = from_random_weights(recipe_named(recipe, overrides), "scaling-ladder")
     with Run() as run:
         text = run(clean_corpus, run(fetch_source, described), described)
         rungs: list[Trained] = []

@@ -16,7 +16,7 @@ from bardflow.tasks.locks import training_lock
 from bardflow.tasks.planning import checked_limit
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
 from bardflow.tasks.recipes import recipe as recipe_named
-from bardflow.tasks.reporting import publish_report, show_in_prefect
+from bardflow.tasks.reporting import note_length, publish_report, show_in_prefect
 from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 
@@ -50,6 +50,7 @@ def train_gpt(
     with training_lock(corpus), Run() as run:
         text = run(clean_corpus, run(fetch_source, spec), spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
+        note_length(corpus, chosen)
         legs, model, evaluation = train_and_evaluate(run, text, chosen, memory_limit)
         baselines = run(measure_baselines, text)
         recall = True

@@ -59,7 +59,7 @@ def train(
         checkpoint = run(begin_from_base, base, chosen.gpt.context, chosen.gpt.dropout)
     legs: list[Checkpoint] = []
     for until in chosen.training.leg_ends():
-        checkpoint = run(train_leg, checkpoint, shards, chosen.training, until, plan)
+        checkpoint = run(train_leg, checkpoint, shards, chosen.training.for_leg(until), until, plan)
         legs.append(checkpoint)
         why = stop(legs, shards) if stop else None
         if is_hopeless(legs, chosen.training.patience):

@@ -14,7 +14,7 @@ from bardflow.errors import BardError
 from bardflow.home import project_folder
 from bardflow.identity import identity, restored
 from bardflow.model.networks import GPTSpec, count_parameters
-from bardflow.model.training import begin_from, begun_spec, load_pretrained, save_model, save_snapshot, spec_of
+from bardflow.model.training import begin_from, begun_spec, load_pretrained, save_model, save_snapshot, spec_at
 from bardflow.model.vocabulary import TOKENIZER_FILE, load, save
 from bardflow.storage.handles import Checkpoint, Model, Vocabulary
 from bardflow.storage.lineage import handle_of
@@ -55,16 +55,51 @@ def fetch_base(base: BaseSpec) -> Model:
         NoSuchBase: there is no such model.
         model.training.NotAModel: it cannot be read.
     """
+    found = located(base)
+    return found if isinstance(found, Model) else imported(found, str(base.model))
+
+
+def located(base: BaseSpec) -> Model | Path:
+    """Return the artifact of a name, or the folder of a model from outside the store; one of the Hub is fetched.
+
+    Raises:
+        NoSuchBase: there is no such model.
+    """
     if base.model is None:
         raise NoSuchBase(f"no model was named; give {FORMS}")
     if base.model.startswith("hub:"):
-        return imported(from_hub(base.model), base.model)
+        return from_hub(base.model)
     if base.model.startswith((".", "/", "~")):
-        return imported(project_folder() / Path(base.model).expanduser(), base.model)
+        folder = project_folder() / Path(base.model).expanduser()
+        missing = next((name for name in ("config.json", TOKENIZER_FILE) if not (folder / name).is_file()), None)
+        if not folder.is_dir():
+            raise NoSuchBase(f"{base.model} is not a folder; give {FORMS}")
+        if missing == TOKENIZER_FILE:
+            raise NoSuchBase(
+                f"{base.model} has no {TOKENIZER_FILE}; load its tokenizer with transformers and write it with "
+                "`save_pretrained`"
+            )
+        if missing:
+            raise NoSuchBase(f"{base.model} is not a model folder: it has no {missing}")
+        return folder
     handle = resolve(store(), refs(), base.model)
     if not isinstance(handle, Model):
         raise NoSuchBase(f"{base.model} is a {type(handle).__name__}, not a model; give {FORMS}")
     return handle
+
+
+def shape_of(base: BaseSpec, gpt: GPTSpec) -> tuple[GPTSpec, int]:
+    """Return the network of a training that begins from this model and its vocabulary's size, before it is imported.
+
+    Raises:
+        NoSuchBase: there is no such model.
+        model.training.NotAModel: no network here has its parts, or the context is larger than the model's.
+    """
+    found = located(base)
+    if isinstance(found, Model):
+        return network_of(found, gpt), store().facts(found)["vocabulary_size"]
+    own = spec_at(found)
+    return begun_spec(own, context=gpt.context, dropout=gpt.dropout), tokens_at(found)
 
 
 def from_hub(address: str) -> Path:
@@ -92,15 +127,7 @@ def imported(folder: Path, address: str) -> Model:
 
     Raises:
         model.training.NotAModel: it cannot be read.
-        NoSuchBase: it has no tokenizer.json.
     """
-    if not folder.is_dir():
-        raise NoSuchBase(f"{address} is not a folder; give {FORMS}")
-    if not (folder / TOKENIZER_FILE).is_file():
-        raise NoSuchBase(
-            f"{address} has no {TOKENIZER_FILE}; load its tokenizer with transformers and write it with "
-            "`save_pretrained`"
-        )
     with store().draft() as draft:
         facts = write_model(draft, folder)
         return store().keep(draft, Model, facts, origin(address=address))
@@ -108,23 +135,26 @@ def imported(folder: Path, address: str) -> Model:
 
 def write_model(draft: Draft, folder: Path) -> dict[str, Any]:
     """Write the files of an imported model and return its facts."""
-    ids = load(folder / TOKENIZER_FILE).get_vocab().values()
-    gpt = load_pretrained(folder, tokens=max(ids) + 1)
+    gpt = load_pretrained(folder, tokens=tokens_at(folder))
     save_model(gpt, draft.folder)
     shutil.copyfile(folder / TOKENIZER_FILE, draft.folder / TOKENIZER_FILE)
     (draft.folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_SETTINGS, indent=2) + "\n")
     if (folder / CARD).is_file():
         shutil.copyfile(folder / CARD, draft.folder / CARD)
     parameters, embedding = count_parameters(gpt)
-    config = json.loads((draft.folder / "config.json").read_text())
     return {
-        "gpt": identity(spec_of(config)),
+        "gpt": identity(spec_at(draft.folder)),
         "step": 0,
         "parameters": parameters,
         "embedding_parameters": embedding,
-        "vocabulary_size": config["vocab_size"],
+        "vocabulary_size": gpt.tokens.weight.shape[0],
         "vocabulary_kind": "own",
     }
+
+
+def tokens_at(folder: Path) -> int:
+    """Return the number of token ids of a model folder's vocabulary: the largest id and one."""
+    return int(max(load(folder / TOKENIZER_FILE).get_vocab().values())) + 1
 
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)

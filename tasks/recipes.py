@@ -203,6 +203,17 @@ def recipe(name: str, overrides: Overrides) -> Recipe:
     return changed
 
 
+def from_random_weights(recipe: Recipe, flow: str) -> Recipe:
+    """Return the recipe if it begins from random weights, as a flow that changes the network or vocabulary needs.
+
+    Raises:
+        RecipeError: it begins from a model.
+    """
+    if recipe.base.model is not None:
+        raise RecipeError(f"{flow} trains networks of its own, so base_model = {recipe.base.model!r} cannot be set")
+    return recipe
+
+
 def given_by_base(part: str, field: str) -> bool:
     """Return whether the model that a training begins from has this setting, so that the recipe's does not apply."""
     return part == "vocabulary" or (part == "gpt" and field not in WITH_A_BASE)

@@ -26,7 +26,8 @@ from bardflow.tasks.evaluation import (
 )
 from bardflow.tasks.memorised import memorised_section
 from bardflow.tasks.recipes import Recipe
-from bardflow.tasks.run import origin, store
+from bardflow.tasks.run import origin, refs, store
+from bardflow.tasks.saying import say
 from bardflow.tasks.training import LOG, LogLine, best, validation_losses
 
 PAGE = "page.json"
@@ -114,6 +115,25 @@ def keep_page(page: pages.RunPage) -> Report:
         (draft.folder / HTML).write_text(pages.render(page), encoding="utf-8")
         (draft.folder / METRICS).write_text("".join(f"{point.model_dump_json()}\n" for point in page.curve))
         return store().keep(draft, Report, {"title": page.title}, origin())
+
+
+def note_length(corpus: str, recipe: Recipe) -> None:
+    """Log whether this training continues the recipe's last run, if it differs only in having more steps."""
+    entry = refs().head(f"{corpus}/{recipe.name}")
+    if entry is None or not isinstance(entry.handle, Report) or store().damage(entry.handle):
+        return
+    before, now = page_of(entry.handle).settings, recipe.settings()
+    if {name for name in now if before.get(name) != now[name]} != {"steps"}:
+        return
+    last, steps = int(str(before["steps"])), recipe.training.steps
+    if steps > last and recipe.training.continues:
+        say(f"{steps:,} steps: this continues the run of {last:,} steps from its last checkpoint with a constant rate")
+    elif steps > last:
+        say(
+            f"{steps:,} steps: schedule = {recipe.training.schedule} spreads the learning rate over all steps, so the "
+            f"run of {last:,} steps cannot be continued, and training starts at step 0. With schedule = trapezoid or "
+            f"constant, a longer run continues a shorter one; --base {corpus}/champion trains the champion further"
+        )
 
 
 def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:

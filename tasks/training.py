@@ -71,7 +71,8 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
     train = read_shards(store().folder(shards), "train")
     validation = read_shards(store().folder(shards), "validation")[: spec.validation_tokens]
 
-    every = max(1, spec.steps // LOGGED_POINTS)
+    # A leg of a constant schedule is the same in a training of any length, so its points do not depend on that.
+    every = max(1, (10 * spec.leg_steps if spec.schedule == "constant" else spec.steps) // LOGGED_POINTS)
     log: list[LogLine] = []
     seconds: list[float] = []
     losses: list[torch.Tensor] = []
@@ -79,7 +80,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
     steps = watched(
         training.steps(train, until),
         total=until - training.step,
-        doing=f"steps {training.step:,} to {until:,} of {spec.steps:,}",
+        doing=f"steps {training.step:,} to {until:,}" + ("" if spec.schedule == "constant" else f" of {spec.steps:,}"),
         unit="step",
         note=lambda step: f"loss {step.loss.item():.3f}",
     )

@@ -1,7 +1,10 @@
 """A training that begins from a model: one of the store, or one in the format of transformers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from bardflow.storage.lineage import lineage
 from bardflow.tasks.recipes import Overrides, RecipeError
 from bardflow.tasks.reporting import page_of
 from bardflow.tasks.run import store
-from tests.conftest import own_text
+from tests.conftest import CHECKOUT, own_text, serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -262,3 +265,70 @@ def test_a_recipe_file_with_a_base_has_no_network(project: Path) -> None:
     path.write_text('[base]\nmodel = "own/champion"\n[gpt]\nwidth = 32\n')
     with pytest.raises(RecipeError, match="width cannot be set with base_model"):
         load_recipe("further")
+
+
+HUB_CLIENT = """
+import sys
+from bardflow.errors import BardError
+from bardflow.tasks.base import from_hub
+try:
+    print(from_hub(sys.argv[1]))
+except BardError as error:
+    print("refused:", error)
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub(folder: Path) -> Any:
+    """What the Hugging Face Hub answers for the model someone/model, whose files are in the folder."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    def listing(request: Request) -> Response:
+        if request.path_params["name"] != "model":
+            return JSONResponse({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        files = [{"rfilename": path.name} for path in folder.iterdir()]
+        return JSONResponse({"id": "someone/model", "modelId": "someone/model", "sha": COMMIT, "siblings": files})
+
+    def tree(request: Request) -> Response:
+        return JSONResponse(
+            [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name}
+                for path in folder.iterdir()
+            ]
+        )
+
+    def file(request: Request) -> Response:
+        content = (folder / request.path_params["file"]).read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{request.path_params["file"]}"'}
+        return Response(content, headers=headers)
+
+    return Starlette(
+        routes=[
+            Route("/api/models/someone/{name}/revision/{revision}", listing),
+            Route("/api/models/someone/model/tree/{revision}", tree),
+            Route("/someone/model/resolve/{revision}/{file}", file, methods=["GET", "HEAD"]),
+        ]
+    )
+
+
+def test_a_model_is_fetched_from_the_hub_without_code_or_pickles(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write("qwen3")
+    for name in ("pytorch_model.bin", "modeling_own.py"):
+        (folder / name).write_text("print('run')")
+    said = []
+    with serving(hub(folder)) as address:
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        for name in ("hub:someone/model", "hub:someone/model@v1", "hub:someone/other"):
+            asked = [sys.executable, "-c", HUB_CLIENT, name]
+            done = subprocess.run(asked, env=environment, capture_output=True, text=True, cwd=CHECKOUT)
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout.strip())
+    fetched = Path(said[0])
+    assert said[1] == said[0] and {path.name for path in fetched.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json",
+    }  # fmt: skip
+    assert torch.equal(load_pretrained(fetched).tokens.weight, load_pretrained(folder).tokens.weight)
+    assert "hub:someone/other cannot be fetched" in said[2]

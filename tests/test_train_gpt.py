@@ -107,6 +107,25 @@ def test_another_learning_rate_trains_on_the_same_shards(caplog: pytest.LogCaptu
     assert did["train_leg"] == "done"
 
 
+def test_a_longer_training_continues_a_shorter_one_where_the_schedule_allows_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def legs(**changes: object) -> list[str]:
+        caplog.clear()
+        run(**changes)
+        return [line.split()[1] for line in caplog.messages if line.startswith("train_leg ")]
+
+    assert legs(schedule="constant", steps=4) == ["done"] * 2
+    assert legs(schedule="constant", steps=8) == ["cached"] * 2 + ["done"] * 2
+    assert "8 steps: this continues the run of 4 steps" in caplog.text
+    # The last 20 % of the steps, which is two of ten, have a falling rate.
+    assert legs(schedule="trapezoid", steps=10) == ["cached"] * 4 + ["done"]
+    assert legs(schedule="trapezoid", steps=14) == ["cached"] * 4 + ["done"] * 3
+    assert legs(schedule="linear", steps=4) == ["done"] * 2
+    assert legs(schedule="linear", steps=6) == ["done"] * 3
+    assert "the run of 4 steps cannot be continued, and training starts at step 0" in caplog.text
+
+
 def test_another_memory_limit_trains_nothing(caplog: pytest.LogCaptureFixture) -> None:
     first = run()
     did = ran(lambda: limited("8GB"), caplog)

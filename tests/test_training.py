@@ -37,6 +37,7 @@ from bardflow.model.training.loop import (
     begin,
     best_leg,
     hopeless,
+    learning_rate_factor,
     restore,
 )
 
@@ -89,6 +90,33 @@ EXECUTIONS = [
     Execution(micro_batch=3, recompute=True, optimizer_state="bf16"),
 ]
 LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS))
+
+
+def test_a_leg_with_a_constant_rate_is_the_same_in_a_longer_training() -> None:
+    for schedule in ("constant", "trapezoid"):
+        short, long = (TrainingSpec(steps=n, schedule=schedule, leg_steps=100) for n in (500, 900))
+        shared = [until for until in short.leg_ends() if short.for_leg(until) == long.for_leg(until)]
+        assert shared == ([100, 200, 300, 400, 500] if schedule == "constant" else [100, 200, 300, 400])
+        for until in shared:
+            leg = short.for_leg(until)
+            for step in range(until):
+                assert (
+                    learning_rate_factor(step, leg)
+                    == learning_rate_factor(step, short)
+                    == learning_rate_factor(step, long)
+                )
+    for schedule in ("linear", "cosine"):
+        short, long = (TrainingSpec(steps=n, schedule=schedule, leg_steps=100) for n in (500, 900))
+        assert not any(short.for_leg(until) == long.for_leg(until) for until in short.leg_ends())
+
+
+def test_a_trapezoid_is_constant_and_then_falls_to_the_final_share() -> None:
+    spec = TrainingSpec(steps=100, schedule="trapezoid", warmup_steps=10, cooldown=0.3, final_learning_rate=0.1)
+    factors = [learning_rate_factor(step, spec) for step in range(100)]
+    assert factors[10:71] == [1.0] * 61 and factors[9] < 1
+    assert factors[70:] == sorted(factors[70:], reverse=True) and factors[71] < 1
+    assert factors[99] == pytest.approx(0.1)
+    assert factors[85] == pytest.approx(1 - 0.9 * 15 / 29)
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bardflow.errors import BardError
+from bardflow.identity import AsBefore
 from bardflow.model.machine import Device, Execution, Precision, give_back
 from bardflow.model.networks import (
     GPT,
@@ -64,8 +65,13 @@ class TrainingSpec(BaseModel):
         lt=1,
         description="share of input tokens that training replaces by random ones, so that none is leant on alone",
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="linear", description="of the learning rates, from their peak down to `final_learning_rate` times it"
+    schedule: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
+        default="linear",
+        description="of the learning rates, from their peak down to `final_learning_rate` times it; trapezoid: "
+        "constant, then linear in the last `cooldown`; with constant and trapezoid, a longer run continues a shorter one",
+    )
+    cooldown: Annotated[float, AsBefore(0.2)] = Field(
+        default=0.2, gt=0, le=1, description="share of the steps in which the rates fall (trapezoid only)"
     )
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear increase at the start")
     final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="the last step's share of the peak")
@@ -86,6 +92,26 @@ class TrainingSpec(BaseModel):
     def leg_ends(self) -> list[int]:
         """The step after which each leg ends; the last is `steps`."""
         return [*range(self.leg_steps, self.steps, self.leg_steps), self.steps]
+
+    def for_leg(self, until: int) -> "TrainingSpec":
+        """Return the spec of the leg that ends at step `until`, which is part of its cache key.
+
+        While the learning rate is constant, a leg does not depend on the number of steps. So it has the same spec in a
+        longer training, which then continues from its checkpoint.
+        """
+        if self.schedule == "constant" or (self.schedule == "trapezoid" and until <= self.cooldown_start):
+            return self.model_copy(update={"schedule": "constant", "steps": until, "cooldown": 0.2})
+        return self
+
+    @property
+    def cooldown_start(self) -> int:
+        """The number of steps before the learning rates fall (trapezoid only)."""
+        return self.steps - math.ceil(self.cooldown * self.steps)
+
+    @property
+    def continues(self) -> bool:
+        """Whether a longer training with this schedule continues a shorter one."""
+        return self.schedule in ("constant", "trapezoid")
 
 
 @dataclass(frozen=True)
@@ -355,15 +381,18 @@ def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
     """The learning rate of a step (0, 1, …) as a share of its peak.
 
-    After a linear warm-up follows the schedule; the last step (`steps - 1`) has the final share.
+    After a linear warm-up follows the schedule; the last step (`steps - 1`) has the final share. For `trapezoid`, see
+    Hägele et al. 2024 (https://arxiv.org/abs/2405.18392), who found a cooldown of 20 % as good as a cosine.
     """
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
-    done = (step - spec.warmup_steps) / max(1, spec.steps - 1 - spec.warmup_steps)
+    begins = max(spec.warmup_steps, spec.cooldown_start) if spec.schedule == "trapezoid" else spec.warmup_steps
+    done = max(0, step - begins) / max(1, spec.steps - 1 - begins)
     left: Callable[[float], float] = {
         "cosine": lambda d: 0.5 * (1 + math.cos(math.pi * d)),
         "linear": lambda d: 1 - d,
         "constant": lambda d: 1.0,
+        "trapezoid": lambda d: 1 - d,
     }[spec.schedule]
     return spec.final_learning_rate + (1 - spec.final_learning_rate) * left(done)
 

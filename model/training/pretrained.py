@@ -25,6 +25,30 @@ class BaseDoesNotFit(NotAModel):
     """A training cannot begin from this model with these settings."""
 
 
+def spec_at(folder: Path) -> GPTSpec:
+    """Return the network of a model folder, from its `config.json`.
+
+    Raises:
+        NotAModel: the file is missing, or the model has parts that no network here has; the message says what.
+    """
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path) -> tuple[GPTSpec, int]:
+    """Return the network and the number of rows of the table of tokens."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return spec_of(config), int(config["vocab_size"])
+    except FileNotFoundError as error:
+        raise NotAModel(f"{folder} is not a model folder: it has no {CONFIG}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{CONFIG} has no {error}" if isinstance(error, KeyError) else str(error)
+        raise NotAModel(
+            f"{folder} cannot be read as a model: {reason}. Models of the types gpt2, llama, qwen2, qwen3 and nanochat "
+            "can be; `bard score` scores others."
+        ) from error
+
+
 def load_pretrained(folder: Path, tokens: int | None = None) -> GPT:
     """Read a model in the format of `transformers`, in f32: GPT-2, Llama, Qwen2, Qwen3, and what `save_model` wrote.
 
@@ -34,21 +58,14 @@ def load_pretrained(folder: Path, tokens: int | None = None) -> GPT:
     Raises:
         NotAModel: a file is missing or damaged, or the model has parts that no network here has; the message says what.
     """
-    if not (folder / CONFIG).is_file():
-        raise NotAModel(f"{folder} is not a model folder: it has no {CONFIG}")
+    spec, rows = _read_config(folder)
     files = weight_files(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        spec = spec_of(config)
         with torch.random.fork_rng(devices=[]):
-            gpt = build(spec, config["vocab_size"])
+            gpt = build(spec, rows)
         gpt.load_transformers(_Adapted(files, list(gpt.to_transformers()[1])))
-    except (KeyError, TypeError, ValueError, SafetensorError, WrongWeights) as error:
-        reason = f"{CONFIG} has no {error}" if isinstance(error, KeyError) else str(error)
-        raise NotAModel(
-            f"{folder} cannot be read as a model: {reason}. Models of the types gpt2, llama, qwen2, qwen3 and nanochat "
-            "can be; `bard score` scores others."
-        ) from error
+    except (SafetensorError, WrongWeights) as error:
+        raise NotAModel(f"{folder} cannot be read as a model: {error}") from error
     strange = [name for name, weight in gpt.state_dict().items() if not torch.isfinite(weight).all()]
     if strange:
         raise NotAModel(f"{folder}: {strange[0]} has weights that are not finite; fetch the model again")
@@ -110,12 +127,11 @@ def begin_from(folder: Path, *, context: int, dropout: float) -> Snapshot:
         BaseDoesNotFit: `context` is larger than the model's.
     """
     gpt = load_model(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    spec = begun_spec(spec_of(config), context=context, dropout=dropout)
+    spec = begun_spec(spec_at(folder), context=context, dropout=dropout)
     weights = {
         name: weight[:context] if name == "positions.weight" else weight for name, weight in gpt.state_dict().items()
     }
-    return Snapshot(0, spec, config["vocab_size"], weights, {})
+    return Snapshot(0, spec, gpt.tokens.weight.shape[0], weights, {})
 
 
 def begun_spec(base: GPTSpec, *, context: int, dropout: float) -> GPTSpec:
