@@ -61,6 +61,8 @@ class Recipe(BaseModel):
         """Return whether a field has an effect: one of another network, or that the base gives, has none."""
         if self.base.model is not None:
             return not given_by_base(part, field)
+        if field == "cooldown":
+            return self.training.schedule == "trapezoid"
         return part != "base" and (field not in LLAMA_ONLY or self.gpt.architecture == "llama")
 
     def changed(self, **fields: Any) -> "Recipe":
