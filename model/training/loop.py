@@ -68,7 +68,7 @@ class TrainingSpec(BaseModel):
     schedule: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
         default="linear",
         description="of the learning rates, from their peak down to `final_learning_rate` times it; trapezoid: "
-        "constant, then linear in the last `cooldown`; a longer run continues a shorter one with constant and trapezoid",
+        "constant, then linear in the last `cooldown`; constant and trapezoid let a longer run continue a shorter one",
     )
     cooldown: Annotated[float, AsBefore(0.2)] = Field(
         default=0.2, gt=0, le=1, description="share of the steps in which the rates fall (trapezoid only)"
