@@ -10,7 +10,7 @@ import typer
 from bardflow.commands.artifact_commands import artifacts
 from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bardflow.commands.corpus_commands import corpora
-from bardflow.commands.model_commands import models
+from bardflow.commands.model_commands import absolute, models
 from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError
 from bardflow.home import project_folder, set_up_computing
@@ -91,21 +91,17 @@ def train(
 
     # Check the input before a server is started.
     given = dict(assignment(text) for text in set_)
-    overrides = overrides_from(given if base is None else {**given, "base_model": base})
+    overrides = overrides_from(given if base is None else {**given, "base_model": absolute(base)})
     chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
     if chosen.base.model is not None:
         shape_of(chosen.base, chosen.gpt)
     checked_limit(memory_limit, chosen.training)
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from bardflow.commands.up import server
+    from bardflow.commands.up import running_flows
     from bardflow.flows.train_gpt import train_gpt
 
     unreachable: FetchError | None = None
-    with server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with running_flows():
         try:
             outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides, memory_limit)
         except FetchError as error:
@@ -114,10 +110,6 @@ def train(
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so the built-in one is used, {FALLBACK_CORPUS}.\n")
             outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
-        finally:
-            # Wait until the last log lines and states have reached the server.
-            APILogHandler().flush()
-            EventsWorker.drain_all(timeout=5)
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
     if unreachable is not None:
         tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")

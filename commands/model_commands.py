@@ -1,4 +1,4 @@
-"""Commands that use a model: `sample`, `export` and `serve`."""
+"""Commands that use models: `sample`, `score`, `compare`, `export`, `import` and `serve`."""
 
 import json
 import sys
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, tell
+from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, print_json, tell
 from bardflow.errors import BardError
+from bardflow.home import home, project_folder
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -147,6 +148,74 @@ def serve(
     app = writing_app(ref, handle)
     print(f"{ref}: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
     serve_app(app, host, port)
+
+
+On = Annotated[str | None, typer.Option("--on", metavar="CORPUS", help="A name from `bard corpus list`.")]
+Context = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in a window of a folder's model. [default: its own, at most 1024]")
+]
+ModelNames = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="NAME/champion, a folder of transformers, or hub:OWNER/NAME.")
+]
+
+
+@models.command()
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder of transformers, or hub:OWNER/NAME.")],
+    on: On = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a pretrained model on a corpus, beside the corpus's champion and the baselines."""
+    from bardflow.storage.refs import Refs
+
+    corpus = on or "tiny-shakespeare"
+    champion = f"{corpus}/champion"
+    known = [champion] if Refs(home()).head(champion) is not None else []
+    side_by_side([model, *known], corpus, context, as_json)
+
+
+@models.command()
+def compare(models: ModelNames, on: On = None, context: Context = None, as_json: AsJson = False) -> None:
+    """Compare models on a corpus: bits, samples from equal seeds, and where they differ most."""
+    from bardflow.sources.spec import corpus_names
+
+    first = models[0].partition("/")[0]
+    own = first in corpus_names(project_folder() / "corpora")
+    side_by_side(models, on or (first if own else "tiny-shakespeare"), context, as_json)
+
+
+def side_by_side(names: list[str], corpus: str, context: int | None, as_json: bool) -> None:
+    """Run the flow `compare-models` and print its answer."""
+    prepare_prefect()
+    from bardflow.commands.up import running_flows
+    from bardflow.flows.compare_models import compare_models
+    from bardflow.pages.experiment import ExperimentPage
+    from bardflow.sources.spec import load_corpus
+    from bardflow.tasks.base import BaseSpec, located
+
+    names = [absolute(name) for name in names]
+    # Check the input before a server is started.
+    load_corpus(corpus, project_folder() / "corpora")
+    for name in names:
+        located(BaseSpec(model=name))
+    with running_flows():
+        report = compare_models(names, corpus, context)
+    page = ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
+    table = page.parts[0].tables[0]
+    if as_json:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        print_json({"corpus": corpus, "answer": page.answer, "models": rows, "report": report})
+        return
+    # The run has logged the answer in sentences, and the report's path.
+    width = max(len(str(row[0])) for row in table.rows)
+    for row in table.rows:
+        print(f"{row[0]:<{width}}  {row[1]} bits per character  {row[2]}")
+
+
+def absolute(name: str) -> str:
+    """Return a folder's absolute path, and other names of models unchanged."""
+    return str(Path(name).expanduser().resolve()) if name.startswith((".", "~")) else name
 
 
 def refused(error: "ValidationError") -> str:

@@ -108,6 +108,21 @@ def server() -> Iterator[str]:
             stop(child)
 
 
+@contextmanager
+def running_flows() -> Iterator[None]:
+    """Let this process run flows on `server()`, and wait at the end until their last log lines and states are there."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with server() as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=5)
+
+
 def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
     """Start all parts in order and print the status. Each is added to `children`, so a failure stops all of them."""
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)

@@ -4,6 +4,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -125,17 +126,8 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
                 f"{model} compressed the validation set to {len(coded):,} bytes, but what was read back is another "
                 "text: the machine does not compute the same twice; try again with OMP_NUM_THREADS=1"
             )
-    score, started = total(charged), characters_started(spellings(tokenizer))
-    scores = Scores(
-        nats_per_token=score.nats_per_token,
-        bits_per_character=score.bits_per(survey["validation_characters"]),
-        bits_per_byte=score.bits_per(survey["validation_bytes"]),
-        sliding_bits_per_character=total(sliding).bits_per(survey["validation_characters"]),
-        compressed_bytes=None if coded is None else len(coded),
-        tokens=score.tokens,
-        characters=survey["validation_characters"],
-        bytes_utf8=survey["validation_bytes"],
-    )
+    started = characters_started(spellings(tokenizer))
+    scores = scores_from(charged, sliding, survey, None if coded is None else len(coded))
     samples = drawn(gpt, tokenizer, spec, place) if spec.samples else []
     with store().draft() as draft:
         write_json(draft.folder / SCORES, scores.model_dump(mode="json"))
@@ -152,6 +144,21 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
             (draft.folder / COMPRESSED).write_bytes(coded)
         facts = {"bits_per_character": scores.bits_per_character, "nats_per_token": scores.nats_per_token}
         return store().keep(draft, Evaluation, facts, origin())
+
+
+def scores_from(charged: Charges, sliding: Charges, survey: dict[str, Any], compressed_bytes: int | None) -> Scores:
+    """Return the scores of a validation set from each token's loss, in disjoint and in overlapping windows."""
+    score = total(charged)
+    return Scores(
+        nats_per_token=score.nats_per_token,
+        bits_per_character=score.bits_per(survey["validation_characters"]),
+        bits_per_byte=score.bits_per(survey["validation_bytes"]),
+        sliding_bits_per_character=total(sliding).bits_per(survey["validation_characters"]),
+        compressed_bytes=compressed_bytes,
+        tokens=score.tokens,
+        characters=survey["validation_characters"],
+        bytes_utf8=survey["validation_bytes"],
+    )
 
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS)

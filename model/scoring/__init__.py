@@ -1,6 +1,7 @@
 """Scores of a model on a text, and comparisons with baselines and with other models."""
 
 from bardflow.model.scoring import baselines, coding, memorisation
+from bardflow.model.scoring.causal import CausalModel, NotScorable, generate, open_causal, tokenized
 from bardflow.model.scoring.coding import compress, decompress
 from bardflow.model.scoring.comparison import CONFIDENCE, Charges, Comparison, compare
 from bardflow.model.scoring.held_out import (
@@ -18,9 +19,11 @@ from bardflow.model.scoring.memorisation import VERBATIM_CHARACTERS, verbatim
 __all__ = [
     "CONFIDENCE",
     "VERBATIM_CHARACTERS",
+    "CausalModel",
     "Charges",
     "Comparison",
     "Guess",
+    "NotScorable",
     "baselines",
     "by_character",
     "characters_started",
@@ -30,9 +33,12 @@ __all__ = [
     "compare",
     "compress",
     "decompress",
+    "generate",
     "guesses",
     "memorisation",
+    "open_causal",
     "score",
+    "tokenized",
     "total",
     "verbatim",
 ]

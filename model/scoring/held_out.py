@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bardflow.model.machine import Device, Execution
-from bardflow.model.networks import GPT
 from bardflow.model.training import Tokens, TooFewTokens
 
 # Tokens in one forward pass, and logits in memory at once: 34 MB in f32.
@@ -21,6 +21,26 @@ PASS_LOGITS = 2**23
 Charges = npt.NDArray[np.float32]
 # Called with the number of tokens that are done.
 Progress = Callable[[int], None]
+
+
+class Predictor(Protocol):
+    """What scoring needs of a model: a GPT, or a model of transformers (model/scoring/causal.py)."""
+
+    context: int
+
+    @property
+    def tokens(self) -> nn.Embedding:
+        """The table of tokens."""
+
+    @property
+    def head(self) -> nn.Module:
+        """The function from hidden states to logits; the identity if `hidden` returns logits."""
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """Return the input of the head for ids (B, T)."""
+
+    def eval(self) -> Any:
+        """Switch off dropout."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,9 @@ class Score:
         return self.nats / math.log(2) / units
 
 
-def score(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, execution: Execution | None = None) -> Score:
+def score(
+    gpt: Predictor, tokens: Tokens, *, before: Tokens, device: Device, execution: Execution | None = None
+) -> Score:
     """Compute the total loss on a text in disjoint windows: the sum of `charges`, in f64.
 
     Raises:
@@ -56,7 +78,7 @@ def total(charged: Charges) -> Score:
 
 @torch.inference_mode()
 def charges(
-    gpt: GPT,
+    gpt: Predictor,
     tokens: Tokens,
     *,
     before: Tokens,
@@ -98,7 +120,7 @@ def charges(
 
 @torch.inference_mode()
 def charges_both_ways(
-    gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, progress: Progress | None = None
+    gpt: Predictor, tokens: Tokens, *, before: Tokens, device: Device, progress: Progress | None = None
 ) -> tuple[Charges, Charges]:
     """Compute `charges` with disjoint windows and with a stride of half a context, in two thirds of the time of both.
 
@@ -140,12 +162,16 @@ def _require_text(tokens: Tokens, before: Tokens) -> None:
         raise TooFewTokens("no token precedes the text to score, but its first needs one; give the training set's end")
 
 
-def _at_once(gpt: GPT) -> tuple[int, int]:
+def _at_once(gpt: Predictor) -> tuple[int, int]:
     """Return the numbers of windows in one pass and of rows of logits at once."""
-    return max(1, PASS_TOKENS // gpt.context), max(1, PASS_LOGITS // gpt.tokens.weight.shape[0])
+    logits = max(1, PASS_LOGITS // gpt.tokens.weight.shape[0])
+    tokens = min(PASS_TOKENS, logits) if isinstance(gpt.head, nn.Identity) else PASS_TOKENS
+    return max(1, tokens // gpt.context), logits
 
 
-def _nats(gpt: GPT, windows_BT: npt.NDArray[np.unsignedinteger], new: int, at_once: int, device: Device) -> Charges:
+def _nats(
+    gpt: Predictor, windows_BT: npt.NDArray[np.unsignedinteger], new: int, at_once: int, device: Device
+) -> Charges:
     """Compute the losses of each window's last `new` tokens, (B, new)."""
     ids_BT = torch.from_numpy(windows_BT.astype(np.int64)).to(device.name)
     hidden_NC = gpt.hidden(ids_BT[:, :-1])[:, -new:].flatten(0, 1)
@@ -165,7 +191,7 @@ class Guess(NamedTuple):
 
 
 @torch.inference_mode()
-def guesses(gpt: GPT, tokens: Tokens, *, before: Tokens, device: Device, likeliest: int) -> list[Guess]:
+def guesses(gpt: Predictor, tokens: Tokens, *, before: Tokens, device: Device, likeliest: int) -> list[Guess]:
     """Return the most probable tokens at each token of a passage, with at least half a context before it."""
     gpt.eval()
     found: list[Guess] = []
