@@ -18,7 +18,7 @@ from bardflow.tasks.reporting import made_at
 from bardflow.tasks.run import store
 
 # Passages of this many characters are compared, and so many of the most different ones are shown.
-PASSAGE = 120
+PASSAGE = 80
 SHOWN = 5
 
 Bits = npt.NDArray[np.float64]
@@ -149,7 +149,7 @@ def _differences(best: _Scored, rival: _Scored, corpus: Corpus) -> Part:
         tables.append(
             Table(
                 title=f"Where {better.name} is better than {worse.name}",
-                columns=("passage", f"bits per character, {better.name}", worse.name),
+                columns=("passage", "bits per character", "of the other"),
                 rows=rows,
             )
         )
