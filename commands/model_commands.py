@@ -128,6 +128,27 @@ def export(
         print(f"pushed to {exporting.push(folder, push)}")
 
 
+@models.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="An exported model, or hub:OWNER/NAME.")],
+    name: Annotated[str | None, typer.Option(help="Name it models/NAME. [default: the folder's name]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import a model from a folder, such as one that `bard export` wrote."""
+    prepare_prefect()
+    from getpass import getuser
+
+    from bardflow.tasks.importing import import_model
+
+    address = folder if folder.startswith("hub:") else str(Path(folder).expanduser().resolve())
+    named = name or Path(folder.partition("@")[0]).name.lower().replace("_", "-").replace(".", "-")
+    model, entry = import_model(address, named, by=f"import ({getuser()})")
+    if as_json:
+        print_json({"name": f"models/{named}", "entry": entry.model_dump(mode="json")})
+        return
+    print(f"models/{named}  {model}\n{entry.why}")
+
+
 @models.command()
 def serve(
     ref: Ref = "tiny-shakespeare/champion",

@@ -26,8 +26,8 @@ from bardflow.sources.cleaning import STEP_NAMES
 from bardflow.toml import closest, read_toml
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-# The store uses this name for reports of experiments.
-RESERVED_NAMES = ("experiments",)
+# The store uses these names for reports of experiments, and for imported models.
+RESERVED_NAMES = ("experiments", "models")
 
 # Python's codecs that map text to text, or are not used for files.
 _NO_TEXT = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined", "oem", "mbcs"})

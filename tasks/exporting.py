@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bardflow.errors import BardError
+from bardflow.identity import restored
 from bardflow.model.networks import GPTSpec
 from bardflow.model.training import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
@@ -17,7 +18,8 @@ from bardflow.storage.documents import read_text
 from bardflow.storage.handles import Corpus, Evaluation, Model
 from bardflow.storage.lineage import handle_of
 from bardflow.tasks.card import model_card
-from bardflow.tasks.evaluation import scores_of
+from bardflow.tasks.evaluation import scores_of, write_json
+from bardflow.tasks.importing import PROVENANCE, provenance
 from bardflow.tasks.run import store
 
 CARD = "README.md"
@@ -45,40 +47,48 @@ def export(model: Model, folder: Path) -> Scores | None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is there already; give a folder that is new or empty")
-    facts, text = store().facts(model), corpus_of(model)
-    scores = last_scores(model)
-    vocabulary = {"kind": facts["vocabulary_kind"], "size": facts["vocabulary_size"]}
-    gpt = GPTSpec.model_validate(facts["gpt"])
+    text, scores = corpus_of(model), last_scores(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
         whole = Path(draft) / "export"
         whole.mkdir()
         for name in store().manifest(model).files:
             shutil.copyfile(store().folder(model) / name, whole / name)
-        card = model_card(
-            store().facts(text), gpt, facts["step"], facts["parameters"], vocabulary, scores, facts.get("base")
-        )
-        (whole / CARD).write_text(card, encoding="utf-8")
+        if text is not None:
+            (whole / CARD).write_text(card_of(model, text, scores), encoding="utf-8")
+            write_json(whole / PROVENANCE, provenance(model, text, scores, whole).model_dump(mode="json"))
         if folder.exists():
             folder.rmdir()
         whole.rename(folder)
     return scores
 
 
-def corpus_of(model: Model) -> Corpus:
-    """Return the corpus that a model was trained on."""
-    found = handle_of(store().origin(model).inputs["corpus"])
-    assert isinstance(found, Corpus)
-    return found
+def card_of(model: Model, text: Corpus, scores: Scores | None) -> str:
+    """Return the card of a model that was trained here."""
+    facts = store().facts(model)
+    vocabulary = {"kind": facts["vocabulary_kind"], "size": facts["vocabulary_size"]}
+    gpt = restored(GPTSpec, facts["gpt"])
+    return model_card(
+        store().facts(text), gpt, facts["step"], facts["parameters"], vocabulary, scores, facts.get("base")
+    )
+
+
+def corpus_of(model: Model) -> Corpus | None:
+    """Return the corpus that a model was trained on; None for an imported model."""
+    found = store().origin(model).inputs.get("corpus")
+    return None if found is None else Corpus(digest=handle_of(found).digest)
 
 
 def last_scores(model: Model) -> Scores | None:
     """Return the scores of the model's last evaluation on its training corpus; None if there is none."""
     text, found = corpus_of(model), []
+    if text is None:
+        return None
     for handle in store().handles():
         if isinstance(handle, Evaluation):
             made = store().origin(handle)
-            if handle_of(made.inputs["model"]) == model and handle_of(made.inputs["corpus"]) == text:
+            of = {name: handle_of(made.inputs[name]) for name in ("model", "corpus") if name in made.inputs}
+            if of == {"model": model, "corpus": text}:
                 found.append((made.at, handle.digest))
     return scores_of(Evaluation(digest=max(found)[1])) if found else None
 
@@ -87,8 +97,11 @@ def check(folder: Path, model: Model) -> Checked:
     """Load the folder with `transformers`, and compare all tokens of the validation set and logits of some windows.
 
     Raises:
-        ExportError: transformers is not installed, or a token or a logit differs.
+        ExportError: transformers is not installed, the model was imported, or a token or a logit differs.
     """
+    trained_on = corpus_of(model)
+    if trained_on is None:
+        raise ExportError("--check compares on the validation set of the model's corpus, and an imported one has none")
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -99,7 +112,7 @@ def check(folder: Path, model: Model) -> Checked:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    ours, text = load_model(folder), "".join(read_text(store().folder(corpus_of(model)), "validation"))
+    ours, text = load_model(folder), "".join(read_text(store().folder(trained_on), "validation"))
     ids = np.concatenate(list(encode(load(folder / TOKENIZER_FILE), [text]))).astype(np.int64)
     read = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if not np.array_equal(ids, read):

@@ -51,7 +51,7 @@ def write_index() -> Path:
 
 def corpora() -> list[str]:
     """Return the corpora that have a file or a name in the store."""
-    named = {name.partition("/")[0] for name in refs().names()} - {EXPERIMENTS}
+    named = {name.partition("/")[0] for name in refs().names()} - set(RESERVED_NAMES)
     return sorted(named | set(corpus_names(project_folder() / "corpora")))
 
 
