@@ -84,7 +84,7 @@ def train(
     prepare_prefect()
     from bardflow.sources.download import FetchError
     from bardflow.sources.spec import load_corpus
-    from bardflow.tasks.base import shape_of
+    from bardflow.tasks.base_model import shape_of
     from bardflow.tasks.planning import checked_limit
     from bardflow.tasks.recipes import overrides_from
     from bardflow.tasks.recipes import recipe as recipe_named

@@ -213,7 +213,7 @@ def side_by_side(names: list[str], corpus: str, context: int | None, as_json: bo
     from bardflow.flows.compare_models import compare_models
     from bardflow.pages.experiment import ExperimentPage
     from bardflow.sources.spec import load_corpus
-    from bardflow.tasks.base import BaseSpec, located
+    from bardflow.tasks.base_model import BaseSpec, located
 
     names = [absolute(name) for name in names]
     # Check the input before a server is started.

@@ -13,7 +13,7 @@ from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, par
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
 from bardflow.sources.spec import load_corpus
-from bardflow.tasks.base import shape_of
+from bardflow.tasks.base_model import shape_of
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import refs, store

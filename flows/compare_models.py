@@ -10,7 +10,7 @@ from bardflow.errors import BardError
 from bardflow.home import project_folder
 from bardflow.sources.spec import load_corpus
 from bardflow.storage.handles import Evaluation, Model
-from bardflow.tasks.base import BaseSpec, located
+from bardflow.tasks.base_model import BaseSpec, located
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.evaluation import EvaluationSpec, evaluate_model, measure_baselines, unspellable
 from bardflow.tasks.experiments import show_experiment

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bardflow.model.planning import Plan
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
-from bardflow.tasks.base import begin_from_base, fetch_base, vocabulary_of
+from bardflow.tasks.base_model import begin_from_base, fetch_base, vocabulary_of
 from bardflow.tasks.evaluation import evaluate_model
 from bardflow.tasks.planning import plan_training
 from bardflow.tasks.recipes import Recipe

@@ -15,7 +15,7 @@ from bardflow.storage.handles import Corpus, Model
 from bardflow.storage.lineage import lineage
 from bardflow.storage.refs import Entry
 from bardflow.storage.store import Origin
-from bardflow.tasks.base import BaseSpec, located, write_model
+from bardflow.tasks.base_model import BaseSpec, located, write_model
 from bardflow.tasks.locks import using_store
 from bardflow.tasks.run import commit, refs, store, versions
 
@@ -83,7 +83,7 @@ def import_model(address: str, name: str, *, by: str) -> tuple[Model, Entry]:
 
     Raises:
         ImportRefused: the name is not legal, or a file is not as it was exported.
-        tasks.base.NoSuchBase, model.training.NotAModel: there is no model, or it cannot be read.
+        tasks.base_model.NoSuchBase, model.training.NotAModel: there is no model, or it cannot be read.
     """
     if not NAME.fullmatch(name):
         raise ImportRefused(f"{name!r} is not a name; use a-z, 0-9 and -, and begin with a letter or a digit")

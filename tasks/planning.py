@@ -11,7 +11,7 @@ from bardflow.model.networks import GPTSpec
 from bardflow.model.planning import Machine, Parts, Plan, choose, flops_per_step, parameters, settled_bytes
 from bardflow.model.training import TrainingSpec
 from bardflow.storage.handles import Model, Vocabulary
-from bardflow.tasks.base import network_of
+from bardflow.tasks.base_model import network_of
 from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 

@@ -15,7 +15,7 @@ from bardflow.model.networks import LLAMA_ONLY, GPTSpec
 from bardflow.model.training import TrainingSpec
 from bardflow.model.vocabulary import VocabularySpec
 from bardflow.storage.shards import ShardSpec
-from bardflow.tasks.base import BaseSpec
+from bardflow.tasks.base_model import BaseSpec
 from bardflow.tasks.evaluation import EvaluationSpec
 from bardflow.toml import closest, read_toml
 

@@ -30,7 +30,7 @@ from bardflow.model.training import (
 from bardflow.model.vocabulary import TOKENIZER_FILE, load
 from bardflow.storage.handles import Checkpoint, Corpus, Model, TokenShards, Vocabulary
 from bardflow.storage.shards import read_shards
-from bardflow.tasks.base import TOKENIZER_SETTINGS, base_in_words, base_of
+from bardflow.tasks.base_model import TOKENIZER_SETTINGS, base_in_words, base_of
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.card import model_card
 from bardflow.tasks.run import origin, store

@@ -270,7 +270,7 @@ def test_a_recipe_file_with_a_base_has_no_network(project: Path) -> None:
 HUB_CLIENT = """
 import sys
 from bardflow.errors import BardError
-from bardflow.tasks.base import from_hub
+from bardflow.tasks.base_model import from_hub
 try:
     print(from_hub(sys.argv[1]))
 except BardError as error:

@@ -110,7 +110,7 @@ def test_the_deployments_are_those_that_users_are_told_of() -> None:
     every = [f"{flow_of(deployment).name}/{deployment.name}" for deployment in DEPLOYMENTS]
     titles = set(every)
     scheduled = {"train-gpt/default", "train-gpt/three-kingdoms", "refresh-corpora/daily", "evaluate-gpt/daily"}
-    experiments = {"compare-vocabularies/default", "scaling-ladder/default", "search/default"}
+    experiments = {f"{name}/default" for name in ("compare-vocabularies", "compare-models", "scaling-ladder", "search")}
     assert titles == scheduled | experiments
     assert {title for title, d in zip(every, DEPLOYMENTS, strict=True) if d.schedules} == scheduled
 

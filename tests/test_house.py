@@ -183,7 +183,8 @@ def test_every_task_has_a_version_and_a_policy_of_ours() -> None:
         assert isinstance(task, Task)
         assert task.version, name
         # Asked each time: only the source knows whether it changed, and only the machine what it has free.
-        assert isinstance(task.cache_policy, CacheByInputs) == (name not in ("fetch_source", "plan_training")), name
+        always = ("fetch_source", "fetch_base", "plan_training")
+        assert isinstance(task.cache_policy, CacheByInputs) == (name not in always), name
 
 
 def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
@@ -193,7 +194,10 @@ def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
         if isinstance(task.cache_policy, CacheByInputs):
             assert set(task.cache_policy.ignored) <= set(inspect.signature(task.fn).parameters), name
             left_out[name] = task.cache_policy.ignored
-    assert {name: arguments for name, arguments in left_out.items() if arguments} == {"train_leg": ("plan",)}
+    assert {name: arguments for name, arguments in left_out.items() if arguments} == {
+        "train_leg": ("plan",),
+        "evaluate_pretrained": ("folder", "address"),
+    }
 
 
 def test_an_ignored_argument_is_in_no_key_and_everything_else_is() -> None:
