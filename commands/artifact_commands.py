@@ -83,7 +83,7 @@ def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
 @artifacts.command()
 def explain(ref: Ref, as_json: AsJson = False) -> None:
     """Show what an artifact was made from, back to the address and sha256 of its source."""
-    from bardflow.storage.handles import Source
+    from bardflow.storage.handles import Model, Source
     from bardflow.storage.lineage import lineage, source_address
 
     store, handle = found(ref)
@@ -105,6 +105,8 @@ def explain(ref: Ref, as_json: AsJson = False) -> None:
         print(f"{type(a.handle).__name__:<12} {a.handle.short}  {a.origin.at[:16]}  {a.origin.task}")
         for name, spelled in a.origin.inputs.items():
             print(f"{'':<12} from {name} {spelled.partition('/')[2][:8]}")
+        if isinstance(a.handle, Model) and (address := a.origin.measured.get("address")):
+            print(f"{'':<12} from {address}")
         if isinstance(a.handle, Source):
             declared, came_from = source_address(a.origin), a.origin.measured["address"]
             print(f"{'':<12} from {declared}{f', by way of {came_from}' if came_from != declared else ''}")

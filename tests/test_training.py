@@ -48,6 +48,9 @@ WHOLE = Execution(micro_batch=64)
 VOCABULARY = 23
 MODERN = GPTSpec(layers=2, heads=2, width=16, context=8)
 CLASSIC = GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", tied=True)
+LLAMA = GPTSpec(
+    architecture="llama", layers=2, heads=2, width=16, context=8, key_value_heads=1, query_key_norm=True, tied=True
+)
 
 
 def some_text(length: int = 300) -> npt.NDArray[np.uint16]:
@@ -89,7 +92,10 @@ EXECUTIONS = [
     Execution(micro_batch=4, loss_tokens=5),
     Execution(micro_batch=3, recompute=True, optimizer_state="bf16"),
 ]
-LEGS = list(itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS))
+LEGS = [
+    *itertools.product((MODERN, CLASSIC), ("adamw", "muon"), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS),
+    *itertools.product((LLAMA,), ("muon",), ("f32", "bf16"), (0.0, 0.2), EXECUTIONS[-1:]),
+]
 
 
 def test_a_leg_with_a_constant_rate_is_the_same_in_a_longer_training() -> None:
