@@ -82,8 +82,8 @@ def train(
 ) -> None:
     """Train a GPT on a corpus, evaluate it and write a report."""
     prepare_prefect()
+    from bardflow.sources.corpora import load_corpus
     from bardflow.sources.download import FetchError
-    from bardflow.sources.spec import load_corpus
     from bardflow.tasks.base_model import shape_of
     from bardflow.tasks.planning import checked_limit
     from bardflow.tasks.recipes import overrides_from

@@ -18,7 +18,8 @@ corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML
 @corpora.command("list")
 def list_corpora(as_json: AsJson = False) -> None:
     """List the corpora."""
-    from bardflow.sources.spec import CorpusError, CorpusSpec, corpus_names, load_corpus
+    from bardflow.sources.corpora import corpus_names, load_corpus
+    from bardflow.sources.spec import CorpusError, CorpusSpec
 
     folder = project_folder() / "corpora"
     found: dict[str, CorpusSpec | CorpusError] = {}
@@ -80,15 +81,8 @@ def add_corpus(
     from pydantic import ValidationError
 
     from bardflow.sources.adding import PROPOSED, look, source_at
-    from bardflow.sources.spec import (
-        CorpusError,
-        CorpusSpec,
-        DatasetSource,
-        DocumentsSpec,
-        explained,
-        require_new,
-        write_corpus,
-    )
+    from bardflow.sources.corpora import explained, require_new, write_corpus
+    from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec
 
     project = project_folder()
     require_new(name, project / "corpora")

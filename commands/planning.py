@@ -12,8 +12,8 @@ from bardflow.model.networks import Parameters
 from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, parameters, probe
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
-from bardflow.sources.spec import load_corpus
 from bardflow.tasks.base_model import shape_of
+from bardflow.sources.corpora import load_corpus
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import refs, store

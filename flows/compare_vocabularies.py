@@ -8,7 +8,7 @@ from prefect.states import Completed
 from bardflow.flows.parameters import Corpora, Count, Seconds, Vocabularies
 from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Corpus, Vocabulary
 from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from bardflow.tasks.corpus import clean_corpus, fetch_source

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from bardflow.errors import BardError
 from bardflow.home import project_folder
-from bardflow.sources.spec import CorpusSpec, corpus_names, load_corpus
+from bardflow.sources.corpora import corpus_names, load_corpus
+from bardflow.sources.spec import CorpusSpec
 from bardflow.tasks.saying import say
 
 T = TypeVar("T")

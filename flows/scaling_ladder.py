@@ -6,7 +6,7 @@ from prefect.states import Completed
 from bardflow.flows.parameters import Bits, Count
 from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import interval, show_experiment
 from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder

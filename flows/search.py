@@ -10,7 +10,7 @@ from bardflow.errors import BardError
 from bardflow.flows.parameters import Count, Seed
 from bardflow.flows.training import LEGS, train_and_evaluate
 from bardflow.home import project_folder
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
 from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment

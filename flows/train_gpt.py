@@ -7,7 +7,7 @@ from bardflow.flows.outcome import outcome
 from bardflow.flows.training import train_and_evaluate
 from bardflow.home import project_folder
 from bardflow.outcome import Outcome
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.storage.refs import RefMoved
 from bardflow.tasks.champion import champion, decide, note_text, update_champion
 from bardflow.tasks.corpus import clean_corpus, fetch_source

@@ -13,7 +13,8 @@ from bardflow.errors import BardError
 from bardflow.home import home, project_folder
 from bardflow.pages import index as pages
 from bardflow.pages.experiment import ExperimentPage
-from bardflow.sources.spec import RESERVED_NAMES, CorpusError, corpus_names, load_corpus
+from bardflow.sources.corpora import corpus_names, load_corpus
+from bardflow.sources.spec import RESERVED_NAMES, CorpusError
 from bardflow.storage.handles import Evaluation, Handle, Report
 from bardflow.storage.refs import Entry
 from bardflow.storage.store import StoreError, set_mode

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from bardflow.sources.adding import PROPOSED, Added, look, source_at
+from bardflow.sources.corpora import load_corpus, write_corpus
 from bardflow.sources.documents import read
 from bardflow.sources.encoding import detect
 from bardflow.sources.fetch import fetch
-from bardflow.sources.spec import CorpusError, CorpusSpec, load_corpus, write_corpus
+from bardflow.sources.spec import CorpusError, CorpusSpec
 from bardflow.sources.unpack import raw_texts
 from tests.conftest import CHECKOUT
 

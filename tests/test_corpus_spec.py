@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bardflow.sources.cleaning import STEP_NAMES
+from bardflow.sources.corpora import corpus_names, load_corpus, write_corpus
 from bardflow.sources.spec import (
     CorpusError,
     CorpusSpec,
@@ -21,9 +22,6 @@ from bardflow.sources.spec import (
     SplitSpec,
     SyntheticSource,
     UrlSource,
-    corpus_names,
-    load_corpus,
-    write_corpus,
 )
 
 CORPORA = Path(__file__).parent.parent / "corpora"

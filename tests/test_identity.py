@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, create_model
 
 from bardflow.identity import AsBefore, identity, restored
 from bardflow.model.training.loop import TrainingSpec
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
 from bardflow.tasks.caching import CACHE_BY_INPUTS, canonical
 from bardflow.tasks.corpus import clean_corpus

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bardflow.sources.corpora import load_corpus
 from bardflow.sources.documents import PIECE_CHARACTERS, Part, Piece, Reading, read, split
 from bardflow.sources.fetch import ChecksumError, Fetched, FetchError, fetch
 from bardflow.sources.spec import (
@@ -27,7 +28,6 @@ from bardflow.sources.spec import (
     Source,
     SplitSpec,
     SyntheticSource,
-    load_corpus,
 )
 from bardflow.sources.survey import Survey, survey
 from bardflow.sources.synthetic import generate

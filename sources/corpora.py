@@ -1,0 +1,105 @@
+"""Corpus files: reading one with an error for each mistake, and writing one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from bardflow.sources.spec import (
+    CORPUS_NAME,
+    SOURCES,
+    CorpusError,
+    CorpusSpec,
+    DocumentsSpec,
+    PublishedFigure,
+    RowsSpec,
+    SplitSpec,
+    listed,
+)
+from bardflow.toml import closest, read_toml
+
+
+def corpus_names(folder: Path) -> list[str]:
+    """The names of the corpora in `folder`, sorted."""
+    return sorted(path.stem for path in folder.glob("*.toml") if CORPUS_NAME.fullmatch(path.stem))
+
+
+def load_corpus(name: str, folder: Path) -> CorpusSpec:
+    """Read `folder/<name>.toml`.
+
+    Raises CorpusError for an unknown name (with the legal ones) and for any mistake in the file (with file and field).
+    """
+    known = corpus_names(folder)
+    if name not in known:
+        raise CorpusError(
+            f"There is no corpus {name!r}{closest(name, known)}. "
+            + (f"The corpora in {folder} are: {listed(known)}. " if known else f"{folder} describes no corpus yet. ")
+            + f"To add one, write {folder / 'NAME.toml'} or run `bard corpus add NAME --from ADDRESS-OR-PATH`."
+        )
+    path = folder / f"{name}.toml"
+    table = read_toml(path, CorpusError)
+    if "name" in table:
+        raise CorpusError(f"{path}: name is taken from the file's own name ({name!r}); remove the field.")
+    try:
+        return CorpusSpec(name=name, **table)
+    except ValidationError as error:
+        raise CorpusError(explained(path, error)) from error
+
+
+def require_new(name: str, folder: Path) -> None:
+    """Raise CorpusError if `folder` already has a corpus of this name."""
+    path = folder / f"{name}.toml"
+    if path.exists():
+        raise CorpusError(f"{path} exists already; choose another name, or edit that file.")
+
+
+def write_corpus(spec: CorpusSpec, folder: Path) -> Path:
+    """Write `folder/<name>.toml`, which `load_corpus` reads back as an equal spec.
+
+    Raises CorpusError if the file already exists; nothing is overwritten.
+    """
+    path = folder / f"{spec.name}.toml"
+    table = spec.model_dump(exclude={"name"}, exclude_none=True, exclude_defaults=True, mode="json")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            tomli_w.dump(table, file)
+    except FileExistsError as error:
+        raise CorpusError(f"{path} exists already; choose another name, or edit that file.") from error
+    return path
+
+
+def explained(path: Path, error: ValidationError) -> str:
+    """One line for each mistake: the field, the error, the given value and the legal values."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        # In the source table, pydantic adds the kind to the location: source.url.sha256 is the field source.sha256.
+        location = [str(part) for part in mistake["loc"]]
+        kind = location.pop(1) if location[0:1] == ["source"] and len(location) > 2 else None
+        field = ".".join(location) or "the file"
+        message = mistake["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if mistake["type"] == "extra_forbidden":
+            legal = _fields_of(location[:-1], kind)
+            message = f"is not a field{closest(location[-1], legal)}; the fields here are {listed(legal)}"
+        elif mistake["type"] == "missing":
+            message = "is missing"
+        elif not isinstance(mistake["input"], Mapping):
+            message += f" (given: {mistake['input']!r})"
+        lines.append(f"{field}: {message}")
+    return f"{path} does not describe a corpus.\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _fields_of(location: list[str], kind: str | None) -> list[str]:
+    if kind is not None:
+        return list(SOURCES[kind].model_fields)
+    tables: dict[str, type[BaseModel]] = {
+        "rows": RowsSpec,
+        "documents": DocumentsSpec,
+        "split": SplitSpec,
+        "published": PublishedFigure,
+    }
+    if not location:
+        return [field for field in CorpusSpec.model_fields if field != "name"]  # the file name is the corpus's name
+    return list(tables[location[0]].model_fields)
