@@ -11,6 +11,7 @@ from bardflow.home import home, project_folder
 
 if TYPE_CHECKING:
     from bardflow.sources.adding import Added
+    from bardflow.sources.duplicates import Duplicates
 
 corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML file in corpora/.")
 
@@ -74,6 +75,10 @@ def add_corpus(
         typer.Option(help="whole, file, heading or row. [default: row for rows, file for several files]"),
     ] = None,
     heading: Annotated[str | None, typer.Option(help="The regular expression of --cut heading.")] = None,
+    duplicates: Annotated[
+        str | None,
+        typer.Option(help="keep or drop documents that repeat another one. [default: drop, if there are some]"),
+    ] = None,
     pin: Annotated[bool, typer.Option(help="Pin the sha256 of what is there now.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +94,7 @@ def add_corpus(
     found_at = source_at(source, project)
     given = {
         **{"encoding": encoding, "rows": form == "text", "cleaning": clean, "documents": cut or heading},
-        **{"title": title, "language": language},
+        **{"title": title, "language": language, "duplicates": duplicates},
     }
     try:
         documents = DocumentsSpec(cut=cut or "heading", heading=heading) if cut or heading else None  # type: ignore[arg-type]
@@ -113,6 +118,7 @@ def add_corpus(
             form=form,
             column=column,
             documents=documents,
+            duplicates=duplicates,  # type: ignore[arg-type]
         )
     except ValidationError as error:
         raise CorpusError(explained(Path(f"{name}.toml"), error)) from error
@@ -126,6 +132,7 @@ def add_corpus(
                 "detected": added.detected and added.detected._asdict(),
                 "columns": added.columns,
                 "cleaned": [step.model_dump() for step in added.cleaned],
+                "duplicates": added.duplicates and added.duplicates.model_dump(),
                 "file": str(path),
             }
         )
@@ -150,6 +157,8 @@ def add_corpus(
     cut_by = added.spec.documents
     expression = f", {cut_by.heading}" if cut_by.heading else ""
     print(f"documents    {survey.documents:,} (cut: {cut_by.cut}{expression})")
+    if added.duplicates is not None:
+        print(f"duplicates   {duplicates_line(added.duplicates)}")
     print(f"split        {survey.train_characters:,} to train on, {survey.validation_characters:,} to validate")
     print(f"vocabulary   {survey.suggestion.vocabulary}: {survey.suggestion.reason}")
     for warning in survey.warnings:
@@ -169,6 +178,19 @@ def rows_line(added: "Added") -> str:
         f"{rows.format if rows else 'dataset'}, column {column}"
         + (f"; with text also: {', '.join(others[:8])} (--column NAME)" if others else "")
     )  # fmt: skip
+
+
+def duplicates_line(found: "Duplicates") -> str:
+    """The numbers of exact and near duplicates, where they are, what is done with them, and an example."""
+    if not found.total:
+        return f"none among {found.documents:,} documents"
+    across = f", of which {found.across.total:,} in both sets" * bool(found.across.total)
+    done = "dropped; to keep them: --duplicates keep" if found.dropped else "kept; to drop them: --duplicates drop"
+    line = f"{found.exact:,} exact and {found.total - found.exact:,} near{across} ({done})"
+    if found.example is not None:
+        kind, blanks = found.example.kind, " " * 13
+        line += f"\n{blanks}{kind}: {found.example.first!r}\n{blanks}{'':<{len(kind)}}  {found.example.second!r}"
+    return line
 
 
 def encoding_line(added: "Added") -> str:

@@ -9,16 +9,25 @@ from typing import NamedTuple
 from bardflow.sources.cleaning import Cleaned
 from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
+from bardflow.sources.duplicates import Duplicates, treated
 from bardflow.sources.encoding import Detected, detect_file, lines
 from bardflow.sources.fetch import Fetched, dataset_rows, fetch
 from bardflow.sources.proposals import proposed_heading, proposed_language, proposed_title
 from bardflow.sources.rows import SAMPLE_ROWS, detect_rows, is_parquet, proposed_column
-from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, PathSource, UrlSource
+from bardflow.sources.spec import (
+    CorpusError,
+    CorpusSpec,
+    DatasetSource,
+    DocumentsSpec,
+    OnDuplicates,
+    PathSource,
+    UrlSource,
+)
 from bardflow.sources.survey import Survey, survey
 from bardflow.sources.unpack import RawText, raw_texts
 
 # The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.
-PROPOSED = ("encoding", "rows", "cleaning", "documents", "title", "language")
+PROPOSED = ("encoding", "rows", "cleaning", "documents", "title", "language", "duplicates")
 SHOWN_CHARACTERS = 200
 
 
@@ -26,7 +35,8 @@ class Added(NamedTuple):
     """A new corpus: its spec (with the sha256 if pinned), its files and its survey.
 
     `detected` is the encoding, if it was detected. `columns` are all columns with text, if there are rows. `cleaned`
-    are the counts of each cleaning step. `before` and `after` are the start of the text without and with cleaning.
+    are the counts of each cleaning step. `duplicates` are counted if there are several documents. `before` and `after`
+    are the start of the text without and with cleaning.
     """
 
     spec: CorpusSpec
@@ -35,6 +45,7 @@ class Added(NamedTuple):
     detected: Detected | None
     columns: tuple[str, ...]
     cleaned: tuple[Cleaned, ...]
+    duplicates: Duplicates | None
     before: str
     after: str
 
@@ -63,6 +74,7 @@ def look(
     form: str | None = None,
     column: str | None = None,
     documents: DocumentsSpec | None = None,
+    duplicates: OnDuplicates | None = None,
     progress: Progress | None = None,
 ) -> Added:
     """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
@@ -70,13 +82,14 @@ def look(
     `propose` names fields of the spec that are set from the text: `encoding` is detected, `rows` get the format of the
     first file (`form`: only this one) and the column of the text (or `column`), `cleaning` becomes the steps that
     change the text, `documents` one for each row, for each file if there are several, or for each chapter. `title` and
-    `language` are those of a Project Gutenberg header; a language is also known by its script. `documents` replaces
-    those of the spec, which may need the rows that are proposed.
+    `language` are those of a Project Gutenberg header; a language is also known by its script. `documents` and
+    `duplicates` replace those of the spec, which may need the rows and the documents that are proposed. With several
+    documents, `duplicates` becomes `drop` if there are some, and else `keep`.
 
     Raises:
         CorpusError, FetchError: it cannot be fetched, is not text, is several files and cannot be pinned, or is not
             of the format `form` or without the `column`.
-        pydantic.ValidationError: `documents` do not suit the source or its rows.
+        pydantic.ValidationError: `documents` do not suit the source or its rows, or `duplicates` the documents.
     """
     with tempfile.TemporaryDirectory() as name:
         folder, detected = Path(name), None
@@ -112,6 +125,15 @@ def look(
             if heading is not None:
                 spec = spec.model_copy(update={"documents": DocumentsSpec(cut="heading", heading=heading)})
                 found = found.model_copy(update={"documents": extent(read(spec, folder))[1]})
+        if duplicates is not None:
+            spec = CorpusSpec.model_validate(spec.model_copy(update={"duplicates": duplicates}).model_dump())
+        elif "duplicates" in propose and found.documents > 1:
+            spec = spec.model_copy(update={"duplicates": "drop"})
+        counts = None
+        if spec.duplicates is not None:
+            found, counts = _without_duplicates(spec, folder)
+            if "duplicates" in propose and not counts.total:
+                spec = spec.model_copy(update={"duplicates": "keep"})
         if "title" in propose and (title := proposed_title(start)):
             spec = spec.model_copy(update={"title": title})
         if "language" in propose and (language := proposed_language(start)):
@@ -124,7 +146,7 @@ def look(
             )
         pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
         spec = spec.model_copy(update={"source": pinned})
-    return Added(spec, fetched, found, detected, columns, cleaned, before, after)
+    return Added(spec, fetched, found, detected, columns, cleaned, counts, before, after)
 
 
 def _with_column(
@@ -150,6 +172,15 @@ def _surveyed(spec: CorpusSpec, folder: Path) -> tuple[Reading, Survey]:
     reading = read(spec, folder)
     characters, documents = extent(reading)
     return reading, survey(split(reading, spec.split, characters, documents))
+
+
+def _without_duplicates(spec: CorpusSpec, folder: Path) -> tuple[Survey, Duplicates]:
+    """The survey of the text as a run has it, without duplicates if the spec drops them, and their counts."""
+    reading = read(spec, folder)
+    characters, documents = extent(reading)
+    labelled, counts = treated(lambda: split(reading, spec.split, characters, documents), spec.duplicates)
+    assert counts is not None
+    return survey(labelled), counts
 
 
 def _start(reading: Reading) -> str:

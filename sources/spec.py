@@ -160,6 +160,10 @@ class SplitSpec(_Frozen):
     validation: float = Field(default=0.1, gt=0, lt=1)
 
 
+# What happens with documents that repeat another one (`sources.duplicates`): they are counted, or also left out.
+OnDuplicates = Literal["keep", "drop"]
+
+
 class PublishedFigure(_Frozen):
     """A published score on the same split, for comparison."""
 
@@ -169,7 +173,10 @@ class PublishedFigure(_Frozen):
 
 
 class CorpusSpec(_Frozen):
-    """A corpus: its source and everything that determines its text and its split."""
+    """A corpus: its source and everything that determines its text and its split.
+
+    Duplicates are kept and not counted if `duplicates` is None.
+    """
 
     name: str
     title: str = Field(min_length=1)
@@ -181,6 +188,7 @@ class CorpusSpec(_Frozen):
     cleaning: tuple[str, ...] = ()
     documents: DocumentsSpec = DocumentsSpec()
     split: SplitSpec = SplitSpec()
+    duplicates: Annotated[OnDuplicates | None, AsBefore(None)] = None
     published: tuple[PublishedFigure, ...] = ()
 
     @field_validator("name")
@@ -223,6 +231,15 @@ class CorpusSpec(_Frozen):
             raise ValueError('documents.cut = "row" needs rows (dataset or [rows]); legal here: whole, file, heading')
         if self.documents.cut == "file" and rows:
             raise ValueError('documents.cut = "file" needs files of plain text; legal for rows: whole, heading, row')
+        return self
+
+    @model_validator(mode="after")
+    def _duplicates_are_documents(self) -> Self:
+        if self.duplicates is not None and self.documents.cut == "whole":
+            raise ValueError(
+                'duplicates are documents that repeat another one, and documents.cut = "whole" makes one document; '
+                "cut by heading, file or row, or leave duplicates out"
+            )
         return self
 
 

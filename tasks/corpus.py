@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from bardflow.home import home, project_folder
 from bardflow.sources.documents import Part, Piece, extent, read, split
+from bardflow.sources.duplicates import treated
 from bardflow.sources.fetch import fetch
 from bardflow.sources.spec import CorpusSpec
 from bardflow.sources.survey import survey
@@ -50,8 +51,11 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         def counted(parts: Iterable[tuple[Part, Piece]], doing: str) -> Iterator[tuple[Part, Piece]]:
             return watched(parts, doing=doing, unit="character", total=characters, size=lambda part: len(part[1].text))
 
-        parts = counted(split(reading, corpus.split, characters, documents), f"cleaning {corpus.name}")
-        written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in parts))
+        def parts() -> Iterator[tuple[Part, Piece]]:
+            return counted(split(reading, corpus.split, characters, documents), f"cleaning {corpus.name}")
+
+        labelled, duplicates = treated(parts, corpus.duplicates)
+        written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
 
         def again() -> Iterator[tuple[Part, Piece]]:
             for part in SPLITS:
@@ -68,4 +72,6 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "survey": survey(counted(again(), f"surveying {corpus.name}")).model_dump(mode="json"),
             "text": written.model_dump(),
         }
+        if duplicates is not None:
+            facts["duplicates"] = duplicates.model_dump()
         return store().keep(draft, Corpus, facts, origin())

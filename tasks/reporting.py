@@ -17,6 +17,7 @@ from bardflow.pages.parts import Part
 from bardflow.storage.handles import Baselines, Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
 from bardflow.storage.lineage import Ancestor, handle_of, lineage, source_address
 from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.duplicates import duplicates_section
 from bardflow.tasks.evaluation import (
     EvaluationSpec,
     baselines_of,
@@ -35,7 +36,7 @@ HTML = "report.html"
 METRICS = "metrics.jsonl"
 # Additional sections of a report. Each function returns the content, or None if it has nothing to show.
 Section = Callable[[Model, Evaluation, Corpus], Part | None]
-SECTIONS: tuple[Section, ...] = (memorised_section,)
+SECTIONS: tuple[Section, ...] = (memorised_section, duplicates_section)
 
 
 @task(version="4", cache_policy=CACHE_BY_INPUTS)

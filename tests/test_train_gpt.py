@@ -25,6 +25,7 @@ from bardflow.tasks.recipes import Overrides, RecipeError
 from bardflow.tasks.reporting import page_of
 from bardflow.tasks.run import refs, store
 from bardflow.tasks.vocabulary import tokenize_corpus
+from tests.conftest import own_text
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
 
@@ -435,3 +436,48 @@ def test_a_wrong_recipe_field_or_corpus_is_refused_before_anything_starts(projec
     with pytest.raises(CorpusError, match="own"):
         train_gpt("owl", "tiny", Overrides())
     assert not (project / "home" / "objects").exists()
+
+
+def with_documents(project: Path, duplicates: str) -> None:
+    """A corpus `notes` of 11 files, of which three repeat another one."""
+    folder = project / "texts" / "notes"
+    folder.mkdir(exist_ok=True)
+    for number, part in enumerate([0, 1, 2, 3, 3, 4, 5, 6, 7, 2, 1]):
+        changed = "!" * (number == 9)
+        (folder / f"{number:02}.txt").write_text(own_text()[part * 1500 : part * 1500 + 1500] + changed)
+    described = f'title = "Notes"\nduplicates = "{duplicates}"\n[source]\npath = "texts/notes"\n'
+    split = '[documents]\ncut = "file"\n[split]\nby = "document"\nvalidation = 0.2\n'
+    (project / "corpora" / "notes.toml").write_text(described + split)
+
+
+def test_duplicates_are_counted_in_the_report_and_dropped_from_the_training_set(project: Path) -> None:
+    quick = Overrides.model_validate(QUICK)
+    seen: dict[str, Any] = {}
+    for duplicates in ("keep", "drop"):
+        with_documents(project, duplicates)
+        outcome = train_gpt("notes", "tiny", quick)
+        text = refs().head("notes/text")
+        assert text is not None
+        seen[duplicates] = store().facts(text.handle)
+        [part] = [p for p in page_of(Report(digest=Path(outcome.report).parent.name)).parts if p.title == "Duplicates"]
+        assert [row[1:] for row in part.tables[0].rows] == [(1, 0), (0, 0), (1, 1)]
+        assert len(part.quotes) == 2
+        html = Path(outcome.report).read_text(encoding="utf-8")
+        assert "in the training set, of the validation set" in html
+        assert ("so the score is too good" if duplicates == "keep" else "They were dropped") in html
+    kept, dropped = seen["keep"], seen["drop"]
+    assert kept["duplicates"] | {"dropped": True} == dropped["duplicates"]
+    assert kept["text"]["validation_sha256"] == dropped["text"]["validation_sha256"]
+    assert (kept["survey"]["documents"], dropped["survey"]["documents"]) == (11, 8)
+    assert kept["survey"]["characters"] - dropped["survey"]["characters"] == dropped["duplicates"]["characters"] == 4500
+
+
+def test_a_corpus_that_says_nothing_of_duplicates_keeps_its_digest_and_has_no_section(project: Path) -> None:
+    outcome = run()
+    text = refs().head("own/text")
+    assert text is not None
+    assert "duplicates" not in store().facts(text.handle)
+    # As the commit before duplicates were counted made it.
+    assert text.digest == "324249996583979174fb1ccbed506ba93179a83e06d5cca03ade8207dc8d1634"
+    titles = [part.title for part in page_of(Report(digest=Path(outcome.report).parent.name)).parts]
+    assert titles == ["Memorised"]
