@@ -20,10 +20,10 @@ corpora = typer.Typer(no_args_is_help=True, help="The corpora, each a small TOML
 def list_corpora(as_json: AsJson = False) -> None:
     """List the corpora."""
     from bardflow.sources.corpora import corpus_names, load_corpus
-    from bardflow.sources.spec import CorpusError, CorpusSpec
+    from bardflow.sources.spec import AnyCorpus, CorpusError, CorpusSpec, MixtureSpec
 
     folder = project_folder() / "corpora"
-    found: dict[str, CorpusSpec | CorpusError] = {}
+    found: dict[str, AnyCorpus | CorpusError] = {}
     for name in corpus_names(folder):
         try:
             found[name] = load_corpus(name, folder)
@@ -32,7 +32,7 @@ def list_corpora(as_json: AsJson = False) -> None:
     if as_json:
         print_json(
             [
-                spec.model_dump(mode="json") if isinstance(spec, CorpusSpec) else {"name": name, "error": str(spec)}
+                {"name": name, "error": str(spec)} if isinstance(spec, CorpusError) else spec.model_dump(mode="json")
                 for name, spec in found.items()
             ]
         )
@@ -41,6 +41,9 @@ def list_corpora(as_json: AsJson = False) -> None:
     for name, spec in found.items():
         if isinstance(spec, CorpusSpec):
             print(f"{name:<{width}}  {spec.language:<8} {spec.title} ({spec.licence})")
+        elif isinstance(spec, MixtureSpec):
+            parts = ", ".join(f"{part.corpus} × {part.weight:g}" for part in spec.mixture)
+            print(f"{name:<{width}}  {spec.language or '':<8} {spec.title} (mixture of {parts})")
         else:
             print(f"{name:<{width}}  cannot be used: " + f"\n{'':<{width}}  ".join(str(spec).splitlines()))
 

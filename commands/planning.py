@@ -12,8 +12,10 @@ from bardflow.model.networks import Parameters
 from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, parameters, probe
 from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
+from bardflow.sources.corpora import load_corpus, load_parts
+from bardflow.sources.mixing import survey_of_mixture
+from bardflow.sources.spec import MixtureSpec
 from bardflow.tasks.base_model import shape_of
-from bardflow.sources.corpora import load_corpus
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import refs, store
@@ -143,6 +145,10 @@ def survey_of(corpus: str) -> dict[str, Any]:
         survey: dict[str, Any] = store().facts(entry.handle)["survey"]
         return survey
     mirror = os.environ.get("CORPORA_MIRROR") or None
+    if isinstance(spec, MixtureSpec):
+        parts = load_parts(spec, project_folder() / "corpora")
+        mixed = survey_of_mixture(spec, parts, project=project_folder(), downloads=home() / "downloads", mirror=mirror)
+        return mixed.model_dump(mode="json")
     seen = look(spec, project=project_folder(), downloads=home() / "downloads", mirror=mirror)
     return seen.survey.model_dump(mode="json")
 

@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.states import Completed
 
 from bardflow.flows.parameters import Corpora, Count, Seconds, Vocabularies
+from bardflow.flows.text import prepared_text
 from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Corpus, Vocabulary
 from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, from_random_weights
 from bardflow.tasks.recipes import recipe as recipe_named
@@ -53,7 +53,7 @@ def compare_vocabularies(
         reaches: list[float] = []
         fitted: list[Recipe] = []
         for corpus, described in texts.items():
-            text = run(clean_corpus, run(fetch_source, described), described)
+            text = prepared_text(run, described)
             for name, spec in specs.items():
                 say(f"{corpus}: {name}")
                 vocabulary = run(learn_vocabulary, text, spec)

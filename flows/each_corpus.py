@@ -6,13 +6,13 @@ from typing import TypeVar
 from bardflow.errors import BardError
 from bardflow.home import project_folder
 from bardflow.sources.corpora import corpus_names, load_corpus
-from bardflow.sources.spec import CorpusSpec
+from bardflow.sources.spec import AnyCorpus
 from bardflow.tasks.saying import say
 
 T = TypeVar("T")
 
 
-def each_corpus(corpora: list[str] | None, work: Callable[[CorpusSpec], T]) -> tuple[dict[str, T], dict[str, str]]:
+def each_corpus(corpora: list[str] | None, work: Callable[[AnyCorpus], T]) -> tuple[dict[str, T], dict[str, str]]:
     """Run `work` for each corpus (None: all of them), and return the results and the error messages by name."""
     folder = project_folder() / "corpora"
     done: dict[str, T] = {}

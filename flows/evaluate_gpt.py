@@ -4,10 +4,10 @@ from prefect import flow
 
 from bardflow.flows.each_corpus import each_corpus, require_all
 from bardflow.flows.parameters import Corpora
-from bardflow.sources.spec import CorpusSpec
+from bardflow.flows.text import prepared_text
+from bardflow.sources.spec import AnyCorpus
 from bardflow.storage.handles import Report
 from bardflow.tasks.champion import champion, note_evaluation, note_text
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.evaluation import evaluate_model, measure_baselines, scores_of, unspellable
 from bardflow.tasks.reporting import evaluated_with, rescore_report, show_in_prefect
 from bardflow.tasks.run import Run
@@ -32,13 +32,13 @@ def evaluate_gpt(corpora: Corpora | None = None) -> dict[str, float]:
     return {name: bits for name, bits in scores.items() if bits is not None}
 
 
-def score_champion(run: Run, spec: CorpusSpec) -> float | None:
+def score_champion(run: Run, spec: AnyCorpus) -> float | None:
     """Score the champion on the current text, in bits per character; None if there is none or it cannot be scored."""
     name, current = spec.name, champion(spec.name)
     if current is None:
         say(f"{name}: no champion yet; train one with `prefect deployment run train-gpt -p corpus={name}`")
         return None
-    text = run(clean_corpus, run(fetch_source, spec), spec)
+    text = prepared_text(run, spec)
     say(f"{name}: text {note_text(name, text, by='evaluate-gpt')}")
     if hindered := unspellable(current.model, text):
         say(f"{name}: champion {current.model.short} cannot be scored on the text as it is now: {hindered}")

@@ -10,6 +10,7 @@ from bardflow.tasks.saying import say
 # If the corpus was tokenized again, the first of these tasks that ran is the reason.
 NEW_TOKENS = {
     "clean_corpus": "the corpus is new or changed",
+    "mix_corpora": "the mixture is new or changed",
     "learn_vocabulary": "the vocabulary was not learned before",
     "vocabulary_of": "the vocabulary of this model was not used before",
     "tokenize_corpus": "the corpus was not tokenized so before",
@@ -27,7 +28,7 @@ def outcome(
         why = f"{'; '.join(rebuilt)}; made again"
     elif legs_run:
         why = f"{reason(run)} ({legs_run} of {legs} checkpoints trained)"
-    elif run.ran("clean_corpus"):
+    elif run.ran("clean_corpus", "mix_corpora"):
         why = f"the corpus is new or changed, but all {legs} checkpoints were trained on the same tokens before"
     else:
         why = f"corpus unchanged, recipe unchanged: vocabulary, shards and all {legs} checkpoints came from the cache"

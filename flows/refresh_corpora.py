@@ -5,9 +5,9 @@ from prefect.artifacts import create_table_artifact
 
 from bardflow.flows.each_corpus import each_corpus, require_all
 from bardflow.flows.parameters import Corpora
-from bardflow.sources.spec import CorpusSpec
+from bardflow.flows.text import prepared_text
+from bardflow.sources.spec import AnyCorpus
 from bardflow.tasks.champion import note_text
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 
@@ -24,8 +24,8 @@ def refresh_corpora(corpora: Corpora | None = None) -> dict[str, str]:
     """
     with Run() as run:
 
-        def look(spec: CorpusSpec) -> str:
-            text = run(clean_corpus, run(fetch_source, spec), spec)
+        def look(spec: AnyCorpus) -> str:
+            text = prepared_text(run, spec)
             said = note_text(spec.name, text, by="refresh-corpora")
             say(f"{spec.name}: {said}")
             return said

@@ -8,11 +8,11 @@ from prefect.states import Completed
 
 from bardflow.errors import BardError
 from bardflow.flows.parameters import Count, Seed
+from bardflow.flows.text import prepared_text
 from bardflow.flows.training import LEGS, train_and_evaluate
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.locks import search_lock
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
@@ -60,7 +60,7 @@ def search(
     base = recipe_named(recipe, overrides)
     # With two processes in one study, each would treat the other's active trials as interrupted.
     with search_lock(corpus), Run() as run:
-        text = run(clean_corpus, run(fetch_source, described), described)
+        text = prepared_text(run, described)
         search = Search(text, recipe, overrides, fields, seed)
         for trial in search.trials(trials):
             drawn = search.fields(trial)

@@ -4,13 +4,13 @@ from prefect import flow
 from prefect.states import Completed
 
 from bardflow.flows.outcome import outcome
+from bardflow.flows.text import prepared_text
 from bardflow.flows.training import train_and_evaluate
 from bardflow.home import project_folder
 from bardflow.outcome import Outcome
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.refs import RefMoved
 from bardflow.tasks.champion import champion, decide, note_text, update_champion
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.evaluation import evaluate_model, measure_baselines, unspellable
 from bardflow.tasks.locks import training_lock
 from bardflow.tasks.planning import checked_limit
@@ -48,7 +48,7 @@ def train_gpt(
     chosen = recipe_named(recipe, overrides)
     checked_limit(memory_limit, chosen.training)
     with training_lock(corpus), Run() as run:
-        text = run(clean_corpus, run(fetch_source, spec), spec)
+        text = prepared_text(run, spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         note_length(corpus, chosen)
         legs, model, evaluation = train_and_evaluate(run, text, chosen, memory_limit)

@@ -28,6 +28,7 @@ class CleanedStep(PageModel):
 class CorpusFacts(PageModel):
     """The corpus: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` is that of the source's bytes.
 
+    A mixture of corpora has no address and no sha256 of its own.
     `unseen_distinct` and `unseen_occurrences` count the characters that occur only in the validation set.
     """
 
@@ -35,8 +36,8 @@ class CorpusFacts(PageModel):
     title: str
     language: str
     licence: str
-    address: str
-    sha256: str
+    address: str | None
+    sha256: str | None
     characters: Count
     bytes_utf8: Count
     distinct: Count

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ValidationError
 from bardflow.sources.spec import (
     CORPUS_NAME,
     SOURCES,
+    AnyCorpus,
     CorpusError,
     CorpusSpec,
     DocumentsSpec,
+    MixturePart,
+    MixtureSpec,
     PublishedFigure,
     RowsSpec,
     SplitSpec,
@@ -25,8 +28,8 @@ def corpus_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml") if CORPUS_NAME.fullmatch(path.stem))
 
 
-def load_corpus(name: str, folder: Path) -> CorpusSpec:
-    """Read `folder/<name>.toml`.
+def load_corpus(name: str, folder: Path) -> AnyCorpus:
+    """Read `folder/<name>.toml`, and the files of its parts if it is a mixture.
 
     Raises CorpusError for an unknown name (with the legal ones) and for any mistake in the file (with file and field).
     """
@@ -41,10 +44,50 @@ def load_corpus(name: str, folder: Path) -> CorpusSpec:
     table = read_toml(path, CorpusError)
     if "name" in table:
         raise CorpusError(f"{path}: name is taken from the file's own name ({name!r}); remove the field.")
+    if "mixture" in table and "source" in table:
+        raise CorpusError(f"{path}: a corpus has a source or a mixture of other corpora; remove one of them.")
     try:
-        return CorpusSpec(name=name, **table)
+        if "mixture" not in table:
+            return CorpusSpec(name=name, **table)
+        mixture = MixtureSpec(name=name, **table)
     except ValidationError as error:
         raise CorpusError(explained(path, error)) from error
+    load_parts(mixture, folder)
+    return mixture
+
+
+def load_parts(mixture: MixtureSpec, folder: Path) -> list[CorpusSpec]:
+    """Read the corpus files of a mixture's parts.
+
+    Raises CorpusError for a part that is unknown, is a mixture, or has a mistake in its file.
+    """
+    path, parts = folder / f"{mixture.name}.toml", []
+    legal = [name for name in corpus_names(folder) if not _is_mixture(name, folder)]
+    for number, part in enumerate(mixture.mixture):
+        if part.corpus not in legal:
+            field = f"{path}: mixture.{number}.corpus: "
+            if part.corpus == mixture.name:
+                raise CorpusError(f"{field}{part.corpus!r} is this mixture itself. Name other corpora.")
+            if part.corpus in corpus_names(folder):
+                raise CorpusError(
+                    f"{field}{part.corpus!r} is a mixture, and a mixture is made of corpora that have a source. "
+                    "Name the corpora that it is mixed of."
+                )
+            raise CorpusError(
+                f"{field}there is no corpus {part.corpus!r}{closest(part.corpus, legal)}. A mixture can be made of: "
+                f"{listed(legal)}."
+            )
+        spec = load_corpus(part.corpus, folder)
+        assert isinstance(spec, CorpusSpec)
+        parts.append(spec)
+    return parts
+
+
+def _is_mixture(name: str, folder: Path) -> bool:
+    try:
+        return "mixture" in read_toml(folder / f"{name}.toml", CorpusError)
+    except CorpusError:
+        return False  # its mistake is reported where it is used
 
 
 def require_new(name: str, folder: Path) -> None:
@@ -81,7 +124,7 @@ def explained(path: Path, error: ValidationError) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if mistake["type"] == "extra_forbidden":
-            legal = _fields_of(location[:-1], kind)
+            legal = _fields_of(location[:-1], kind, MixtureSpec if error.title == MixtureSpec.__name__ else CorpusSpec)
             message = f"is not a field{closest(location[-1], legal)}; the fields here are {listed(legal)}"
         elif mistake["type"] == "missing":
             message = "is missing"
@@ -91,7 +134,7 @@ def explained(path: Path, error: ValidationError) -> str:
     return f"{path} does not describe a corpus.\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _fields_of(location: list[str], kind: str | None) -> list[str]:
+def _fields_of(location: list[str], kind: str | None, spec: type[BaseModel]) -> list[str]:
     if kind is not None:
         return list(SOURCES[kind].model_fields)
     tables: dict[str, type[BaseModel]] = {
@@ -99,7 +142,8 @@ def _fields_of(location: list[str], kind: str | None) -> list[str]:
         "documents": DocumentsSpec,
         "split": SplitSpec,
         "published": PublishedFigure,
+        "mixture": MixturePart,
     }
     if not location:
-        return [field for field in CorpusSpec.model_fields if field != "name"]  # the file name is the corpus's name
+        return [field for field in spec.model_fields if field != "name"]  # the file name is the corpus's name
     return list(tables[location[0]].model_fields)

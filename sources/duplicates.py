@@ -217,15 +217,20 @@ def without(parts: Iterable[tuple[Part, Piece]], repeated: Collection[Unit]) -> 
 
     Raises CorpusError if nothing is left of the training set.
     """
-    number, last, trained = -1, -1, False
+    number, last, trained = -1, -1, 0
     for part, (document, text) in parts:
         if (part, document) in repeated:
             continue
         if document != last:
             number, last = number + 1, document
-        trained = trained or part == "train"
+        trained += len(text) if part == "train" else 0
         yield part, Piece(number, text)
-    if not trained:
+    require_training_text(trained)
+
+
+def require_training_text(characters: int) -> None:
+    """Raise CorpusError if no characters are left to train on after dropping duplicates."""
+    if not characters:
         raise CorpusError(
             'All documents of the training set repeat documents of the validation set, so duplicates = "drop" leaves '
             'nothing to train on. Cut other documents, use another validation share, or write duplicates = "keep".'

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -172,13 +173,24 @@ class PublishedFigure(_Frozen):
     note: str = ""
 
 
+def _plain_name(name: str) -> str:
+    if not CORPUS_NAME.fullmatch(name):
+        raise ValueError("a corpus is named with a-z, 0-9 and -, and begins with a letter or a digit")
+    if name in RESERVED_NAMES:
+        raise ValueError("this name is taken by the project itself; give the corpus (and its file) another")
+    return name
+
+
+CorpusName = Annotated[str, AfterValidator(_plain_name)]
+
+
 class CorpusSpec(_Frozen):
     """A corpus: its source and everything that determines its text and its split.
 
     Duplicates are kept and not counted if `duplicates` is None.
     """
 
-    name: str
+    name: CorpusName
     title: str = Field(min_length=1)
     language: Language = "und"
     licence: str = "unknown"
@@ -190,15 +202,6 @@ class CorpusSpec(_Frozen):
     split: SplitSpec = SplitSpec()
     duplicates: Annotated[OnDuplicates | None, AsBefore(None)] = None
     published: tuple[PublishedFigure, ...] = ()
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_plain(cls, name: str) -> str:
-        if not CORPUS_NAME.fullmatch(name):
-            raise ValueError("a corpus is named with a-z, 0-9 and -, and begins with a letter or a digit")
-        if name in RESERVED_NAMES:
-            raise ValueError("this name is taken by the project itself; give the corpus (and its file) another")
-        return name
 
     @field_validator("encoding")
     @classmethod
@@ -241,6 +244,42 @@ class CorpusSpec(_Frozen):
                 "cut by heading, file or row, or leave duplicates out"
             )
         return self
+
+
+class MixturePart(_Frozen):
+    """A corpus of a mixture. Its training text stands `weight` times in the mixture's training set.
+
+    The whole part of `weight` is a number of repetitions, the rest a share of the text from its start.
+    """
+
+    corpus: str
+    weight: float = Field(default=1, gt=0, le=100)
+
+
+class MixtureSpec(_Frozen):
+    """A corpus that is mixed of other corpora of the project.
+
+    `duplicates` are documents that repeat another one of any part. The language and the licence are those of the parts
+    if they are None.
+    """
+
+    name: CorpusName
+    title: str = Field(min_length=1)
+    language: Language | None = None
+    licence: str | None = None
+    mixture: tuple[MixturePart, ...] = Field(min_length=1)
+    duplicates: Annotated[OnDuplicates | None, AsBefore(None)] = None
+
+    @field_validator("mixture")
+    @classmethod
+    def _each_corpus_once(cls, mixture: tuple[MixturePart, ...]) -> tuple[MixturePart, ...]:
+        names = [part.corpus for part in mixture]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"names {twice!r} twice; name it once, with the sum of the weights")
+        return mixture
+
+
+AnyCorpus = CorpusSpec | MixtureSpec
 
 
 def encoding_name(encoding: str) -> str:

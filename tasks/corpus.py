@@ -1,7 +1,8 @@
-"""Fetching a corpus, cleaning it, cutting it into documents and splitting it."""
+"""Fetching a corpus, cleaning it, cutting it into documents and splitting it; and mixing several."""
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -10,7 +11,8 @@ from bardflow.home import home, project_folder
 from bardflow.sources.documents import Part, Piece, extent, read, split
 from bardflow.sources.duplicates import treated
 from bardflow.sources.fetch import fetch
-from bardflow.sources.spec import CorpusSpec
+from bardflow.sources.mixing import ReadSet, mix
+from bardflow.sources.spec import CorpusSpec, MixtureSpec
 from bardflow.sources.survey import survey
 from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
@@ -57,11 +59,6 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         labelled, duplicates = treated(parts, corpus.duplicates)
         written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
 
-        def again() -> Iterator[tuple[Part, Piece]]:
-            for part in SPLITS:
-                for document, text in read_documents(draft.folder, part):
-                    yield part, Piece(document, text)
-
         facts = {
             "name": corpus.name,
             "title": corpus.title,
@@ -69,9 +66,56 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "licence": corpus.licence,
             "published": [figure.model_dump() for figure in corpus.published],
             "cleaned": [step.model_dump() for step in reading.cleaned],
-            "survey": survey(counted(again(), f"surveying {corpus.name}")).model_dump(mode="json"),
+            "survey": survey(counted(_stored(draft.folder), f"surveying {corpus.name}")).model_dump(mode="json"),
             "text": written.model_dump(),
         }
         if duplicates is not None:
             facts["duplicates"] = duplicates.model_dump()
         return store().keep(draft, Corpus, facts, origin())
+
+
+@task(version="1", cache_policy=CACHE_BY_INPUTS)
+def mix_corpora(corpora: list[Corpus], mixture: MixtureSpec) -> Corpus:
+    """Mix the texts of cleaned corpora, one for each part of the mixture. What each part gives becomes a fact."""
+    facts_of = [store().facts(corpus) for corpus in corpora]
+    with store().draft() as draft:
+        mixed = mix(mixture, [_sets(store().folder(corpus)) for corpus in corpora])
+        total = sum(part.train_characters + part.validation_characters for part in mixed.parts)
+
+        def counted(parts: Iterable[tuple[Part, Piece]], doing: str) -> Iterator[tuple[Part, Piece]]:
+            doing = f"{doing} {mixture.name}"
+            return watched(parts, doing=doing, unit="character", total=total, size=lambda part: len(part[1].text))
+
+        rows = counted(mixed.read(), "mixing")
+        written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in rows))
+        languages = dict.fromkeys(facts["language"] for facts in facts_of)
+        licences = dict.fromkeys(facts["licence"] for facts in facts_of)
+        facts = {
+            "name": mixture.name,
+            "title": mixture.title,
+            "language": mixture.language or (next(iter(languages)) if len(languages) == 1 else "mul"),
+            "licence": mixture.licence or ", ".join(licences),
+            "published": [],
+            "cleaned": [],
+            "survey": survey(counted(_stored(draft.folder), "surveying")).model_dump(mode="json"),
+            "text": written.model_dump(),
+            "mixture": [
+                part.model_dump() | {"title": facts["title"], "digest": corpus.digest}
+                for part, facts, corpus in zip(mixed.parts, facts_of, corpora, strict=True)
+            ],
+        }
+        if mixed.duplicates is not None:
+            facts["duplicates"] = mixed.duplicates.model_dump()
+        return store().keep(draft, Corpus, facts, origin())
+
+
+def _sets(folder: Path) -> ReadSet:
+    """The pieces of each set of a stored corpus."""
+    return lambda part: (Piece(document, text) for document, text in read_documents(folder, part))
+
+
+def _stored(folder: Path) -> Iterator[tuple[Part, Piece]]:
+    """The labelled pieces of a stored corpus."""
+    for part in SPLITS:
+        for piece in _sets(folder)(part):
+            yield part, piece

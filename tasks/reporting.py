@@ -26,6 +26,7 @@ from bardflow.tasks.evaluation import (
     surprises_of,
 )
 from bardflow.tasks.memorised import memorised_section
+from bardflow.tasks.mixture import mixture_section
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import origin, refs, store
 from bardflow.tasks.saying import say
@@ -36,7 +37,7 @@ HTML = "report.html"
 METRICS = "metrics.jsonl"
 # Additional sections of a report. Each function returns the content, or None if it has nothing to show.
 Section = Callable[[Model, Evaluation, Corpus], Part | None]
-SECTIONS: tuple[Section, ...] = (memorised_section, duplicates_section)
+SECTIONS: tuple[Section, ...] = (mixture_section, memorised_section, duplicates_section)
 
 
 @task(version="4", cache_policy=CACHE_BY_INPUTS)
@@ -218,10 +219,10 @@ def show_in_prefect(corpus: str, report: Report) -> None:
 
 
 def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
-    """Return a corpus's facts and the address of its source."""
+    """Return a corpus's facts and the address of its source, which a mixture does not have."""
     facts, made = store().facts(corpus), store().origin(corpus)
-    source = handle_of(made.inputs["source"])
-    files = store().manifest(source).files
+    source = handle_of(made.inputs["source"]) if "source" in made.inputs else None
+    files = store().manifest(source).files if source else {}
     survey = facts["survey"]
     counted = {name: survey[name] for name in pages.CorpusFacts.model_fields if name in survey}
     return pages.CorpusFacts(
@@ -229,9 +230,9 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
         title=facts["title"],
         language=facts["language"],
         licence=facts["licence"],
-        address=source_address(store().origin(source)),
+        address=source_address(store().origin(source)) if source else None,
         # A source of several files is identified by the digest of its artifact.
-        sha256=next(iter(files.values())).sha256 if len(files) == 1 else source.digest,
+        sha256=next(iter(files.values())).sha256 if len(files) == 1 else source.digest if source else None,
         cleaned=tuple(
             pages.CleanedStep(**{name: step[name] for name in pages.CleanedStep.model_fields})
             for step in facts["cleaned"]

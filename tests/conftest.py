@@ -133,6 +133,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def answers(project: Path) -> Iterator[None]:
+    """Prefect's answers in this project's own home."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
+        yield
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> "Store":
     """An empty store."""
     from bardflow.storage.store import Store

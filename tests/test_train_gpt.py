@@ -1,12 +1,11 @@
 """The main job's laws: what was answered is not computed again, what changed is, and what is lost is made again."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from bardflow.errors import BardError
 from bardflow.flows.evaluate_gpt import evaluate_gpt
@@ -30,13 +29,6 @@ from tests.conftest import own_text
 pytestmark = pytest.mark.usefixtures("prefect_server", "answers")
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-@pytest.fixture
-def answers(project: Path) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def run(**changes: object) -> Outcome:
