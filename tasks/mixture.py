@@ -20,17 +20,10 @@ def mixture_section(_model: Model, evaluation: Evaluation, corpus: Corpus) -> Pa
     rows = tuple((*row(part), bits) for part, bits in zip(parts, bits_per_part(evaluation, parts), strict=True))
     table = Table(
         title="Mixture",
-        columns=(
-            "corpus",
-            "weight",
-            "documents",
-            "characters to train on",
-            "share of the training set",
-            "validation characters",
-            "bits per character",
-        ),
+        columns=("corpus", "weight", "documents", "training set", "share", "validation set", "bits per character"),
         rows=rows,
-        note="The weight is how many times the training text of a corpus stands in the training set. The bits per "
+        note="The weight is how many times the training text of a corpus stands in the training set. Sizes of sets are "
+        "in characters, and repeated documents count as often as they stand in the mixture. The bits per "
         "character are over the corpus's own part of the validation set, in the disjoint windows of the whole score.",
     )
     return Part(title="Mixture", tables=(table,))
