@@ -1,5 +1,6 @@
 """Laws of duplicates: equal and similar documents are found, and after dropping none is left in or across the sets."""
 
+import json
 import random
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from bardflow.commands.cli import app
 from bardflow.sources.adding import PROPOSED, Added, look, source_at
 from bardflow.sources.corpora import load_corpus, write_corpus
 from bardflow.sources.documents import Part, Piece
@@ -240,3 +243,20 @@ def test_one_document_has_no_duplicates_to_propose(tmp_path: Path) -> None:
     found = added(tmp_path, prose(1) + prose(2))
     assert found.spec.duplicates is None and found.duplicates is None
     assert found.spec.documents == DocumentsSpec()
+
+
+def test_the_command_shows_the_counts_with_an_example_and_keeps_them_on_request(project: Path) -> None:
+    (project / "texts" / "notes").mkdir()
+    for number, text in enumerate([*(prose(seed) for seed in range(20)), prose(3, 1), prose(4)]):
+        (project / "texts" / "notes" / f"{number:02}.txt").write_text(text)
+    said = CliRunner().invoke(app, ["corpus", "add", "notes", "--from", str(project / "texts" / "notes")])
+    counted = "1 exact and 1 near, of which 2 in both sets (dropped; to keep them: --duplicates keep)"
+    assert f"duplicates   {counted}" in said.output
+    assert f"near: {prose(3, 1)[:80]!r}" in said.output and repr(prose(3)[:80]) in said.output
+    assert 'duplicates = "drop"' in (project / "corpora" / "notes.toml").read_text()
+    add = ["corpus", "add", "kept", "--from", str(project / "texts" / "notes"), "--duplicates", "keep", "--json"]
+    kept = json.loads(CliRunner().invoke(app, add).output)
+    assert kept["corpus"]["duplicates"] == "keep" and kept["duplicates"]["across"] == {"exact": 1, "near": 1}
+    wrong = CliRunner().invoke(app, [*add[:2], "more", *add[3:6], "merge"])
+    assert isinstance(wrong.exception, CorpusError) and "'keep' or 'drop'" in str(wrong.exception)
+    assert not (project / "corpora" / "more.toml").exists()
