@@ -199,7 +199,7 @@ def score(
 @models.command()
 def compare(models: ModelNames, on: On = None, context: Context = None, as_json: AsJson = False) -> None:
     """Compare models on a corpus: bits, samples from equal seeds, and where they differ most."""
-    from bardflow.sources.spec import corpus_names
+    from bardflow.sources.corpora import corpus_names
 
     first = models[0].partition("/")[0]
     own = first in corpus_names(project_folder() / "corpora")
@@ -212,7 +212,7 @@ def side_by_side(names: list[str], corpus: str, context: int | None, as_json: bo
     from bardflow.commands.up import running_flows
     from bardflow.flows.compare_models import compare_models
     from bardflow.pages.experiment import ExperimentPage
-    from bardflow.sources.spec import load_corpus
+    from bardflow.sources.corpora import load_corpus
     from bardflow.tasks.base_model import BaseSpec, located
 
     names = [absolute(name) for name in names]

@@ -7,11 +7,11 @@ from prefect.states import Completed
 from pydantic import Field
 
 from bardflow.errors import BardError
+from bardflow.flows.text import prepared_text
 from bardflow.home import project_folder
-from bardflow.sources.spec import load_corpus
+from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Evaluation, Model
 from bardflow.tasks.base_model import BaseSpec, located
-from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.evaluation import EvaluationSpec, evaluate_model, measure_baselines, unspellable
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.models_compared import publish_models
@@ -42,7 +42,7 @@ def compare_models(
     found = [located(BaseSpec(model=name)) for name in names]
     spec = EvaluationSpec()
     with Run() as run:
-        text = run(clean_corpus, run(fetch_source, described), described)
+        text = prepared_text(run, described)
         evaluations: list[Evaluation] = []
         for name, model in zip(names, found, strict=True):
             if isinstance(model, Model):
