@@ -24,7 +24,17 @@ from bardflow.tasks.saying import say
 P = ParamSpec("P")
 H = TypeVar("H", bound=Handle)
 
-PACKAGES = ("bardflow", "torch", "numpy", "tokenizers", "datasets", "pyarrow", "safetensors", "prefect")
+PACKAGES = (
+    "bardflow",
+    "torch",
+    "numpy",
+    "tokenizers",
+    "sentencepiece",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+    "prefect",
+)
 
 
 def store() -> Store:

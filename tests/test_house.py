@@ -51,6 +51,7 @@ THEIRS = {
     "prefect": {"flows", "tasks", "commands"},
     "torch": {"model", "tasks"},
     "tokenizers": {"model", "tasks"},
+    "sentencepiece": {"model"},
     "pyarrow": {"storage", "sources"},
     "datasets": {"sources"},
     "httpx": {"sources", "commands", "bardflow"},
@@ -115,7 +116,7 @@ def test_imports_go_down_and_through_doors(room: str) -> None:
     [
         ("bardflow/home.py", "bardflow.storage.store.Store"),
         ("model/networks/gpt.py", "bardflow.model.training.Training"),
-        ("model/vocabulary.py", "bardflow.home.home"),
+        ("model/vocabulary/files.py", "bardflow.home.home"),
         ("storage/store.py", "bardflow.tasks.run.store"),
         ("tasks/index.py", "bardflow.flows.training.Trained"),
         ("flows/train_gpt.py", "bardflow.commands.up.server"),

@@ -25,7 +25,9 @@ from bardflow.model.vocabulary import (
     learn,
     load,
     save,
+    spellings,
     token_dtype,
+    vocabulary_size,
 )
 
 TEXT = (
@@ -39,12 +41,23 @@ TEXT = (
 CHAR = VocabularySpec(kind="char", byte_fallback="always")
 BPE = VocabularySpec(kind="bpe", size=400)
 BPE_CHAR = VocabularySpec(kind="bpe-char", size=440)
-LOSSLESS = pytest.mark.parametrize("spec", [CHAR, BPE, BPE_CHAR], ids=lambda spec: spec.kind)
+UNIGRAM = VocabularySpec(kind="unigram", size=280)
+WORDPIECE = VocabularySpec(kind="wordpiece", size=600)
+LOSSLESS = pytest.mark.parametrize("spec", [CHAR, BPE, BPE_CHAR, UNIGRAM, WORDPIECE], ids=lambda spec: spec.kind)
 
 # What breaks tokenizers: white space of all kinds, characters of two, three and four bytes, unseen ones, byte tokens.
 awkward = st.lists(
     st.sampled_from(
-        [*"ab'sdtlve 12,。，　\n\r\t\0\x1c\x85\u00a0\u2028\ufeff分久é\u0301\u0e33😀👨\u200d👩Ġ", "<0x41>", "\n\n", "  "]
+        [
+            *"ab'sdtlve 12,。，　\n\r\t\0\x1c\x85\u00a0\u2028\ufeff分久é\u0301\u0e33😀👨\u200d👩Ġ▁…#",
+            "<0x41>",
+            "\n\n",
+            "  ",
+            "[UNK]",
+            "<unk>",
+            "<|endoftext|>",
+            "##the",
+        ]
     ),
     max_size=60,
 ).map("".join)
@@ -71,7 +84,21 @@ def test_decoding_what_was_encoded_gives_the_text(spec: VocabularySpec, text: st
 
 @LOSSLESS
 @pytest.mark.parametrize(
-    "text", ["", "<0x41>", "\r\n", "\0", "\n" * 100, " " * 100, "　" * 50 + "合", "饕餮😀", "Ġ<unk>"]
+    "text",
+    [
+        "",
+        "<0x41>",
+        "\r\n",
+        "\0",
+        "\n" * 100,
+        " " * 100,
+        "　" * 50 + "合",
+        "饕餮😀",
+        "Ġ<unk>",
+        "##x ## …… [UNK]",
+        "▁▁ ▁",
+        "😀" * 40,
+    ],
 )
 def test_awkward_texts_come_back(spec: VocabularySpec, text: str) -> None:
     tokenizer = learned(spec)
@@ -136,7 +163,7 @@ from hashlib import sha256
 from pathlib import Path
 from bardflow.model.vocabulary import VocabularySpec, learn, save
 text = Path(sys.argv[1]).read_bytes().decode()
-for kind, size in (("char", None), ("bpe", 700), ("bpe-char", 700)):
+for kind, size in (("char", None), ("bpe", 700), ("bpe-char", 700), ("unigram", 700), ("wordpiece", 700)):
     spec = VocabularySpec(kind=kind, size=size, learn_from=int(sys.argv[2]))
     tokenizer = learn(lambda: [text], spec, characters=len(text), unseen=True)
     save(tokenizer, Path(sys.argv[3]))
@@ -156,9 +183,28 @@ def test_the_same_text_gives_the_same_bytes_in_every_process(tmp_path: Path) -> 
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     whole = digests("1", "1", "1000000")
-    assert len(set(whole.split())) == 6
+    assert len(set(whole.split())) == 10
     assert digests("2", "4", "1000000") == whole
     assert digests("3", "1", "9000") == digests("4", "4", "9000") != whole
+
+
+def test_a_wordpiece_token_that_continues_a_word_is_another_than_the_one_that_begins_it(tmp_path: Path) -> None:
+    text = "he theme he he theme theme\n" * 20
+    tokenizer = learn(lambda: [text], VocabularySpec(kind="wordpiece", size=530), characters=len(text), unseen=False)
+    save(tokenizer, tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / "vocabulary.txt").read_text(encoding="utf-8").splitlines()]
+    assert [i for i, row in enumerate(rows) if row[2:] == ["continues a word"]][:256] == list(range(256, 512))
+    assert rows[ord("h") - 0x21][1:] == ['"h"'] and ['"h"', "continues a word"] in [row[1:] for row in rows]
+    assert tokenizer.model.unk_token not in tokenizer.get_vocab()
+    # The longest token is cut off first: "he" begins the first word, and is a part of " theme" in the second.
+    assert [spellings(tokenizer)[i] for i in ids_of(tokenizer, "he theme")] == [b"he", b" theme"]
+
+
+def test_a_text_without_the_bytes_of_another_gives_tokens_for_all_of_them() -> None:
+    tokenizer = learn(lambda: ["aaa"], VocabularySpec(kind="unigram", size=5000), characters=3, unseen=False)
+    assert vocabulary_size(tokenizer) >= 256
+    for text in ("", "b", "分😀", "".join(map(chr, range(256)))):
+        assert decode(tokenizer, ids_of(tokenizer, text)) == text
 
 
 def test_character_ids_follow_the_code_points() -> None:
@@ -184,10 +230,10 @@ def test_an_unknown_character_is_named_and_never_dropped(page: int, piece: int, 
     assert (caught.value.character, caught.value.offset, caught.value.piece) == ("é", offset, piece)
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe", "bpe-char"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "bpe-char", "unigram", "wordpiece"])
 @pytest.mark.parametrize(("before", "piece"), [(0, 0), (40_000, 0), (5, 1)])
 def test_half_of_a_surrogate_pair_is_named_and_never_a_bare_type_error(kind: str, before: int, piece: int) -> None:
-    spec = VocabularySpec.model_validate({"kind": kind, "size": None if kind == "char" else 300})
+    spec = VocabularySpec.model_validate({"kind": kind, "size": None if kind == "char" else 600})
     tokenizer = learn(lambda: ["ab"], spec, characters=2, unseen=False)
     with pytest.raises(NotText, match=rf"at offset {before} of piece {piece} stands U\+DCFF") as caught:
         list(encode(tokenizer, ["ab"] * piece + ["a" * before + "\udcffab"]))
@@ -205,15 +251,16 @@ def test_no_merge_spells_a_byte_token() -> None:
 
 
 def test_a_size_below_the_alphabet_is_an_error_that_says_the_least() -> None:
-    with pytest.raises(ValidationError, match="least is 256"):
-        VocabularySpec(kind="bpe", size=255)
+    for kind, least_size in (("bpe", 256), ("bpe-char", 256), ("unigram", 256), ("wordpiece", 512)):
+        with pytest.raises(ValidationError, match=f"least is {least_size}"):
+            VocabularySpec.model_validate({"kind": kind, "size": least_size - 1})
     with pytest.raises(VocabularyError, match="least size is 259"):
         learn(lambda: ["abc"], VocabularySpec(kind="bpe-char", size=258), characters=3, unseen=False)
     least = learn(lambda: ["abc"], VocabularySpec(kind="bpe-char", size=259), characters=3, unseen=False)
     assert least.get_vocab_size() == 259
 
 
-@pytest.mark.parametrize("kind", ["bpe", "bpe-char"])
+@pytest.mark.parametrize("kind", ["bpe", "bpe-char", "unigram", "wordpiece"])
 def test_a_text_that_repeats_too_little_gives_fewer_tokens(kind: str) -> None:
     spec = VocabularySpec.model_validate({"kind": kind, "size": 50_000})
     size = learn(lambda: [TEXT], spec, characters=len(TEXT), unseen=False).get_vocab_size()
@@ -230,7 +277,11 @@ def test_a_full_vocabulary_has_the_size_that_was_asked(spec: VocabularySpec) -> 
     [
         ({"kind": "char", "size": 65}, "Leave size out"),
         ({"kind": "bpe"}, "needs a size"),
-        ({"kind": "words"}, "'char', 'bpe' or 'bpe-char'"),
+        ({"kind": "words"}, "'char', 'bpe', 'bpe-char', 'unigram', 'wordpiece' or 'file'"),
+        ({"kind": "unigram"}, "needs a size"),
+        ({"kind": "file"}, "needs a file"),
+        ({"kind": "file", "file": "a.json", "size": 300}, "whose size is given by the file"),
+        ({"kind": "bpe", "size": 300, "file": "a.json"}, "Leave file out"),
         ({"learn_from": 0}, "greater than or equal to 1"),
         ({"sizes": 3}, "Extra inputs"),
     ],
@@ -333,15 +384,15 @@ def test_tiny_shakespeare_has_the_published_vocabulary(real_text: Callable[[str,
     assert len(ids_of(tokenizer, validation)) == len(validation)
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe-char"])
+@pytest.mark.parametrize("kind", ["char", "bpe-char", "unigram", "wordpiece"])
 def test_three_kingdoms_comes_back_from_what_its_first_part_taught(
     kind: str, real_text: Callable[[str, str], str]
 ) -> None:
     text = real_text("three-kingdoms", "23950-0.txt")
     cut = len(text) * 9 // 10
-    spec = VocabularySpec.model_validate({"kind": kind, "size": 8192 if kind == "bpe-char" else None})
+    spec = VocabularySpec.model_validate({"kind": kind, "size": None if kind == "char" else 8192})
     tokenizer = learn(lambda: [text[:cut]], spec, characters=cut, unseen=True)
     ids = ids_of(tokenizer, text[cut:])
     assert decode(tokenizer, ids) == text[cut:]
-    if kind == "bpe-char":
+    if kind != "char":
         assert len(ids) < len(text[cut:])

@@ -22,6 +22,8 @@ KINDS = {
     "characters and bytes": VocabularySpec(kind="char", byte_fallback="always"),
     "byte-level": VocabularySpec(kind="bpe", size=300),
     "merged characters and bytes": VocabularySpec(kind="bpe-char", size=340),
+    "unigram": VocabularySpec(kind="unigram", size=300),
+    "wordpiece": VocabularySpec(kind="wordpiece", size=560),
 }
 ANY_KIND = pytest.mark.parametrize("kind", KINDS)
 

@@ -1,0 +1,103 @@
+"""Vocabularies as files: `tokenizer.json`, and a listing for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from bardflow.model.vocabulary.decoding import spelling
+from bardflow.model.vocabulary.spec import VocabularyError
+
+TOKENIZER_FILE = "tokenizer.json"
+LISTING_FILE = "vocabulary.txt"
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json`, for `tokenizers.Tokenizer.from_file`, and `vocabulary.txt`, for people to read.
+
+    A line of the listing is an id, a tab, and the token's text in quotes, or its bytes if they are not valid text. A
+    WordPiece token that continues a word has a third column. The line of an id without a token has the word unused.
+    """
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    spelled, named = spelling(tokenizer), {i: token for token, i in tokenizer.get_vocab().items()}
+    continues = getattr(tokenizer.model, "continuing_subword_prefix", None) or "\0"
+    lines = []
+    for i, token in enumerate(spelled.tokens):
+        shown = f"bytes {token.hex()}" if i in spelled.fallback else _readable_bytes(token)
+        after = "\tcontinues a word" if named.get(i, "").startswith(continues) else ""
+        lines.append(f"{i}\t{shown}{after}\n" if i in named else f"{i}\tunused\n")
+    (folder / LISTING_FILE).write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def load(path: Path) -> Tokenizer:
+    """Open a `tokenizer.json`.
+
+    Raises:
+        VocabularyError: there is no file, or it is not a tokenizer.
+    """
+    if not path.is_file():
+        raise VocabularyError(f"{path} is not a file; expected the {TOKENIZER_FILE} of a vocabulary.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no more specific class
+        raise VocabularyError(
+            f"{path} is not a {TOKENIZER_FILE} that the tokenizers library opens ({error}). Learn the vocabulary "
+            "again, or give a file that this library or transformers wrote."
+        ) from error
+
+
+def vocabulary_from_file(path: Path) -> Tokenizer:
+    """Open a `tokenizer.json` of another program as a vocabulary: a text becomes its tokens and nothing else.
+
+    Three settings of the file are dropped, because each would add tokens to a text or take some away: truncation,
+    padding, and a post-processor that adds tokens such as [CLS] or <s>. All else stays, so the ids stay too.
+    `encode` checks each text that it is given.
+
+    Raises:
+        VocabularyError: the file is not a tokenizer, it has no tokens, it draws its tokens at random (dropout), or
+            its decoder joins tokens so that a token's text depends on its neighbours.
+    """
+    tokenizer = load(path)
+    if not tokenizer.get_vocab():
+        raise VocabularyError(f"{path} has no tokens. Give a tokenizer that was trained.")
+    if getattr(tokenizer.model, "dropout", None):
+        raise VocabularyError(
+            f"{path} has dropout = {tokenizer.model.dropout:.3g}, so the same text has other tokens each time. Set "
+            "dropout in its model to null."
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if tokenizer.num_special_tokens_to_add(is_pair=False):
+        tokenizer.post_processor = None
+    _require_plain_joining(tokenizer, path)
+    return tokenizer
+
+
+def _require_plain_joining(tokenizer: Tokenizer, path: Path) -> None:
+    """Check that the library decodes all tokens in a row to the same text as each alone."""
+    spelled = spelling(tokenizer)
+    ids = [i for i, token in enumerate(spelled.tokens) if token and i not in spelled.fallback]
+    whole = b"".join(spelled.tokens[i] for i in ids).decode(errors="replace")
+    if tokenizer.decode(ids, skip_special_tokens=False) == whole:
+        return
+    decoder = "no decoder" if tokenizer.decoder is None else f"the decoder {type(tokenizer.decoder).__name__}"
+    raise VocabularyError(
+        f"{path} has {decoder}, with which a token's text depends on its neighbours: blanks are added between "
+        "tokens or removed at the start. So a text does not come back byte for byte. Use a tokenizer with a "
+        "byte-level decoder, such as GPT-2's, or a vocabulary that bardflow learns, such as kind = 'bpe'."
+    )
+
+
+def _readable_bytes(token: bytes) -> str:
+    try:
+        return _readable(token.decode())
+    except UnicodeDecodeError:
+        return f"bytes {token.hex(' ')}"
+
+
+def _readable(token: str) -> str:
+    # A fixed list: `isprintable` changes with Python's Unicode tables, but the file's bytes must not change.
+    invisible = [*range(0x7F, 0xA1), 0xAD, *range(0x2000, 0x2010), *range(0x2028, 0x2030), 0x3000, 0xFEFF]
+    return json.dumps(token, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in invisible})
