@@ -10,7 +10,6 @@ from bardflow.model.machine import device as devices
 from bardflow.model.machine import memory
 from bardflow.model.networks import Parameters
 from bardflow.model.planning import Plan, cloud, disk_bytes, flops_per_step, parameters, probe
-from bardflow.model.vocabulary import expected_size
 from bardflow.sources.adding import look
 from bardflow.sources.corpora import load_corpus, load_parts
 from bardflow.sources.mixing import survey_of_mixture
@@ -19,6 +18,7 @@ from bardflow.tasks.base_model import shape_of
 from bardflow.tasks.planning import in_megabytes, in_words, planned
 from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import refs, store
+from bardflow.tasks.vocabulary import size_before_learning
 
 
 class Offer(BaseModel):
@@ -79,7 +79,7 @@ def foresee_run(
     on_offer = cloud.cards(prices)
     counted = survey_of(corpus)
     if recipe.base.model is None:
-        size = expected_size(
+        size = size_before_learning(
             recipe.vocabulary,
             distinct=counted["distinct"] - counted["unseen_distinct"],
             unseen=counted["unseen_distinct"] > 0,

@@ -7,7 +7,7 @@ from prefect.states import Completed
 
 from bardflow.flows.parameters import Corpora, Count, Seconds, Vocabularies
 from bardflow.flows.text import prepared_text
-from bardflow.flows.training import Trained, train_and_evaluate, with_steps
+from bardflow.flows.training import Trained, make_vocabulary, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Corpus, Vocabulary
@@ -17,15 +17,16 @@ from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, Reci
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.run import Run, store
 from bardflow.tasks.saying import say
-from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus, vocabulary_named
+from bardflow.tasks.vocabulary import require_vocabulary, tokenize_corpus, vocabulary_named
 
 NAME = "experiments/compare-vocabularies"
+VOCABULARIES = ["char", "bytes", "bpe-512", "bpe-2048", "bpe-8192", "bpe-char-8192", "unigram-2048", "wordpiece-2048"]
 
 
 @flow(name="compare-vocabularies", description="The same network body on several vocabularies, at an equal budget.")
 def compare_vocabularies(
     corpora: Corpora = ["tiny-shakespeare", "three-kingdoms"],  # noqa: B006
-    vocabularies: Vocabularies = ["char", "bytes", "bpe-512", "bpe-2048", "bpe-8192", "bpe-char-8192"],  # noqa: B006
+    vocabularies: Vocabularies = VOCABULARIES,
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
     budget: Literal["time", "characters"] = "time",
@@ -36,7 +37,8 @@ def compare_vocabularies(
 
     Args:
         corpora: The corpora to train on: names of files in `corpora/` without `.toml`.
-        vocabularies: The vocabularies to compare: char, bytes, bpe-SIZE or bpe-char-SIZE.
+        vocabularies: The vocabularies to compare: char, bytes, bpe-SIZE, bpe-char-SIZE, unigram-SIZE, wordpiece-SIZE,
+            or the path of a tokenizer.json from the project folder.
         recipe: The recipe for the network and its training; its context is taken as a number of characters.
         overrides: Recipe fields to change for this run.
         budget: What is equal for all models: seconds of training on this machine, or characters seen.
@@ -44,6 +46,8 @@ def compare_vocabularies(
         characters: The number of characters that each model sees if the budget is characters.
     """
     specs = {name: vocabulary_named(name) for name in vocabularies}
+    for spec in specs.values():
+        require_vocabulary(spec)
     chosen = from_random_weights(recipe_named(recipe, overrides), "compare-vocabularies")
     texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
     with Run() as run:
@@ -56,7 +60,7 @@ def compare_vocabularies(
             text = prepared_text(run, described)
             for name, spec in specs.items():
                 say(f"{corpus}: {name}")
-                vocabulary = run(learn_vocabulary, text, spec)
+                vocabulary = make_vocabulary(run, text, spec)
                 reach = characters_per_token(text, run(tokenize_corpus, text, vocabulary, chosen.shards))
                 names.append(name)
                 on.append(text)

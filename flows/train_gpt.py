@@ -19,6 +19,7 @@ from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.reporting import note_length, publish_report, show_in_prefect
 from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
+from bardflow.tasks.vocabulary import require_vocabulary
 
 
 @flow(
@@ -47,6 +48,7 @@ def train_gpt(
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
     checked_limit(memory_limit, chosen.training)
+    require_vocabulary(chosen.vocabulary)
     with training_lock(corpus), Run() as run:
         text = prepared_text(run, spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bardflow.model.planning import Plan
+from bardflow.model.vocabulary import VocabularySpec
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, TokenShards, Vocabulary
 from bardflow.tasks.base_model import begin_from_base, fetch_base, vocabulary_of
 from bardflow.tasks.evaluation import evaluate_model
@@ -12,7 +13,7 @@ from bardflow.tasks.recipes import Recipe
 from bardflow.tasks.run import Run
 from bardflow.tasks.saying import say
 from bardflow.tasks.training import begin_training, best, export_model, is_hopeless, train_leg
-from bardflow.tasks.vocabulary import learn_vocabulary, tokenize_corpus
+from bardflow.tasks.vocabulary import import_vocabulary, learn_vocabulary, tokenize_corpus
 
 
 class Trained(NamedTuple):
@@ -32,15 +33,20 @@ Stop = Callable[[list[Checkpoint], TokenShards], str | None]
 def train_and_evaluate(
     run: Run, text: Corpus, chosen: Recipe, memory_limit: int | str | None = None, stop: Stop | None = None
 ) -> Trained:
-    """Learn the vocabulary, write the shards, train, export the best checkpoint and evaluate it."""
+    """Make the vocabulary, write the shards, train, export the best checkpoint and evaluate it."""
     base = None if chosen.base.model is None else run(fetch_base, chosen.base)
-    vocabulary = run(learn_vocabulary, text, chosen.vocabulary) if base is None else run(vocabulary_of, base)
+    vocabulary = make_vocabulary(run, text, chosen.vocabulary) if base is None else run(vocabulary_of, base)
     shards = run(tokenize_corpus, text, vocabulary, chosen.shards)
     # The plan comes after learning and tokenizing, because memory that they leave in use counts during training.
     plan = plan_training(vocabulary, chosen.gpt, chosen.training, memory_limit, base)
     legs = train(run, vocabulary, shards, chosen, plan, stop, base)
     model = run(export_model, best(legs), vocabulary, text)
     return Trained(legs, model, run(evaluate_model, model, text, chosen.evaluation))
+
+
+def make_vocabulary(run: Run, text: Corpus, spec: VocabularySpec) -> Vocabulary:
+    """Learn the vocabulary from the corpus, or take it from the `tokenizer.json` that the recipe names."""
+    return run(learn_vocabulary, text, spec) if spec.file is None else run(import_vocabulary, spec.file)
 
 
 def train(

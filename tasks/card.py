@@ -11,6 +11,15 @@ LIMITS = "It has read one text and writes in its manner. It knows no facts, foll
 LIMITS_WITH_A_BASE = """\
 It was trained further on one text and writes in its manner. For its licence, and for what it read before, see the
 model that it began from. It sees"""
+# The tag of each kind of vocabulary; a tokenizer of another program may be of any kind.
+TAGS = {
+    "char": ["character-level"],
+    "bpe": ["bpe"],
+    "bpe-char": ["bpe"],
+    "unigram": ["unigram"],
+    "wordpiece": ["wordpiece"],
+    "file": [],
+}
 
 
 def model_card(
@@ -33,7 +42,7 @@ def model_card(
         "license_name": corpus["licence"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["bardflow", "character-level" if vocabulary["kind"] == "char" else "bpe"],
+        "tags": ["bardflow", *TAGS[vocabulary["kind"]]],
     }
     results = (
         []

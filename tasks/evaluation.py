@@ -30,9 +30,11 @@ from bardflow.model.scoring import (
 from bardflow.model.training import load_model
 from bardflow.model.vocabulary import (
     TOKENIZER_FILE,
+    NotLossless,
     TextStream,
     TokenIds,
     UnknownCharacter,
+    VocabularyError,
     decode,
     encode,
     load,
@@ -57,7 +59,7 @@ LOOK_BACK_CHARACTERS = 2**23
 # The length of the passage with surprises, and the number of probable tokens listed for each of its tokens.
 PASSAGE_CHARACTERS = 700
 LIKELIEST = 6
-# No token has more characters (model/vocabulary.py limits the length of words).
+# No learned token has more characters (model/vocabulary limits the length of words).
 CHARACTERS_A_TOKEN = 64
 
 
@@ -191,12 +193,15 @@ def unspellable(model: Model, corpus: Corpus) -> str | None:
             pass
     except UnknownCharacter as unknown:
         return f"its vocabulary has no {unknown.character!r}"
+    except NotLossless as changed:
+        return f"its tokenizer changes {changed.text!r} to {changed.came_back!r}"
     return None
 
 
 def last_tokens(tokenizer: Tokenizer, text: Path, count: int) -> TokenIds:
     """Return the last `count` tokens of a corpus's training set, or all tokens if it has fewer."""
-    return np.concatenate(list(encode(tokenizer, read_end(text, "train", count * CHARACTERS_A_TOKEN))))[-count:]
+    longest = max(CHARACTERS_A_TOKEN, int(characters_started(spellings(tokenizer)).max()))
+    return np.concatenate(list(encode(tokenizer, read_end(text, "train", count * longest))))[-count:]
 
 
 def surprises(tokenizer: Tokenizer, ids: list[int], expected: list[Guess]) -> list[Surprise]:
@@ -229,12 +234,14 @@ def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.De
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """Return the default prompt: a line end, or the first token if the vocabulary has no line end."""
-    try:
-        next(encode(tokenizer, ["\n"]))
-    except UnknownCharacter:
-        return decode(tokenizer, [0])
-    return "\n"
+    """Return the default prompt: a line end, or the first token that is a text if the vocabulary has no line end."""
+    for text in ("\n", *(token.decode(errors="replace") for token in spellings(tokenizer) if token)):
+        try:
+            next(encode(tokenizer, [text]))
+        except (UnknownCharacter, NotLossless):
+            continue
+        return text
+    raise VocabularyError("no token of this vocabulary is a text of its own; give a prompt")
 
 
 def scores_of(evaluation: Evaluation) -> Scores:

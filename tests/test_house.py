@@ -183,8 +183,8 @@ def test_every_task_has_a_version_and_a_policy_of_ours() -> None:
     for name, task in tasks.items():
         assert isinstance(task, Task)
         assert task.version, name
-        # Asked each time: only the source knows whether it changed, and only the machine what it has free.
-        always = ("fetch_source", "fetch_base", "plan_training")
+        # Asked each time: only a source or a file knows whether it changed, and only the machine what it has free.
+        always = ("fetch_source", "fetch_base", "import_vocabulary", "plan_training")
         assert isinstance(task.cache_policy, CacheByInputs) == (name not in always), name
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bardflow.model.vocabulary.decoding import Spelling, spelling, vocabulary_size
+from bardflow.model.vocabulary.decoding import Spelling, decoder_steps, spelling, vocabulary_size
 from bardflow.model.vocabulary.spec import NotLossless, NotText, UnknownCharacter, VocabularyError
 from bardflow.model.vocabulary.words import pages
 
@@ -98,7 +98,7 @@ def _not_spelled(tokenizer: Tokenizer, text: str, came_back: bytes, offset: int,
         return UnknownCharacter(unknown, offset + place, number)
     begun = len(text[:place].encode())
     rest = came_back[begun:].decode(errors="replace")[:_SHOWN]
-    return NotLossless(text[place:][:_SHOWN], rest, offset + place, number, _why(tokenizer, text))
+    return NotLossless(text[place:][:_SHOWN], rest, offset + place, number, _why(tokenizer, text[place:][:_SHOWN]))
 
 
 def spelled_as_bytes(tokenizer: Tokenizer) -> bool:
@@ -108,7 +108,14 @@ def spelled_as_bytes(tokenizer: Tokenizer) -> bool:
 
 
 def _why(tokenizer: Tokenizer, text: str) -> str:
-    """Return the cause of a text that does not come back, as far as it can be told, and what to do."""
+    """Return the cause of a text that does not come back from its start, as far as it can be told, and what to do."""
+    for step in decoder_steps(tokenizer):
+        replaced = step["pattern"].get("String") if step["type"] == "Replace" else None
+        if replaced and text.startswith(replaced):
+            return (
+                f"The tokenizer's decoder replaces {replaced!r} by {step['content']!r}, also where the text has it. "
+                "Take it out of the corpus, or use another tokenizer."
+            )
     normalizer = tokenizer.normalizer
     if normalizer is not None and normalizer.normalize_str(text) != text:
         return (

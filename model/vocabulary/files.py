@@ -56,8 +56,9 @@ def vocabulary_from_file(path: Path) -> Tokenizer:
     `encode` checks each text that it is given.
 
     Raises:
-        VocabularyError: the file is not a tokenizer, it has no tokens, it draws its tokens at random (dropout), or
-            its decoder joins tokens so that a token's text depends on its neighbours.
+        VocabularyError: the file is not a tokenizer, it has no tokens, it draws its tokens at random (dropout), its
+            added tokens have other ids than the library gives them, or its decoder joins tokens so that a token's text
+            depends on its neighbours.
     """
     tokenizer = load(path)
     if not tokenizer.get_vocab():
@@ -67,6 +68,7 @@ def vocabulary_from_file(path: Path) -> Tokenizer:
             f"{path} has dropout = {tokenizer.model.dropout:.3g}, so the same text has other tokens each time. Set "
             "dropout in its model to null."
         )
+    _require_the_ids_of_the_file(tokenizer, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokenizer.num_special_tokens_to_add(is_pair=False):
@@ -75,10 +77,29 @@ def vocabulary_from_file(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def _require_the_ids_of_the_file(tokenizer: Tokenizer, path: Path) -> None:
+    """Check the ids of added tokens: the library counts on from the number of tokens of the model."""
+    for added in json.loads(path.read_bytes()).get("added_tokens", []):
+        given, meant = tokenizer.token_to_id(added["content"]), added["id"]
+        if given != meant:
+            raise VocabularyError(
+                f"{path} gives the added token {added['content']!r} the id {meant}, but the tokenizers library gives "
+                f"it {given}. Number the added tokens in their order, from the number of tokens of the model: "
+                f"{tokenizer.get_vocab_size(with_added_tokens=False)}."
+            )
+    vocab = tokenizer.get_vocab()
+    named: dict[int, str] = {}
+    for token, i in vocab.items():
+        if named.setdefault(i, token) != token:
+            raise VocabularyError(
+                f"{path} gives the id {i} to two tokens, {named[i]!r} and {token!r}. Give each its own id."
+            )
+
+
 def _require_plain_joining(tokenizer: Tokenizer, path: Path) -> None:
     """Check that the library decodes all tokens in a row to the same text as each alone."""
     spelled = spelling(tokenizer)
-    ids = [i for i, token in enumerate(spelled.tokens) if token and i not in spelled.fallback]
+    ids = sorted(set(tokenizer.get_vocab().values()) - spelled.fallback)
     whole = b"".join(spelled.tokens[i] for i in ids).decode(errors="replace")
     if tokenizer.decode(ids, skip_special_tokens=False) == whole:
         return
