@@ -30,6 +30,7 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.flows.training import train_and_evaluate, with_steps
 from bardflow.home import home
 from bardflow.model.planning.ladder import WORTH, Fit, fit, foreseen_knee, knee
+from bardflow.model.vocabulary import VocabularyError, VocabularySpec, learn
 from bardflow.storage.handles import Report
 from bardflow.storage.lineage import lineage
 from bardflow.tasks.comparing import steps_of_the_fastest, strayed
@@ -59,12 +60,15 @@ def page_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("answers")
 def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is_trained(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, project: Path
 ) -> None:
+    names = ["char", "bytes", "bpe-300", "unigram-300", "wordpiece-540", "theirs.json"]
+    theirs = learn(lambda: ["hear me speak. " * 99], VocabularySpec(kind="bpe", size=270), characters=9, unseen=False)
+    theirs.add_special_tokens(["<|endoftext|>"])
+    theirs.save(str(project / "theirs.json"))
+
     def run() -> Any:
-        return compare_vocabularies(
-            ["own"], ["char", "bytes", "bpe-300"], "tiny", Overrides.model_validate(SMALL), "characters", 1.0, 3000
-        )
+        return compare_vocabularies(["own"], names, "tiny", Overrides.model_validate(SMALL), "characters", 1.0, 3000)
 
     where = run()
     assert Path(where).read_text().startswith("<!doctype html>")
@@ -72,13 +76,14 @@ def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is
     [part] = page["parts"]
     [table] = part["tables"]
     column = {name: [row[i] for row in table["rows"]] for i, name in enumerate(table["columns"])}
-    assert column["vocabulary"] == ["char", "bytes", "bpe-300"]
+    assert column["vocabulary"] == names
+    assert column["tokens"][1:5] == [256, 300, 300, 540] and column["tokens"][5] == theirs.get_vocab_size()
     seen = column["characters seen, M"]
     assert max(seen) - min(seen) <= 0.3 * max(seen), "equal, as far as whole steps allow"
     contexts = column["context, characters"]
     assert max(contexts) <= 1.6 * min(contexts)
-    assert column["body"][0] == column["body"][1] == column["body"][2]
-    best = min(range(3), key=lambda i: float(column["bits per character"][i]))
+    assert len(set(column["body"])) == 1
+    best = min(range(len(names)), key=lambda i: float(column["bits per character"][i]))
     assert column["against the best"][best] == "the best" and table["best"] == best
     assert column["vocabulary"][best] in page["answer"][0]
     caplog.clear()
@@ -125,9 +130,11 @@ def test_a_ladder_stops_by_itself_where_a_larger_model_no_longer_pays() -> None:
 
 @pytest.mark.usefixtures("answers")
 def test_a_wrong_vocabulary_is_refused_before_anything_starts(project: Path) -> None:
-    for name in ("words", "bpe", "bpe-12", "bpe-many", "char-100"):
+    for name in ("words", "bpe", "bpe-12", "bpe-many", "char-100", "wordpiece-511", "unigram", "file-300"):
         with pytest.raises(NoSuchVocabulary, match="bpe-SIZE"):
             compare_vocabularies(["own"], ["char", name])
+    with pytest.raises(VocabularyError, match=r"none\.json is not a file"):
+        compare_vocabularies(["own"], ["char", "none.json"])
     assert not (project / "home" / "objects").exists()
 
 
@@ -348,6 +355,8 @@ def test_a_range_runs_upward(low: int, high: int, log: bool) -> None:
 def test_vocabularies_have_names() -> None:
     assert vocabulary_named("bytes").size == 256
     assert vocabulary_named("bpe-char-8192").kind == "bpe-char"
+    assert vocabulary_named("unigram-2048") == VocabularySpec(kind="unigram", size=2048)
+    assert vocabulary_named("theirs/tokenizer.json") == VocabularySpec(kind="file", file="theirs/tokenizer.json")
 
 
 @settings(max_examples=30)

@@ -1,15 +1,18 @@
 """Laws of a tokenizer.json of another program as a vocabulary: a text comes back byte for byte, or is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from bardflow.commands.planning import foresee_run
+from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.vocabulary import (
     NotLossless,
     TextStream,
@@ -21,6 +24,13 @@ from bardflow.model.vocabulary import (
     vocabulary_from_file,
     vocabulary_size,
 )
+from bardflow.outcome import Outcome
+from bardflow.storage.handles import Corpus, Model, Source, TokenShards, Vocabulary
+from bardflow.storage.lineage import lineage
+from bardflow.tasks.exporting import check, export
+from bardflow.tasks.recipes import Overrides, recipe
+from bardflow.tasks.run import store
+from bardflow.tasks.vocabulary import line_of
 from tests.test_vocabulary import TEXT, any_text
 
 # The words of Qwen's tokenizers: contractions, letters with one sign before them, single digits, signs, white space.
@@ -81,6 +91,14 @@ def bert() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def t5() -> Tokenizer:
+    """A Unigram as T5's file has it: a blank before each text, and no bytes."""
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("▁the", -1.0), ("e", -2.0)], 0, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     return tokenizer
 
 
@@ -247,7 +265,7 @@ def test_what_a_tokenizer_drops_or_adds_is_refused(tmp_path: Path) -> None:
     assert caught.value.offset == 4
 
 
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize("make", [bert, llama, t5])
 def test_a_decoder_that_adds_or_removes_blanks_is_refused_at_once(
     make: Callable[[], Tokenizer], tmp_path: Path
 ) -> None:
@@ -281,3 +299,82 @@ def test_a_file_without_a_decoder_a_token_or_a_fixed_result_is_refused(tmp_path:
     (tmp_path / "sheet.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(VocabularyError, match=r"not a tokenizer\.json"):
         vocabulary_from_file(tmp_path / "sheet.json")
+
+
+QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
+
+
+@pytest.fixture
+def answers(project: Path, prefect_server: None) -> Iterator[None]:
+    """Prefect's answers in this project's own home."""
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
+        yield
+
+
+def with_file(file: str, **changes: object) -> Overrides:
+    return Overrides.model_validate(QUICK | {"vocabulary_kind": "file", "vocabulary_file": file} | changes)
+
+
+def run(file: str, **changes: object) -> Outcome:
+    return train_gpt("own", "tiny", with_file(file, **changes))
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_model_is_trained_on_the_content_of_a_file_wherever_it_lies(project: Path, tmp_path: Path) -> None:
+    stored(with_cls(qwen()), project)
+    first = run("their-tokenizer.json", compress=True)
+    model = Model(digest=first.model)
+    size = vocabulary_size(vocabulary_from_file(project / "their-tokenizer.json"))
+    facts = store().facts(model)
+    assert first.trained and (facts["vocabulary_kind"], facts["vocabulary_size"]) == ("file", size)
+    [vocabulary] = [node.handle for node in lineage(store(), model) if isinstance(node.handle, Vocabulary)]
+    assert store().origin(vocabulary).task == "import_vocabulary@1"
+    planned = foresee_run("own", recipe("tiny", with_file("their-tokenizer.json")), None, {}, 0)
+    assert planned.vocabulary_size == size and planned.parameters.total == facts["parameters"]
+
+    (project / "theirs").mkdir()
+    (project / "their-tokenizer.json").rename(project / "theirs" / "tokenizer.json")
+    moved = run("theirs", compress=True)
+    assert not moved.trained and moved.model == first.model
+
+    found = export(model, tmp_path / "export") and check(tmp_path / "export", model)
+    assert found and found.tokens > 100
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert f"Vocabulary: file, {size:,} tokens" in card
+
+    stored(gpt2(), project)
+    assert run("their-tokenizer.json").model != first.model
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize(("share", "place"), [(0.2, "training set"), (0.97, "validation set")])
+def test_a_text_that_the_file_changes_is_refused_with_its_line_before_anything_is_trained(
+    share: float, place: str, project: Path
+) -> None:
+    stored(qwen(), project)
+    text = project / "texts" / "own.txt"
+    lines = text.read_text().splitlines()
+    lines[int(len(lines) * share)] += " cafe\u0301"
+    text.write_text("\n".join(lines) + "\n")
+    with pytest.raises(VocabularyError, match=rf"at line [\d,]+ of the {place} of own, .*'e\u0301.*NFC") as caught:
+        run("their-tokenizer.json")
+    if place == "training set":
+        assert f"at line {int(len(lines) * share) + 1:,} of" in str(caught.value)
+    kinds = {type(handle) for handle in store().handles()}
+    assert kinds == {Source, Corpus, Vocabulary} and TokenShards not in kinds
+    assert not list((project / "home" / "drafts").iterdir())
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_file_that_is_no_vocabulary_is_refused_before_a_text_is_fetched(project: Path) -> None:
+    stored(bert(), project)
+    for file, words in (("their-tokenizer.json", "depends on its neighbours"), ("none.json", "is not a file")):
+        with pytest.raises(VocabularyError, match=words):
+            run(file)
+    assert not (project / "home" / "objects").exists()
+
+
+def test_a_place_in_pieces_is_a_line_of_the_text() -> None:
+    pieces = ["a\nb\n", "", "c d\ne"]
+    for piece, offset, line in ((0, 0, 1), (0, 2, 2), (2, 0, 3), (2, 2, 3), (2, 4, 4)):
+        assert line_of(iter(pieces), piece, offset) == line

@@ -265,8 +265,11 @@ def test_watching_changes_no_draw() -> None:
 
 
 @pytest.mark.usefixtures("answers")
-def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has_its_scores(tmp_path: Path) -> None:
-    outcome = run(vocabulary_kind="bpe", vocabulary_size=300)
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("unigram", 300), ("wordpiece", 540)])
+def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has_its_scores(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    outcome = run(vocabulary_kind=kind, vocabulary_size=size)
     folder = tmp_path / "given"
     scores = export(champion(), folder)
     assert scores is not None and scores.bits_per_character == outcome.bits_per_character
