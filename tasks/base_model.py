@@ -15,7 +15,7 @@ from bardflow.home import project_folder
 from bardflow.identity import identity, restored
 from bardflow.model.networks import GPTSpec, count_parameters
 from bardflow.model.training import begin_from, begun_spec, load_pretrained, save_model, save_snapshot, spec_at
-from bardflow.model.vocabulary import TOKENIZER_FILE, load, save
+from bardflow.model.vocabulary import TOKENIZER_FILE, load, save, vocabulary_from_file, vocabulary_size
 from bardflow.storage.handles import Checkpoint, Model, Vocabulary
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import resolve
@@ -137,7 +137,7 @@ def write_model(draft: Draft, folder: Path) -> dict[str, Any]:
     """Write the files of an imported model and return its facts."""
     gpt = load_pretrained(folder, tokens=tokens_at(folder))
     save_model(gpt, draft.folder)
-    shutil.copyfile(folder / TOKENIZER_FILE, draft.folder / TOKENIZER_FILE)
+    vocabulary_from_file(folder / TOKENIZER_FILE).save(str(draft.folder / TOKENIZER_FILE))
     (draft.folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_SETTINGS, indent=2) + "\n")
     if (folder / CARD).is_file():
         shutil.copyfile(folder / CARD, draft.folder / CARD)
@@ -148,13 +148,17 @@ def write_model(draft: Draft, folder: Path) -> dict[str, Any]:
         "parameters": parameters,
         "embedding_parameters": embedding,
         "vocabulary_size": gpt.tokens.weight.shape[0],
-        "vocabulary_kind": "own",
+        "vocabulary_kind": "file",
     }
 
 
 def tokens_at(folder: Path) -> int:
-    """Return the number of token ids of a model folder's vocabulary: the largest id and one."""
-    return int(max(load(folder / TOKENIZER_FILE).get_vocab().values())) + 1
+    """Return the number of token ids of a model folder's vocabulary.
+
+    Raises:
+        model.vocabulary.VocabularyError: as `vocabulary_from_file`.
+    """
+    return vocabulary_size(vocabulary_from_file(folder / TOKENIZER_FILE))
 
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
@@ -163,7 +167,7 @@ def vocabulary_of(base: Model) -> Vocabulary:
     tokenizer = load(store().folder(base) / TOKENIZER_FILE)
     with store().draft() as draft:
         save(tokenizer, draft.folder)
-        facts = {"kind": store().facts(base)["vocabulary_kind"], "size": tokenizer.get_vocab_size()}
+        facts = {"kind": store().facts(base)["vocabulary_kind"], "size": vocabulary_size(tokenizer)}
         return store().keep(draft, Vocabulary, facts, origin())
 
 
