@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
-# With fewer headings or shorter chapters, it is a table of contents or a list.
+# With fewer headings or shorter chapters, it is a table of contents or a list. If a chapter has most of the text, the
+# headings divide only a part of it.
 _FEWEST_HEADINGS = 3
 _CHAPTER_CHARACTERS = 500
+_LARGEST_CHAPTER = 0.6
 _HEAD_CHARACTERS = 4_000
 
 _NUMBER = r"(?:[IVXLC]+|\d{1,3}|(?i:one|two|three|four|five|six|seven|eight|nine|ten|the [a-z]+))"
@@ -19,6 +21,8 @@ _HEADINGS = (
     rf"^(?:CHAPTER|Chapter|CANTO|Canto|STAVE|LETTER|Letter) {_NUMBER}\b",
     rf"^(?:CHAPITRE|Chapitre|CAPÍTULO|Capítulo|CAPITOLO|Capitolo|KAPITEL|Kapitel|ROZDZIAŁ|ГЛАВА|Глава) {_FOREIGN}\b",
     r"^\w{4,20} (?:Kapitel|KAPITEL)\b",
+    # ADVENTURE II. THE RED-HEADED LEAGUE, or without the word.
+    r"^(?:[A-ZÀ-Þ]{3,12} )?(?:[IVXLC]{1,7}|\d{1,3})\. [^a-zß-ÿ]*[A-ZÀ-Þ]{3}[^a-zß-ÿ]*$",
     r"^[IVXLC]{1,7}\.?$",
     rf"^(?:ACT|Act|BOOK|Book|PART|Part) {_NUMBER}\b",
     r"^(?:ACTE|AKT|ACTO|ATTO|ДЕЙСТВИЕ) [\w]{1,20}\b",
@@ -41,7 +45,7 @@ _SCRIPT_SHARE = 0.15
 
 _TITLES = (
     re.compile(r"^Title: *(.+?)\s*$", re.MULTILINE),
-    re.compile(r"Project Gutenberg (?i:ebook) of (.+?)(?:, by [^,]+)?\s*$", re.MULTILINE),
+    re.compile(r"Project Gutenberg (?i:ebook|etext) of (.+?)(?:, by [^,]+)?\s*$", re.MULTILINE),
 )
 _LANGUAGE = re.compile(r"^Language: *(\w+)", re.MULTILINE)
 
@@ -49,7 +53,7 @@ _LANGUAGE = re.compile(r"^Language: *(\w+)", re.MULTILINE)
 def proposed_heading(lines: Iterable[str]) -> str | None:
     """The regular expression of the headings of a text's chapters, or None if it has no chapters.
 
-    At least three lines match it, and half of the chapters have at least 500 characters.
+    At least three lines match it, half of the chapters have at least 500 characters, and none has most of the text.
     """
     patterns = [re.compile(pattern) for pattern in _HEADINGS]
     places: list[list[int]] = [[] for _ in patterns]
@@ -62,7 +66,7 @@ def proposed_heading(lines: Iterable[str]) -> str | None:
     for pattern, found in zip(patterns, places, strict=True):
         if len(found) >= _FEWEST_HEADINGS:
             sizes = [end - start for start, end in zip(found, [*found[1:], at], strict=True)]
-            if median(sizes) >= _CHAPTER_CHARACTERS:
+            if median(sizes) >= _CHAPTER_CHARACTERS and max(sizes) <= _LARGEST_CHAPTER * at:
                 return pattern.pattern
     return None
 

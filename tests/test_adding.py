@@ -354,6 +354,7 @@ HEADINGS = {
     "Erstes Kapitel|Zweites Kapitel|Drittes Kapitel": "Kapitel",
     "Глава первая|Глава вторая|Глава третья": "Глава",
     "I.|II.|III.|IV.": "IVX",
+    "ADVENTURE I. A SCANDAL IN BOHEMIA|ADVENTURE 2. THE LEAGUE|VII. THE ADVENTURE OF THE BAND": "IVX",
     "ACT I|ACT II|ACT III|ACT IV|ACT V": "ACT",
     "BOOK THE FIRST|BOOK II|BOOK III": "BOOK",
 }
@@ -379,6 +380,9 @@ def test_chapters_become_documents(headings: str, tmp_path: Path) -> None:
         f"Book me a room\n{CHAPTER}" * 5,
         f"Acting as if\n{CHAPTER}" * 5,
         f"I am here\n{CHAPTER}" * 5,
+        f"A. S. S.\n{CHAPTER}" * 5,
+        # The headings of one long chapter's parts, as in the first of Sherlock Holmes' adventures.
+        f"I.\n{CHAPTER}II.\n{CHAPTER}III.\n{CHAPTER}" + CHAPTER * 20,
     ],
 )
 def test_a_table_of_contents_and_a_sentence_are_no_chapters(text: str, tmp_path: Path) -> None:
@@ -391,6 +395,11 @@ def test_a_table_of_contents_and_a_sentence_are_no_chapters(text: str, tmp_path:
     [
         ("The Project Gutenberg eBook of A Play\n\nTitle: A Long Play\n\nLanguage: English\n\n", "A Long Play", "en"),
         ("The Project Gutenberg EBook of Les Misérables, by Victor Hugo\n\nLanguage: French\n", "Les Misérables", "fr"),
+        (
+            "The Project Gutenberg Etext of The Adventures of Sherlock Holmes\n",
+            "The Adventures of Sherlock Holmes",
+            "und",
+        ),
         ("Title: 三國志演義\r\nLanguage: Chinese\r\n", "三國志演義", "zh"),
         ("Language: Klingon\n", "It", "und"),
         (JAPANESE, "It", "ja"),
