@@ -1,6 +1,7 @@
 """`bard corpus`: list and add corpora."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,9 @@ def add_corpus(
     encoding: Annotated[str | None, typer.Option(help="Such as utf-8 or gb18030. [default: detected]")] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="text, jsonl, csv or parquet. [default: by the content]"),
+        typer.Option(
+            "--format", help="text, html, markdown, epub, json, jsonl, csv or parquet. [default: by the content]"
+        ),
     ] = None,
     column: Annotated[
         str | None,
@@ -134,6 +137,7 @@ def add_corpus(
                 "survey": added.survey.model_dump(mode="json"),
                 "detected": added.detected and added.detected._asdict(),
                 "columns": added.columns,
+                "rows": added.rows and asdict(added.rows),
                 "cleaned": [step.model_dump() for step in added.cleaned],
                 "duplicates": added.duplicates and added.duplicates.model_dump(),
                 "file": str(path),
@@ -147,8 +151,12 @@ def add_corpus(
         print(f"sha256       {files[0].sha256}{' (pinned)' if pin else ' (not pinned: the source may change)'}")
     print(f"size         {sum(f.bytes for f in files):,} bytes in {len(files)} file{'s' * (len(files) > 1)}")
     print(f"encoding     {encoding_line(added)}")
+    if added.spec.format != "text":
+        print(f"format       {added.spec.format}")
     if added.columns:
         print(f"rows         {rows_line(added)}")
+    if added.rows is not None and added.rows.without_value:
+        print(f"left out     {added.rows.without_value:,} of {added.rows.rows:,} rows, which have no value there")
     for step in added.cleaned:
         print(
             f"cleaning     {step.step}: {step.lines_removed:,} lines and {step.characters_removed:,} characters "
@@ -178,7 +186,7 @@ def rows_line(added: "Added") -> str:
     column = source.column if isinstance(source, DatasetSource) else rows.column if rows else ""
     others = [other for other in added.columns if other != column]
     return (
-        f"{rows.format if rows else 'dataset'}, column {column}"
+        f"{rows.format if rows else f'dataset ({added.fetched.why})'}, column {column}"
         + (f"; with text also: {', '.join(others[:8])} (--column NAME)" if others else "")
     )  # fmt: skip
 

@@ -28,8 +28,10 @@ class CleanedStep(PageModel):
 class CorpusFacts(PageModel):
     """The corpus: `language` is a BCP 47 tag (`en`, `zh-Hant`), `sha256` is that of the source's bytes.
 
-    A mixture of corpora has no address and no sha256 of its own.
-    `unseen_distinct` and `unseen_occurrences` count the characters that occur only in the validation set.
+    A mixture of corpora has no address and no sha256 of its own. `unseen_distinct` and `unseen_occurrences` count the
+    characters that occur only in the validation set. `format` is that of its files: `text` (also for rows), `html`,
+    `markdown` or `epub`. `rows` counts the rows of its files, with those that have no value and are left out; None if
+    the corpus has no rows.
     """
 
     name: str
@@ -47,6 +49,9 @@ class CorpusFacts(PageModel):
     unseen_distinct: Count
     unseen_occurrences: Count
     cleaned: tuple[CleanedStep, ...] = ()
+    format: str = "text"
+    rows: Count | None = None
+    rows_without_value: Count | None = None
 
 
 class VocabularyFacts(PageModel):

@@ -1,7 +1,7 @@
 """Add a corpus: fetch and survey a text for a new corpus file."""
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +11,11 @@ from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
 from bardflow.sources.duplicates import Duplicates, treated
 from bardflow.sources.encoding import Detected, detect_file, lines
+from bardflow.sources.epub import is_epub
 from bardflow.sources.fetch import Fetched, dataset_rows, fetch
+from bardflow.sources.formats import SAMPLE_ROWS, detect_format, different_formats, is_parquet
 from bardflow.sources.proposals import proposed_heading, proposed_language, proposed_title
-from bardflow.sources.rows import SAMPLE_ROWS, detect_rows, is_parquet, proposed_column
+from bardflow.sources.rows import RowCounts, proposed_column
 from bardflow.sources.spec import (
     CorpusError,
     CorpusSpec,
@@ -29,14 +31,16 @@ from bardflow.sources.unpack import RawText, raw_texts
 # The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.
 PROPOSED = ("encoding", "rows", "cleaning", "documents", "title", "language", "duplicates")
 SHOWN_CHARACTERS = 200
+# A text with longer lines has no headings; looking for them would hold a line in memory.
+_LONGEST_LINE = 1 << 20
 
 
 class Added(NamedTuple):
     """A new corpus: its spec (with the sha256 if pinned), its files and its survey.
 
-    `detected` is the encoding, if it was detected. `columns` are all columns with text, if there are rows. `cleaned`
-    are the counts of each cleaning step. `duplicates` are counted if there are several documents. `before` and `after`
-    are the start of the text without and with cleaning.
+    `detected` is the encoding, if it was detected. `columns` are all columns with text, if there are rows. `rows` are
+    the counts of rows in files, and `cleaned` those of each cleaning step. `duplicates` are counted if there are
+    several documents. `before` and `after` are the start of the text without and with cleaning.
     """
 
     spec: CorpusSpec
@@ -44,6 +48,7 @@ class Added(NamedTuple):
     survey: Survey
     detected: Detected | None
     columns: tuple[str, ...]
+    rows: RowCounts | None
     cleaned: tuple[Cleaned, ...]
     duplicates: Duplicates | None
     before: str
@@ -79,16 +84,16 @@ def look(
 ) -> Added:
     """Fetch the corpus into a temporary folder and survey it; with `pin`, also set the sha256 of a URL or path.
 
-    `propose` names fields of the spec that are set from the text: `encoding` is detected, `rows` get the format of the
-    first file (`form`: only this one) and the column of the text (or `column`), `cleaning` becomes the steps that
-    change the text, `documents` one for each row, for each file if there are several, or for each chapter. `title` and
-    `language` are those of a Project Gutenberg header; a language is also known by its script. `documents` and
+    `propose` names fields of the spec that are set from the text: `encoding` is detected, `rows` (and `format`) get the
+    format of the files (`form`: only this one) and the column of the text (or `column`), `cleaning` becomes the steps
+    that change the text, `documents` one for each row, for each file if there are several, or for each chapter. `title`
+    and `language` are those of a Project Gutenberg header; a language is also known by its script. `documents` and
     `duplicates` replace those of the spec, which may need the rows and the documents that are proposed. With several
     documents, `duplicates` becomes `drop` if there are some, and else `keep`.
 
     Raises:
-        CorpusError, FetchError: it cannot be fetched, is not text, is several files and cannot be pinned, or is not
-            of the format `form` or without the `column`.
+        CorpusError, FetchError: it cannot be fetched, is not text, is several files and cannot be pinned, has
+            files of different formats, or is not of the format `form` or without the `column`.
         pydantic.ValidationError: `documents` do not suit the source or its rows, or `duplicates` the documents.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -100,14 +105,19 @@ def look(
             spec, columns = _with_column(spec, spec.source, project, column)
         fetched = fetch(spec, folder, downloads=downloads, mirror=mirror, progress=progress, project=project)
         if not isinstance(spec.source, DatasetSource):
-            texts = [text for path in raw_files(spec, folder) for text in raw_texts(path, path.name)]
-            if "encoding" in propose and not is_parquet(texts[0]) and (detected := _encoding_of(texts)):
+            paths = raw_files(spec, folder)
+            if "rows" in propose and (form == "epub" or (form is None and _are_epubs(paths))):
+                spec = spec.model_copy(update={"format": "epub"})
+            texts = [] if spec.format == "epub" else [text for path in paths for text in raw_texts(path, path.name)]
+            if texts and "encoding" in propose and not is_parquet(texts[0]) and (detected := _encoding_of(texts)):
                 spec = spec.model_copy(update={"encoding": detected.encoding})
-            if "rows" in propose and (rows := detect_rows(texts[0], spec.encoding, form=form, column=column)):
-                spec, columns = spec.model_copy(update={"rows": rows.spec}), rows.columns
+            if texts and "rows" in propose:
+                found_format, rows = detect_format(texts, spec.encoding, form=form, column=column)
+                spec = spec.model_copy(update={"format": found_format, "rows": rows and rows.spec})
+                columns = rows.columns if rows else ()
             if column is not None and spec.rows is None:
-                raise CorpusError(f"{texts[0].name} has no rows, so it has no column {column!r}. Give --format.")
-            if "documents" in propose and (spec.rows is not None or len(texts) > 1):
+                raise CorpusError(f"{paths[0].name} has no rows, so it has no column {column!r}. Give --format.")
+            if "documents" in propose and (spec.rows is not None or spec.format == "epub" or len(texts) > 1):
                 cut = DocumentsSpec(cut="file" if spec.rows is None else "row")
                 spec = spec.model_copy(update={"documents": cut})
         if documents is not None:
@@ -119,8 +129,8 @@ def look(
             spec = spec.model_copy(update={"cleaning": found.cleaning})
             reading, found = _surveyed(spec, folder)
             after = _start(read(spec, folder))[:SHOWN_CHARACTERS]
-        cleaned = reading.cleaned
-        if "documents" in propose and spec.documents.cut == "whole":
+        cleaned, row_counts = reading.cleaned, reading.rows
+        if "documents" in propose and spec.documents.cut == "whole" and found.longest_line <= _LONGEST_LINE:
             heading = proposed_heading(lines(piece.text for piece in reading))
             if heading is not None:
                 spec = spec.model_copy(update={"documents": DocumentsSpec(cut="heading", heading=heading)})
@@ -146,7 +156,7 @@ def look(
             )
         pinned = spec.source.model_copy(update={"sha256": fetched.files[0].sha256})
         spec = spec.model_copy(update={"source": pinned})
-    return Added(spec, fetched, found, detected, columns, cleaned, counts, before, after)
+    return Added(spec, fetched, found, detected, columns, row_counts, cleaned, counts, before, after)
 
 
 def _with_column(
@@ -155,6 +165,15 @@ def _with_column(
     """The spec with the column of the dataset's text, and all columns with text."""
     best, columns = proposed_column(islice(dataset_rows(source, project), SAMPLE_ROWS)) or (source.column, ())
     return spec.model_copy(update={"source": source.model_copy(update={"column": column or best})}), columns
+
+
+def _are_epubs(paths: Sequence[Path]) -> bool:
+    """Whether these files are EPUB books. Raises CorpusError if only some are."""
+    books = [path for path in paths if is_epub(path)]
+    if books and len(books) < len(paths):
+        other = next(path for path in paths if path not in books)
+        raise CorpusError(different_formats(books[0].name, "epub", other.name, "another"))
+    return bool(books)
 
 
 def _encoding_of(texts: list[RawText]) -> Detected | None:

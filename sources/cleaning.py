@@ -6,12 +6,14 @@ those added are the characters of the output.
 
 import re
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 
 from pydantic import BaseModel, ConfigDict
+
+from bardflow.sources.marks import aozora, footnotes
+from bardflow.sources.tally import Lines, Tally
 
 
 class Cleaned(BaseModel):
@@ -23,19 +25,6 @@ class Cleaned(BaseModel):
     lines_removed: int
     characters_removed: int
     characters_added: int
-
-
-@dataclass
-class Tally:
-    """The running count of one step."""
-
-    lines_removed: int = 0
-    characters_removed: int = 0
-    characters_added: int = 0
-
-    def drop(self, *lines: str) -> None:
-        self.lines_removed += len(lines)
-        self.characters_removed += sum(map(len, lines))
 
 
 Step = Callable[[Iterator[str], Tally], Iterator[str]]
@@ -76,27 +65,13 @@ _HEADER_LINES = 3_000
 _MARK_LINES = 3
 
 
-class _Lines(Iterator[str]):
-    """An iterator of lines with `put_back`."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self._ahead: deque[str] = deque()
-
-    def __next__(self) -> str:
-        return self._ahead.popleft() if self._ahead else next(self._lines)
-
-    def put_back(self, lines: Sequence[str]) -> None:
-        self._ahead.extendleft(reversed(lines))
-
-
 def gutenberg(lines: Iterator[str], tally: Tally) -> Iterator[str]:
     """Remove Project Gutenberg's header and footer, with their marks and the blank lines next to them.
 
     The header ends at `*** START OF`; a file without that mark has none. A footer begins at `*** END OF` or `End of
     (the) Project Gutenberg's …` and ends at the next start mark or the end of the file.
     """
-    ahead = _Lines(lines)
+    ahead = Lines(lines)
     head = list(islice(_until(_BOOK_STARTS, ahead), _HEADER_LINES))
     if head and _BOOK_STARTS.match(head[-1]):
         tally.drop(*head)
@@ -129,18 +104,14 @@ def _until(mark: re.Pattern[str], lines: Iterator[str]) -> Iterator[str]:
             return
 
 
-def _drop_rest_of_mark(mark: str, lines: _Lines, tally: Tally) -> None:
+def _drop_rest_of_mark(mark: str, lines: Lines, tally: Tally) -> None:
     """Drop the rest of a wrapped start mark, and the blank lines after it."""
     if mark.lstrip().startswith("***") and not mark.rstrip().endswith("***"):
         rest = list(islice(lines, _MARK_LINES))
         length = next((n for n, line in enumerate(rest, 1) if line.rstrip().endswith("***")), 0)
         tally.drop(*rest[:length])
         lines.put_back(rest[length:])
-    for line in lines:
-        if line.strip():
-            lines.put_back([line])
-            return
-        tally.drop(line)
+    lines.drop_blank(tally)
 
 
 def nfc(lines: Iterator[str], tally: Tally) -> Iterator[str]:
@@ -262,6 +233,8 @@ STEPS: dict[str, Step] = {
     "strip-bom": strip_bom,
     "crlf": crlf,
     "gutenberg": gutenberg,
+    "aozora": aozora,
+    "footnotes": footnotes,
     "unwrap": unwrap,
     "nfc": nfc,
 }

@@ -7,10 +7,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bardflow.sources.cleaning import Cleaned, Tally, clean, counted
+from bardflow.sources.cleaning import Cleaned, clean, counted
 from bardflow.sources.encoding import decoded, lines
-from bardflow.sources.rows import row_texts
+from bardflow.sources.epub import chapters
+from bardflow.sources.markup import html_text, markdown_text
+from bardflow.sources.rows import RowCounts, row_texts
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
+from bardflow.sources.tally import Tally
 from bardflow.sources.unpack import raw_texts
 
 PIECE_CHARACTERS = 65_536
@@ -28,13 +31,14 @@ class Piece(NamedTuple):
 class Reading:
     """The cleaned text of a corpus as pieces; each iteration reads the files again.
 
-    `cleaned` has the counts of each cleaning step after a full iteration.
+    After a full iteration, `cleaned` has the counts of each cleaning step, and `rows` those of the rows in files.
     """
 
     def __init__(self, spec: CorpusSpec, folder: Path) -> None:
         self._spec = spec
         self._folder = folder
         self._cleaned: tuple[Cleaned, ...] | None = None
+        self._rows = RowCounts()
 
     @property
     def cleaned(self) -> tuple[Cleaned, ...]:
@@ -43,15 +47,20 @@ class Reading:
             raise RuntimeError("what cleaning did is known only after all pieces have been read")
         return self._cleaned
 
+    @property
+    def rows(self) -> RowCounts | None:
+        """The counts of rows in files; None without `[rows]`. Raises RuntimeError before the first full iteration."""
+        return self._rows if self.cleaned is not None and self._spec.rows is not None else None
+
     def __iter__(self) -> Iterator[Piece]:
         """Yield the pieces in order.
 
         Raises CorpusError for bytes that are not in the corpus's encoding, for a text without visible characters, and
         for a heading that matches no line.
         """
-        tallies = [Tally() for _ in self._spec.cleaning]
-        yield from _pieces(_documents(self._spec, self._folder, tallies))
-        self._cleaned = counted(self._spec.cleaning, tallies)
+        tallies, rows = [Tally() for _ in self._spec.cleaning], RowCounts()
+        yield from _pieces(_documents(self._spec, self._folder, tallies, rows))
+        self._cleaned, self._rows = counted(self._spec.cleaning, tallies), rows
 
 
 def read(spec: CorpusSpec, folder: Path) -> Reading:
@@ -111,13 +120,13 @@ def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: 
         )
 
 
-def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iterator[Piece]:
+def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts) -> Iterator[Piece]:
     """Pieces of cleaned text of any size, with the numbers of their documents."""
     heading = None if spec.documents.heading is None else re.compile(spec.documents.heading)
     document = 0
     begun = False  # whether the current document has a visible character
     headings = 0
-    for unit in _units(spec, folder, tallies, by_line=heading is not None):
+    for unit in _units(spec, folder, tallies, rows, by_line=heading is not None):
         fresh = spec.documents.cut in ("file", "row") or heading is not None
         # Blank text at the start of a file or row is held back until visible text follows: alone it is no document.
         waiting: list[str] = []
@@ -156,24 +165,37 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally]) -> Iter
         )
 
 
-def _units(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], *, by_line: bool) -> Iterator[Iterator[str]]:
+def _units(
+    spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts, *, by_line: bool
+) -> Iterator[Iterator[str]]:
     """The cleaned text of each file or row; as lines if cleaning or headings need lines."""
     for path in raw_files(spec, folder):
-        for text in _texts(spec, path, path.relative_to(folder).as_posix()):
+        for text in _texts(spec, path, path.relative_to(folder).as_posix(), rows):
             yield clean(lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
 
 
-def _texts(spec: CorpusSpec, path: Path, name: str) -> Iterator[Iterator[str]]:
-    """The text of each file or row; a row without a value is left out, the others get a line end."""
+def _texts(spec: CorpusSpec, path: Path, name: str, counts: RowCounts) -> Iterator[Iterator[str]]:
+    """The text of each file, chapter or row; a row without a value is left out, the others get a line end."""
     if isinstance(spec.source, DatasetSource):
         yield from (iter([_ended(text)]) for text in _stored_rows(path))
         return
+    if spec.format == "epub":
+        yield from (iter([chapter]) for chapter in chapters(path, name))
+        return
     for file in raw_texts(path, name):
-        if spec.rows is None:
+        if spec.format == "html":
+            yield iter([html_text(decoded(file, spec.encoding), file.name)])
+        elif spec.format == "markdown":
+            yield iter([markdown_text(decoded(file, spec.encoding), file.name)])
+        elif spec.rows is None:
             yield decoded(file, spec.encoding)
         else:
-            rows = row_texts(file, spec.rows, spec.encoding)
-            yield from (iter([_ended(text)]) for text in rows if text is not None)
+            for row in row_texts(file, spec.rows, spec.encoding):
+                counts.rows += 1
+                if row is None:
+                    counts.without_value += 1
+                else:
+                    yield iter([_ended(row)])
 
 
 def raw_files(spec: CorpusSpec, folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
+from bardflow.sources.markup import declared_encoding
 from bardflow.sources.spec import CorpusError, encoding_name
 from bardflow.sources.unpack import RawText
 
@@ -158,19 +159,40 @@ def detect(data: bytes) -> Detected | None:
 def detect_file(file: RawText) -> Detected | None:
     """The likely encoding of a file: of its start, or of the first place that is not UTF-8.
 
+    An HTML file that is not UTF-8 has the encoding that it declares, if its bytes are in it.
+
     Raises CorpusError for an archive or a binary file.
     """
     with file.open() as stream:
-        found = detect(stream.read(_SAMPLE_BYTES))
-    if found is None or not found.certain or found.encoding != "utf-8":
+        head = stream.read(_SAMPLE_BYTES)
+    found = detect(head)
+    wrong = _first_wrong(file, "utf-8") if found is not None and found.certain and found.encoding == "utf-8" else None
+    if found is not None and found.certain and wrong is None:
         return found
+    declared = declared_encoding(head)
+    if declared is not None and _is_encoding(declared) and _first_wrong(file, declared) is None:
+        return Detected(encoding_name(declared), False, (), _telling_line(head.decode(declared, "ignore")))
+    if wrong is None:
+        return found
+    with file.open() as stream:
+        return detect(_around(stream, wrong)[1])
+
+
+def _first_wrong(file: RawText, encoding: str) -> int | None:
+    """The offset of the first byte that does not belong there in an encoding; None if there is none."""
     try:
-        for _ in _blocks(file, "utf-8"):
+        for _ in _blocks(file, encoding):
             pass
     except _WrongByte as wrong:
-        with file.open() as stream:
-            return detect(_around(stream, wrong.offset)[1])
-    return found
+        return wrong.offset
+    return None
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return bool(encoding_name(name))
+    except LookupError:
+        return False
 
 
 def _most_common(data: bytes, text: str, encoding: str) -> str:

@@ -1,35 +1,31 @@
-"""Texts in the rows of JSON Lines, CSV and Parquet files, and detection of such files for a new corpus."""
+"""Texts in the rows of JSON, JSON Lines, CSV and Parquet files."""
 
 import csv
+import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from bardflow.sources.encoding import decoded, lines
+from bardflow.sources.json_list import ALIKE, LONGEST_ROW, listed_objects
 from bardflow.sources.spec import CorpusError, RowsSpec
-from bardflow.sources.unpack import RawText
+from bardflow.sources.unpack import FREE_BYTES, MOST_RATIO, RawText
 
-_PARQUET = b"PAR1"
-_DELIMITERS = ",;\t|"
-FORMATS = ("text", "jsonl", "csv", "parquet")
-SAMPLE_ROWS = 50
-_BATCH_ROWS = 1_024
-# The longest cell of a CSV file, in characters. Python's own limit is 131,072.
-_CELL_CHARACTERS = 1 << 28
+# Rows of a Parquet file that are in memory at once. Small files can unpack to rows of megabytes: with 1,024 rows at
+# once, a file of 4 kB took 2.7 GiB.
+_BATCH_ROWS = 32
 # In detection: a text with a quotation mark that never closes is one cell to its end.
 _SAMPLE_CELL_CHARACTERS = 1 << 20
-# A column's name: words of at most 64 characters in all, not a number, no quotation marks.
-_COLUMN_NAME = re.compile(r"(?![\d.+-]+$)\w([\w ./#%()_-]{0,62}[\w)])?")
 
 
-class DetectedRows(NamedTuple):
-    """How files can be read as rows, and all columns with text, such as `message.content`."""
+@dataclass
+class RowCounts:
+    """The number of rows that were read, and of those without a value, which are left out."""
 
-    spec: RowsSpec
-    columns: tuple[str, ...]
+    rows: int = 0
+    without_value: int = 0
 
 
 def row_texts(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[str | None]:
@@ -39,7 +35,7 @@ def row_texts(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[str | No
     """
     rows, found = 0, False
     first: Mapping[str, Any] = {}
-    for place, row in _rows(file, spec, encoding):
+    for place, row in read_rows(file, spec, encoding, spec.column):
         first = first or row
         text = cell(row, spec.column, f"{file.name}, {place}")
         rows, found = rows + 1, found or text is not None
@@ -80,46 +76,6 @@ def cell(row: Mapping[str, Any], column: str, place: str) -> str | None:
     return "\n".join(texts) if texts else None
 
 
-def is_parquet(file: RawText) -> bool:
-    """Whether the file is a Parquet file, by its first bytes."""
-    with file.open() as stream:
-        return bytes(stream.read(len(_PARQUET))) == _PARQUET
-
-
-def detect_rows(
-    file: RawText, encoding: str, *, form: str | None = None, column: str | None = None
-) -> DetectedRows | None:
-    """The format of a file with rows and the column of its text; None if it is not one.
-
-    A text is JSON Lines if its first lines are JSON objects. It is CSV if its first line consists of names, and the
-    rows that follow have as many cells. The column is `column`, if given, else `text`, else the one with most
-    characters. With `form`, the file has this format.
-
-    Raises CorpusError if it does not, and for a damaged file of JSON Lines or Parquet.
-    """
-    for spec in _candidates(file):
-        if form not in (None, spec.format):
-            continue
-        sample: list[Mapping[str, Any]] = []
-        try:
-            sample.extend(row for _, row in islice(_rows(file, spec, encoding, _SAMPLE_CELL_CHARACTERS), SAMPLE_ROWS))
-        except CorpusError:
-            # Text in which the first line is a JSON object is JSON Lines with a mistake.
-            if spec.format == "parquet" or (spec.format == "jsonl" and sample):
-                raise
-            continue
-        if spec.format == "csv" and not _is_table(sample):
-            continue
-        if sample and (found := proposed_column(sample)):
-            best, columns = found
-            return DetectedRows(spec.model_copy(update={"column": column or best}), columns)
-    if form is not None:
-        raise CorpusError(
-            f"{file.name} cannot be read as {form}, or has no column with text; the formats are {', '.join(FORMATS)}."
-        )
-    return None
-
-
 def proposed_column(rows: Iterable[Mapping[str, Any]]) -> tuple[str, tuple[str, ...]] | None:
     """The likely column of the text, and all columns with text; None if there are none."""
     characters: Counter[str] = Counter()
@@ -132,38 +88,31 @@ def proposed_column(rows: Iterable[Mapping[str, Any]]) -> tuple[str, tuple[str, 
     return best, tuple(name for name in characters if characters[name] or name == best)
 
 
-def _candidates(file: RawText) -> Iterator[RowsSpec]:
-    if is_parquet(file):
-        yield RowsSpec(format="parquet")
-        return
-    yield RowsSpec(format="jsonl")
-    yield from (RowsSpec(format="csv", delimiter=None if mark == "," else mark) for mark in _DELIMITERS)
-
-
-def _rows(
-    file: RawText, spec: RowsSpec, encoding: str, longest_cell: int = _CELL_CHARACTERS
+def read_rows(
+    file: RawText, spec: RowsSpec, encoding: str, column: str | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row with its place in the file, for messages."""
+    """Each row with its place in the file, for messages; without `column`, for detection."""
     match spec.format:
+        case "json":
+            objects = listed_objects(decoded(file, encoding), file.name)
+            yield from ((f"item {number:,}", row) for number, row in enumerate(objects, 1))
         case "jsonl":
             yield from _json_rows(file, encoding)
         case "csv":
-            yield from _csv_rows(file, spec, encoding, longest_cell)
+            yield from _csv_rows(file, spec, encoding, column)
         case "parquet":
             yield from _parquet_rows(file)
 
 
 def _json_rows(file: RawText, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(lines(decoded(file, encoding)), 1):
+    for number, line in enumerate(_lines(file, encoding), 1):
         line = line.removeprefix("\ufeff") if number == 1 else line
         if not line or line.isspace():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(
-                f"{file.name}, line {number:,} is not JSON: {error}. Correct it, or set another rows.format."
-            ) from error
+            raise CorpusError(f"{file.name}, line {number:,} is not JSON: {error}. Correct it, or {ALIKE}.") from error
         if not isinstance(row, dict):
             raise CorpusError(
                 f"{file.name}, line {number:,} is a JSON {type(row).__name__}, not an object with columns. "
@@ -172,11 +121,29 @@ def _json_rows(file: RawText, encoding: str) -> Iterator[tuple[str, Mapping[str,
         yield f"line {number:,}", row
 
 
+def _lines(file: RawText, encoding: str) -> Iterator[str]:
+    """The lines of a file whose rows are lines, each of bounded length."""
+
+    def bounded() -> Iterator[str]:
+        open_line = 0  # characters since the last line end
+        for text in decoded(file, encoding):
+            end = text.rfind("\n")
+            open_line = open_line + len(text) if end < 0 else len(text) - end - 1
+            if open_line > LONGEST_ROW:
+                raise CorpusError(
+                    f"{file.name} has a line of more than {LONGEST_ROW:,} characters, which is too long for a row. "
+                    "Divide it, or set another rows.format."
+                )
+            yield text
+
+    return lines(bounded())
+
+
 def _csv_rows(
-    file: RawText, spec: RowsSpec, encoding: str, longest_cell: int
+    file: RawText, spec: RowsSpec, encoding: str, column: str | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    csv.field_size_limit(longest_cell)
-    reader = csv.reader(lines(decoded(file, encoding)), delimiter=spec.delimiter or ",", strict=True)
+    csv.field_size_limit(_SAMPLE_CELL_CHARACTERS if column is None else LONGEST_ROW)
+    reader = csv.reader(_lines(file, encoding), delimiter=spec.delimiter or ",", strict=True)
     header: list[str] | None = None
     try:
         for cells in reader:
@@ -186,6 +153,11 @@ def _csv_rows(
                 header = [cells[0].removeprefix("\ufeff"), *cells[1:]]
                 if len(set(header)) < len(header):
                     raise CorpusError(f"{file.name} has two columns of one name in its first line: {header}.")
+                if column is not None and column not in header:
+                    raise CorpusError(
+                        f"{file.name} has no column {column!r}; its first line names: {', '.join(header)[:200]}. "
+                        f"Set rows.column or rows.delimiter, or {ALIKE}."
+                    )
                 continue
             if len(cells) != len(header):
                 raise CorpusError(
@@ -195,7 +167,7 @@ def _csv_rows(
             yield f"line {reader.line_num:,}", dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise CorpusError(
-            f"{file.name}, line {reader.line_num:,} is not CSV: {error}. Correct it, or set another rows.format."
+            f"{file.name}, line {reader.line_num:,} is not CSV: {error}. Correct it, or {ALIKE}."
         ) from error
 
 
@@ -207,44 +179,51 @@ def _parquet_rows(file: RawText) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not stream.seekable():
             raise CorpusError(f"{file.name} is a Parquet file within an archive; unpack the archive.")
         try:
-            number = 0
-            for batch in pq.ParquetFile(stream).iter_batches(_BATCH_ROWS):
+            number, packed = 0, stream.seek(0, io.SEEK_END)
+            table = pq.ParquetFile(stream)
+            unpacked = sum(table.metadata.row_group(n).total_byte_size for n in range(table.num_row_groups))
+            if unpacked > max(FREE_BYTES, MOST_RATIO * packed):
+                raise CorpusError(
+                    f"{file.name} unpacks to {unpacked:,} bytes, more than {MOST_RATIO} times its {packed:,}, unlike "
+                    "text; if it is text, write it without compression."
+                )
+            for batch in table.iter_batches(_BATCH_ROWS):
                 for row in batch.to_pylist():
                     yield f"row {number:,}", row
                     number += 1
         except pa.ArrowException as error:
-            raise CorpusError(f"{file.name} is not a Parquet file, or is damaged: {error}.") from error
+            raise CorpusError(
+                f"{file.name} is not a Parquet file, or is damaged: {error}. Replace it, or {ALIKE}."
+            ) from error
 
 
 def _values(value: Any, path: list[str]) -> Iterator[Any]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _values(item, path)
-    elif path:
-        if isinstance(value, Mapping):
-            yield from _values(value.get(path[0]), path[1:])
-    else:
-        yield value
+    """The values at a path of fields, through all lists on the way."""
+    ahead = [(value, path)]
+    while ahead:
+        value, path = ahead.pop()
+        if isinstance(value, list):
+            ahead.extend((item, path) for item in reversed(value))
+        elif not path:
+            yield value
+        elif isinstance(value, Mapping):
+            ahead.append((value.get(path[0]), path[1:]))
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each text in a row with the name of its column."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _flat(inner, name)
-    elif isinstance(value, str):
-        yield name, value
+    ahead: list[tuple[Any, str]] = [(row, "")]
+    while ahead:
+        value, name = ahead.pop()
+        if isinstance(value, Mapping):
+            inner = [(field, f"{name}.{key}" if name else str(key)) for key, field in value.items()]
+            ahead.extend(reversed(inner))
+        elif isinstance(value, list):
+            ahead.extend((item, name) for item in reversed(value))
+        elif isinstance(value, str):
+            yield name, value
 
 
 def _columns_with_text(rows: list[Mapping[str, Any]]) -> str:
     found = proposed_column(rows)
     return f"columns with text: {', '.join(found[1])}" if found else "no column has text"
-
-
-def _is_table(rows: list[Mapping[str, Any]]) -> bool:
-    if len(rows) < 2 or len(rows[0]) < 2 or not all(_COLUMN_NAME.fullmatch(name) for name in rows[0]):
-        return False
-    return all(list(row.values()) != list(row) for row in rows)  # a first line that is repeated does not name columns

@@ -143,7 +143,7 @@ class RowsSpec(_Frozen):
     `delimiter` separates the cells of CSV: a comma if None.
     """
 
-    format: Literal["jsonl", "csv", "parquet"]
+    format: Literal["json", "jsonl", "csv", "parquet"]
     column: str = Field(default="text", min_length=1)
     delimiter: str | None = Field(default=None, pattern=r'^[^\r\n"]$')
 
@@ -195,6 +195,7 @@ class CorpusSpec(_Frozen):
     language: Language = "und"
     licence: str = "unknown"
     source: Source
+    format: Annotated[Literal["text", "html", "markdown", "epub"], AsBefore("text")] = "text"
     encoding: Annotated[str, AsBefore("utf-8")] = "utf-8"
     rows: Annotated[RowsSpec | None, AsBefore(None)] = None
     cleaning: tuple[str, ...] = ()
@@ -229,6 +230,8 @@ class CorpusSpec(_Frozen):
     def _cut_suits_the_source(self) -> Self:
         if self.rows is not None and not isinstance(self.source, UrlSource | PathSource):
             raise ValueError("rows belong to a source with files: url or path")
+        if self.format != "text" and (self.rows is not None or not isinstance(self.source, UrlSource | PathSource)):
+            raise ValueError(f'format = "{self.format}" needs a source with files, url or path, and no [rows]')
         rows = isinstance(self.source, DatasetSource) or self.rows is not None
         if self.documents.cut == "row" and not rows:
             raise ValueError('documents.cut = "row" needs rows (dataset or [rows]); legal here: whole, file, heading')

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bardflow.sources.cleaning import wrap_width
 from bardflow.sources.documents import Part, Piece
+from bardflow.sources.marks import AOZORA_SIGN
 
 _LONG_LINE = 10_000
 _SMALL_TEXT = 100_000
@@ -151,6 +152,7 @@ class _Signs:
         self.bom = False
         self.carriage_returns = False
         self.gutenberg = False
+        self.aozora = False
         self.decomposed = False
 
     def look(self, text: str, *, first: bool) -> None:
@@ -160,6 +162,7 @@ class _Signs:
         self.bom = self.bom or text.startswith("\ufeff")
         self.carriage_returns = self.carriage_returns or "\r" in text
         self.gutenberg = self.gutenberg or "Project Gutenberg" in text or "PROJECT GUTENBERG" in text
+        self.aozora = self.aozora or AOZORA_SIGN.search(text) is not None
         self.decomposed = self.decomposed or not unicodedata.is_normalized("NFC", text)
 
 
@@ -222,6 +225,7 @@ def _cleaning(signs: _Signs, *, wrapped: bool) -> Iterator[str]:
         ("strip-bom", signs.bom),
         ("crlf", signs.carriage_returns),
         ("gutenberg", signs.gutenberg),
+        ("aozora", signs.aozora),
         ("unwrap", wrapped),
         ("nfc", signs.decomposed),
     ):

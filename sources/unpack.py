@@ -66,31 +66,45 @@ def raw_texts(path: Path, name: str) -> Iterator[RawText]:
     yield RawText(name, partial(path.open, "rb"))
 
 
-def _members(path: Path, name: str) -> Iterator[RawText]:
+def archive_files(path: Path, name: str) -> dict[str, RawText]:
+    """The files of a zip archive by their names, in the order of these.
+
+    Raises CorpusError for an archive that is damaged, encrypted, or has a member outside of it.
+    """
     try:
         with _unpacking(name), zipfile.ZipFile(path) as archive:
             members = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
     except NotImplementedError as error:  # a version of the format that zipfile does not know
         raise CorpusError(f"{name} cannot be unpacked: {error}. Unpack it and give the text inside.") from error
-    names = {info.filename for info in members}
-    if "[Content_Types].xml" in names or "mimetype" in names:
-        what = "an Office document" if "[Content_Types].xml" in names else "an EPUB or OpenDocument file"
-        raise CorpusError(f"{name} is {what}, not text; save it as plain text (UTF-8) first.")
-    texts = 0
+    files = {}
     for info in members:
-        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if ".." in parts or _ABSOLUTE.match(info.filename):
+        if ".." in _parts(info.filename) or _ABSOLUTE.match(info.filename):
             raise CorpusError(f"{name} has a member outside of the archive: {info.filename!r}. Do not use it.")
         if info.flag_bits & 0x41:
             raise CorpusError(f"{name} is encrypted ({info.filename}); unpack it and give the text inside.")
         if info.compress_type not in _PACKINGS or info.flag_bits & 0x20:
             raise CorpusError(f"{name} is compressed in an unusual way ({info.filename}); unpack it and give the text.")
-        if not any(part.startswith((".", "__MACOSX")) for part in parts):
-            texts += 1
-            member = f"{name}/{info.filename}"
-            yield RawText(member, partial(_limited, partial(_member, path, info), info.compress_size, member))
+        member = f"{name}/{info.filename}"
+        opened = partial(_limited, partial(_member, path, info), info.compress_size, member)
+        files[info.filename] = RawText(member, opened)
+    return files
+
+
+def _parts(member: str) -> tuple[str, ...]:
+    return PurePosixPath(member.replace("\\", "/")).parts
+
+
+def _members(path: Path, name: str) -> Iterator[RawText]:
+    files = archive_files(path, name)
+    if "META-INF/container.xml" in files:
+        raise CorpusError(f'{name} is an EPUB book, not text; set format = "epub", and leave encoding and [rows] out.')
+    if "[Content_Types].xml" in files or "mimetype" in files:
+        what = "an Office document" if "[Content_Types].xml" in files else "an EPUB or OpenDocument file"
+        raise CorpusError(f"{name} is {what}, not text; save it as plain text (UTF-8) first.")
+    texts = [file for member, file in files.items() if not any(p.startswith((".", "__MACOSX")) for p in _parts(member))]
     if not texts:
         raise CorpusError(f"{name} is a zip archive without files.")
+    yield from texts
 
 
 def _member(path: Path, info: zipfile.ZipInfo) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from prefect import task
@@ -21,6 +22,8 @@ from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
 RAW = "raw"  # a subfolder, because a file of the source may be called manifest.json
+# The packages that read a format, beside those that every artifact names.
+READERS = {"html": ("resiliparse",), "epub": ("resiliparse",), "markdown": ("markdown-it-py", "resiliparse")}
 
 
 @task(version="1", cache_policy=NO_CACHE)
@@ -59,6 +62,9 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         labelled, duplicates = treated(parts, corpus.duplicates)
         written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
 
+        rows = reading.rows
+        if rows is not None and rows.without_value:
+            say(f"{corpus.name}: {rows.without_value:,} of {rows.rows:,} rows have no value and are left out")
         facts = {
             "name": corpus.name,
             "title": corpus.title,
@@ -68,10 +74,13 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "cleaned": [step.model_dump() for step in reading.cleaned],
             "survey": survey(counted(_stored(draft.folder), f"surveying {corpus.name}")).model_dump(mode="json"),
             "text": written.model_dump(),
+            # Facts are part of the digest, so a corpus of plain text has neither of these.
+            **({} if rows is None else {"rows": asdict(rows)}),
+            **({} if corpus.format == "text" else {"format": corpus.format}),
         }
         if duplicates is not None:
             facts["duplicates"] = duplicates.model_dump()
-        return store().keep(draft, Corpus, facts, origin())
+        return store().keep(draft, Corpus, facts, origin(*READERS.get(corpus.format, ())))
 
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)

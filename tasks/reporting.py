@@ -223,7 +223,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
     facts, made = store().facts(corpus), store().origin(corpus)
     source = handle_of(made.inputs["source"]) if "source" in made.inputs else None
     files = store().manifest(source).files if source else {}
-    survey = facts["survey"]
+    survey, rows = facts["survey"], facts.get("rows", {})
     counted = {name: survey[name] for name in pages.CorpusFacts.model_fields if name in survey}
     return pages.CorpusFacts(
         name=facts["name"],
@@ -237,6 +237,9 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
             pages.CleanedStep(**{name: step[name] for name in pages.CleanedStep.model_fields})
             for step in facts["cleaned"]
         ),
+        format=facts.get("format", "text"),
+        rows=rows.get("rows"),
+        rows_without_value=rows.get("without_value"),
         **counted,
     )
 

@@ -102,8 +102,11 @@ class Run:
         return any(call.ran for call in self.calls if call.task in tasks)
 
 
-def origin(**measured: Any) -> Origin:
-    """Return the origin of the current task's artifact, with the same inputs as the task's cache key."""
+def origin(*packages: str, **measured: Any) -> Origin:
+    """Return the origin of the current task's artifact, with the same inputs as the task's cache key.
+
+    `packages` are further packages, the versions of which the artifact's bytes depend on.
+    """
     context = TaskRunContext.get()
     if context is None:
         raise RuntimeError("an origin belongs to a task run; call the task in a flow")
@@ -129,7 +132,7 @@ def origin(**measured: Any) -> Origin:
         spec=others,
         run=str(context.task_run.flow_run_id) if context.task_run.flow_run_id else None,
         commit=commit(),
-        packages=versions(),
+        packages=versions() | {name: importlib.metadata.version(name) for name in packages},
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         measured=measured,
     )

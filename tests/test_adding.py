@@ -19,6 +19,7 @@ from bardflow.sources.fetch import fetch
 from bardflow.sources.spec import CorpusError, CorpusSpec
 from bardflow.sources.unpack import raw_texts
 from tests.conftest import CHECKOUT
+from tests.test_cleaning import AOZORA, AOZORA_BODY
 
 RUSSIAN = (
     "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
@@ -288,6 +289,15 @@ def test_the_steps_that_change_a_text_are_written_and_their_counts_shown(tmp_pat
     assert found.survey.cleaning == () and found.survey.distinct == len(set(PLAIN))
     kept = look(found.spec.model_copy(update={"cleaning": ()}), project=tmp_path, downloads=tmp_path, mirror=None)
     assert kept.spec.cleaning == () and "\r" in text_of(kept, tmp_path)
+
+
+def test_the_marks_of_an_aozora_text_are_proposed_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "it.txt").write_bytes(AOZORA.replace("\n", "\r\n").encode("shift_jis"))
+    found = added(tmp_path)
+    assert found.spec.cleaning == ("crlf", "aozora") and found.spec.language == "ja"
+    assert text_of(found, tmp_path) == AOZORA_BODY and found.survey.cleaning == ()
+    (tmp_path / "it.txt").write_text("《三國志》是一部書。" + CHINESE * 9)
+    assert added(tmp_path).spec.cleaning == ()
 
 
 def test_bytes_that_are_no_text_have_no_encoding() -> None:

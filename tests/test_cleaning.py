@@ -8,11 +8,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bardflow.sources.cleaning import BLANKS, STEP_NAMES, Cleaned, Tally, clean, columns, counted, wrap_width
+from bardflow.sources.cleaning import BLANKS, STEP_NAMES, Cleaned, clean, columns, counted, wrap_width
+from bardflow.sources.tally import Tally
 
 # Characters that the steps look at, so that chance finds their corners.
 atoms = st.sampled_from([*"ab \t\r\n\ufeff\u3000，。三國第回é", "e\u0301", "*** START OF A ***", "*** END OF A ***"])
-texts = st.lists(atoms, max_size=30).map("".join)
+marks = st.sampled_from(
+    [
+        *("［＃", "］", "《", "》", "｜", "※", "U+5516", "底本：", "-" * 12, "【テキスト中に現れる記号について】"),
+        *("[", "]", "[12]", "[Footnote 1:", "[Illustration", " "),
+    ]
+)
+texts = st.lists(atoms | marks, max_size=30).map("".join)
 
 
 def lines_of(text: str) -> list[str]:
@@ -341,3 +348,135 @@ def test_line_ends_and_wrapping_change_and_every_visible_character_stays(text: s
 def test_a_separator_that_ends_no_line_stays_where_it_is() -> None:
     text = "old\rMacintosh\u2028one\x0ctwo\x85three\x1cfour\r"
     assert list(clean([text], ("crlf",), [Tally()])) == ["old\n", "Macintosh\u2028one\x0ctwo\x85three\x1cfour\n"]
+
+
+# The form of Aozora Bunko's files, with sentences of 夏目漱石 (in the public domain) and marks of all kinds.
+AOZORA_HEAD = "吾輩は猫である\n夏目漱石\n\n"
+AOZORA = (
+    AOZORA_HEAD
+    + """-------------------------------------------------------
+【テキスト中に現れる記号について】
+
+《》：ルビ
+（例）吾輩《わがはい》は猫である
+
+｜：ルビの付く文字列の始まりを特定する記号
+（例）一番｜獰悪《どうあく》な種族であった
+
+［＃］：入力者注　主に外字の説明や、傍点の位置の指定
+（例）※［＃「言＋墟のつくり」、第4水準2-88-74］
+-------------------------------------------------------
+
+［＃８字下げ］一［＃「一」は中見出し］
+
+　吾輩《わがはい》は猫である。名前はまだ無い。
+　一番｜獰悪《どうあく》な種族であったそうだ。
+［＃ここから２字下げ］
+※［＃「言＋墟のつくり」、第4水準2-88-74］《うそ》の皮、※［＃「口＋世」、U+546D、12-5］と云う。
+［＃ここで字下げ終わり］
+　※［＃ローマ数字1、1-13-21］と※［＃「あ」に似た字、23-4］と※［＃始め二重山括弧、1-1-52］書名※［＃終わり二重山括弧、1-1-53］。
+　何でも薄暗い［＃「薄暗い」に傍点］所で［＃「※［＃「口＋世」、U+546D］」はママ］泣いた。
+
+
+
+底本：「夏目漱石全集1」ちくま文庫、筑摩書房
+　　　1987（昭和62）年9月29日第1刷発行
+入力：柴田卓治
+青空文庫作成ファイル：
+"""
+)
+AOZORA_BODY = (
+    AOZORA_HEAD
+    + """一
+
+　吾輩は猫である。名前はまだ無い。
+　一番獰悪な種族であったそうだ。
+譃の皮、呭と云う。
+　Ⅰと〓と《書名》。
+　何でも薄暗い所で泣いた。
+"""
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_aozora_marks_go_and_characters_that_notes_describe_are_written(end: str) -> None:
+    cleaned, (count,) = run(AOZORA.replace("\n", end), "aozora")
+    assert cleaned == AOZORA_BODY.replace("\n", end)
+    assert count.lines_removed == AOZORA.count("\n") - AOZORA_BODY.count("\n")
+    assert run(cleaned, "aozora")[0] == cleaned.replace("《書名》", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "縦｜棒と《閉じない\n",
+        "［＃閉じない\n",
+        "※印の文。［注］と〔注〕\n",
+        "----------------------\n本文\n----------------------\n",
+        "----------------------\n" * 200,
+        "これは底本：ではない\n",
+        "底の本：\n",
+    ],
+)
+def test_what_only_looks_like_an_aozora_mark_stays(text: str) -> None:
+    assert run(text, "aozora")[0] == text
+
+
+@pytest.mark.parametrize(
+    ("note", "character"),
+    [
+        ("「てへん＋劣」、第3水準1-84-77", "挘"),
+        ("二の字点、1-2-22", "〻"),
+        ("「插」でつくりの縦棒が下に突き抜けている、第4水準2-13-28", "揷"),
+        ("「丂＋咢」、U+20BB7", "𠮷"),
+        ("半濁点付き片仮名か、1-4-87", "か\u309a"),
+        ("「木＋吶のつくり」", "〓"),
+        ("「×」、U+D800", "〓"),
+        ("「×」、U+000A", "〓"),
+        ("「×」、U+FFFFFF", "〓"),
+        ("「×」、第4水準2-99-99", "〓"),
+        ("「×」、123-5", "〓"),
+        ("「×」、1-2-3-4", "〓"),
+    ],
+)
+def test_a_note_of_a_character_becomes_the_character_or_a_geta_mark(note: str, character: str) -> None:
+    assert run(f"前※［＃{note}］後\n", "aozora")[0] == f"前{character}後\n"
+
+
+def test_a_footer_ends_where_the_next_work_in_the_file_explains_its_marks() -> None:
+    cleaned, _ = run(AOZORA * 3, "aozora")
+    assert cleaned == AOZORA_BODY + AOZORA_BODY.removeprefix(AOZORA_HEAD) * 2
+
+
+def test_marks_and_notes_of_footnotes_go_and_other_brackets_stay() -> None:
+    text = """A king[1] of old [2], and a queen [A] sat there.[*]
+
+[Illustration]
+
+[Illustration: The king [from an old print]
+and the queen]
+
+[Footnote 1: He reigned
+[it is said] for long.
+
+And well.] Then [Sidenote: A.D. 1066] he died [sic], in [the year] a[i] = b[12345].
+[Footnotes are rare.] [Footnote 9: never closed
+"""
+    cleaned, (count,) = run(text, "footnotes")
+    assert (
+        cleaned
+        == """A king of old, and a queen sat there.
+
+
+
+ Then he died [sic], in [the year] a[i] = b[12345].
+[Footnotes are rare.] [Footnote 9: never closed
+"""
+    )
+    assert count.lines_removed == text.count("\n") - cleaned.count("\n") and count.characters_added == 0
+
+
+def test_a_note_without_end_takes_no_text_with_it() -> None:
+    text = "[Footnote 1: it goes on\n" + "and on\n" * 5_000 + "]\n"
+    cleaned, (count,) = run(text, "footnotes")
+    assert cleaned == text and count.lines_removed == count.characters_removed == 0

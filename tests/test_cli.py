@@ -261,6 +261,28 @@ def test_a_local_text_is_added_looked_at_and_listed(bard: Any, trained: tuple[Pa
     (trained[0] / "corpora" / "more.toml").unlink()
 
 
+def test_rows_without_a_value_are_counted_and_a_folder_of_two_formats_is_refused(
+    bard: Any, trained: tuple[Path, dict[str, Any], str]
+) -> None:
+    folder = trained[0] / "texts" / "rows"
+    folder.mkdir()
+    rows: list[dict[str, str | None]] = [{"verse": f"Verse {n} of the bard.\n"} for n in range(40)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"verse": None}, {}]))
+    said = bard("corpus", "add", "rows", "--from", str(folder))
+    assert said.code == 0 and "left out     2 of 42 rows, which have no value there" in said.out
+    (trained[0] / "corpora" / "rows.toml").unlink()
+    counted = json.loads(bard("corpus", "add", "rows", "--from", str(folder), "--json").out)
+    assert counted["rows"] == {"rows": 42, "without_value": 2}
+    (trained[0] / "corpora" / "rows.toml").unlink()
+    (folder / "README.md").write_text("# Verses\n")
+    said = bard("corpus", "add", "rows", "--from", str(folder))
+    assert said.code == 1 and "README.md is plain text, and a.jsonl is jsonl" in said.err
+    assert not (trained[0] / "corpora" / "rows.toml").exists()
+    said = bard("corpus", "add", "rows", "--from", f"{folder}/*.jsonl")
+    assert said.code == 0
+    (trained[0] / "corpora" / "rows.toml").unlink()
+
+
 def test_a_corpus_file_that_cannot_be_used_is_listed_with_its_error(
     bard: Any, trained: tuple[Path, dict[str, Any], str]
 ) -> None:

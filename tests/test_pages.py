@@ -107,6 +107,13 @@ def test_the_page_shows_what_it_was_given() -> None:
         assert text in shown
     full = [a["title"] for _, a in Outline(render(a_page())).elements if a.get("class") == "digest"]
     assert full == ["a" * 64, "b" * 64, "c" * 64]
+    page = a_page()
+    of_rows = page.corpus.model_copy(update={"rows": 1_234, "rows_without_value": 56, "cleaned": ()})
+    shown = words(render(page.model_copy(update={"corpus": of_rows})))
+    assert "rows 1,234 56 without a value, left out" in shown and "byte for byte" not in shown
+    of_pages = page.corpus.model_copy(update={"format": "html", "cleaned": ()})
+    shown = words(render(page.model_copy(update={"corpus": of_pages})))
+    assert "format of the source html" in shown and "byte for byte" not in shown
 
 
 def test_the_passage_shows_each_pieces_surprise_and_what_was_expected() -> None:

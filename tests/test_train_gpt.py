@@ -1,7 +1,9 @@
 """The main job's laws: what was answered is not computed again, what changed is, and what is lost is made again."""
 
+import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,42 @@ def test_one_more_byte_in_the_source_changes_everything_after_it(
     assert outcome[0].champion_moved and "'!'" in outcome[0].verdict
     for task in ("clean_corpus", "learn_vocabulary", "tokenize_corpus", "train_leg", "export_model", "evaluate_model"):
         assert did[task] == "done", task
+
+
+def test_a_report_counts_the_rows_that_were_left_out(project: Path) -> None:
+    verses = (project / "texts" / "own.txt").read_text().splitlines()
+    rows = [*({"verse": verse} for verse in verses), {"verse": None}, {"other": 7}]
+    (project / "texts" / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    described = (project / "corpora" / "own.toml").read_text().replace("own.txt", "own.jsonl")
+    (project / "corpora" / "rows.toml").write_text(described + '\n[rows]\nformat = "jsonl"\ncolumn = "verse"\n')
+    outcomes = {name: train_gpt(name, "tiny", Overrides.model_validate(QUICK)) for name in ("rows", "own")}
+    counts = {
+        name: page_of(Report(digest=Path(outcome.report).parent.name)).corpus for name, outcome in outcomes.items()
+    }
+    assert (counts["rows"].rows, counts["rows"].rows_without_value) == (len(rows), 2)
+    assert (counts["own"].rows, counts["own"].rows_without_value) == (None, None)
+    facts = {
+        store().facts(corpus)["name"]: store().facts(corpus) for corpus in store().handles() if corpus.kind == "corpus"
+    }
+    assert facts["rows"]["rows"] == {"rows": len(rows), "without_value": 2} and "rows" not in facts["own"]
+    (project / "texts" / "own.jsonl").write_text("verse\nOne verse\n")
+    with pytest.raises(CorpusError, match=r"own\.jsonl, line 1 is not JSON.*leave the file out"):
+        train_gpt("rows", "tiny", Overrides.model_validate(QUICK))
+
+
+def test_the_origin_of_an_extracted_text_names_the_version_of_the_library(project: Path) -> None:
+    pytest.importorskip("resiliparse", reason="needs the extra html")
+    verses = "".join(f"<p>{verse}</p>" for verse in (project / "texts" / "own.txt").read_text().splitlines())
+    (project / "texts" / "own.html").write_text(f"<html><body><main>{verses}</main></body></html>")
+    described = (project / "corpora" / "own.toml").read_text().replace("own.txt", "own.html")
+    (project / "corpora" / "page.toml").write_text('format = "html"\n' + described)
+    train_gpt("page", "tiny", Overrides.model_validate(QUICK))
+    train_gpt("own", "tiny", Overrides.model_validate(QUICK))
+    corpora = {store().facts(handle)["name"]: handle for handle in store().handles() if handle.kind == "corpus"}
+    assert store().facts(corpora["page"])["format"] == "html" and "format" not in store().facts(corpora["own"])
+    packages = store().origin(corpora["page"]).packages
+    assert packages["resiliparse"] == version("resiliparse")
+    assert "resiliparse" not in store().origin(corpora["own"]).packages
 
 
 def test_another_learning_rate_trains_on_the_same_shards(caplog: pytest.LogCaptureFixture) -> None:
