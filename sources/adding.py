@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bardflow.sources.cleaning import Cleaned
 from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
-from bardflow.sources.duplicates import Duplicates, treated
+from bardflow.sources.duplicates import Duplicates, NothingLeft, treated
 from bardflow.sources.encoding import Detected, detect_file, lines
 from bardflow.sources.epub import is_epub
 from bardflow.sources.fetch import Fetched, dataset_rows, fetch
@@ -137,13 +137,11 @@ def look(
                 found = found.model_copy(update={"documents": extent(read(spec, folder))[1]})
         if duplicates is not None:
             spec = CorpusSpec.model_validate(spec.model_copy(update={"duplicates": duplicates}).model_dump())
-        elif "duplicates" in propose and found.documents > 1:
-            spec = spec.model_copy(update={"duplicates": "drop"})
         counts = None
-        if spec.duplicates is not None:
+        if duplicates is None and "duplicates" in propose and found.documents > 1:
+            spec, found, counts = _with_duplicates(spec, folder)
+        elif spec.duplicates is not None:
             found, counts = _without_duplicates(spec, folder)
-            if "duplicates" in propose and not counts.total:
-                spec = spec.model_copy(update={"duplicates": "keep"})
         if "title" in propose and (title := proposed_title(start)):
             spec = spec.model_copy(update={"title": title})
         if "language" in propose and (language := proposed_language(start)):
@@ -191,6 +189,17 @@ def _surveyed(spec: CorpusSpec, folder: Path) -> tuple[Reading, Survey]:
     reading = read(spec, folder)
     characters, documents = extent(reading)
     return reading, survey(split(reading, spec.split, characters, documents))
+
+
+def _with_duplicates(spec: CorpusSpec, folder: Path) -> tuple[CorpusSpec, Survey, Duplicates]:
+    """The spec that drops duplicates, or keeps them if there are none or they are the whole training set."""
+    dropping = spec.model_copy(update={"duplicates": "drop"})
+    keeping = spec.model_copy(update={"duplicates": "keep"})
+    try:
+        found, counts = _without_duplicates(dropping, folder)
+    except NothingLeft:
+        return keeping, *_without_duplicates(keeping, folder)
+    return dropping if counts.total else keeping, found, counts
 
 
 def _without_duplicates(spec: CorpusSpec, folder: Path) -> tuple[Survey, Duplicates]:

@@ -32,6 +32,10 @@ _PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f\uff00-\uff
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\s{_PUNCTUATION}{_UNSPACED}]{{1,100}}")
 
 
+class NothingLeft(CorpusError):
+    """Every document of the training set repeats one of the validation set."""
+
+
 class Counted(BaseModel):
     """Numbers of documents that are an exact or a near duplicate of another one."""
 
@@ -215,7 +219,7 @@ def find_duplicates(parts: Iterable[tuple[Part, Piece]]) -> Found:
 def without(parts: Iterable[tuple[Part, Piece]], repeated: Collection[Unit]) -> Iterator[tuple[Part, Piece]]:
     """Leave out these documents, and number the others from 0.
 
-    Raises CorpusError if nothing is left of the training set.
+    Raises NothingLeft if nothing is left of the training set.
     """
     number, last, trained = -1, -1, 0
     for part, (document, text) in parts:
@@ -229,9 +233,9 @@ def without(parts: Iterable[tuple[Part, Piece]], repeated: Collection[Unit]) -> 
 
 
 def require_training_text(characters: int) -> None:
-    """Raise CorpusError if no characters are left to train on after dropping duplicates."""
+    """Raise NothingLeft if no characters are left to train on after dropping duplicates."""
     if not characters:
-        raise CorpusError(
+        raise NothingLeft(
             'All documents of the training set repeat documents of the validation set, so duplicates = "drop" leaves '
             'nothing to train on. Cut other documents, use another validation share, or write duplicates = "keep".'
         )

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bardflow.sources.adding import look
+from bardflow.sources.corpora import load_corpus
 from bardflow.sources.documents import read
 from bardflow.sources.formats import detect_rows
 from bardflow.sources.json_list import listed_objects
 from bardflow.sources.rows import RowCounts, cell, proposed_column, row_texts
-from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, RowsSpec, load_corpus
+from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, DocumentsSpec, RowsSpec
 from bardflow.sources.unpack import raw_texts
 from tests.test_adding import RUSSIAN, added, text_of
 
