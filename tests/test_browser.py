@@ -61,6 +61,35 @@ def an_experiment() -> experiment.ExperimentPage:
     )
 
 
+def a_comparison() -> experiment.ExperimentPage:
+    folder = "/home/somebody/models/" + "a-pretrained-model-with-a-long-name" * 3
+    scores = parts.Table(
+        title="Scores",
+        columns=("model", "bits per character", "against the best"),
+        rows=(("own/champion", "2.1000", "the best"), (folder, "2.2000", "+0.1000 (+0.0900 to +0.1100)")),
+        best=0,
+    )
+    passages = parts.Table(
+        title=f"Where own/champion is better than {folder}",
+        columns=("passage", "bits per character", "of the other"),
+        rows=(("曹操敗走" * 20, "1.00", "9.00"), ("SEBASTIAN: Ha, ha, ha!\nSo, you're paid.\n" * 2, "1.00", "9.00")),
+    )
+    samples = parts.Part(title=f"Samples of {folder}", quotes=("One line,\nand another.", "x" * 500), language="en")
+    return experiment.ExperimentPage(
+        experiment="compare-models",
+        title="Models compared on 三國演義",
+        question="Which one?",
+        created=NOW,
+        answer=(f"{folder} needs 0.1000 (0.0900 to 0.1100) bits per character more.",),
+        parts=(
+            parts.Part(title="Scores", tables=(scores,)),
+            parts.Part(title="Where they differ most", tables=(passages,)),
+            samples,
+        ),
+        lineage=(f"{folder}: {folder}",),
+    )
+
+
 def an_index() -> index.IndexPage:
     standing = index.Standing(
         recipe="small", changed=("learning_rate 0.002", "steps 9"), model="c" * 64, bits_per_character=2.1931,
@@ -95,6 +124,7 @@ PATIENCE = 600_000
 PAGES = {
     "run": lambda: render(a_page()),
     "experiment": lambda: experiment.render(an_experiment()),
+    "comparison": lambda: experiment.render(a_comparison()),
     "index": lambda: index.render(an_index()),
     "writing": lambda: writing.render(
         writing.WritingPage(name="own/champion", model="c" * 64, parameters=9, context=64, prompt="\n")
@@ -151,6 +181,14 @@ def test_a_page_fits_every_width_asks_for_nothing_and_says_nothing_in_the_consol
         assert out == []
         assert said == []
         page.close()
+
+
+def test_a_sample_keeps_its_line_breaks(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "comparison.html"
+    path.write_text(PAGES["comparison"](), encoding="utf-8")
+    page, _ = opened(browser, path.as_uri())
+    assert page.locator("blockquote").first.evaluate("e => e.innerText") == "One line,\nand another."
+    page.close()
 
 
 def test_the_theme_can_be_chosen_and_text_stands_out_in_both(browser: Any, file: Path) -> None:
