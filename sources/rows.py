@@ -29,7 +29,7 @@ class RowCounts:
 
 
 def row_texts(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[str | None]:
-    """The text of each row of a file; None for a row without a value.
+    """The text of each row of a file; None for a row without a value, or with nothing but blanks.
 
     Raises CorpusError for a file of another format, a column that does not exist, and a value that is not text.
     """
@@ -38,6 +38,8 @@ def row_texts(file: RawText, spec: RowsSpec, encoding: str) -> Iterator[str | No
     for place, row in read_rows(file, spec, encoding, spec.column):
         first = first or row
         text = cell(row, spec.column, f"{file.name}, {place}")
+        if text is not None and not text.strip():
+            text = None  # CSV has no other way to write that there is no value
         rows, found = rows + 1, found or text is not None
         yield text
     if rows and not found:
