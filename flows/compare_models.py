@@ -57,5 +57,5 @@ def compare_models(
         here = [model for model in found if isinstance(model, Model)]
         report = run(publish_models, names, evaluations, here, text, run(measure_baselines, text))
         where = show_experiment(f"experiments/compare-models-{corpus}", report, by="compare-models")
-    ran = run.ran("evaluate_model", "evaluate_pretrained")
+    ran = run.ran("evaluate_model", "evaluate_pretrained", "publish_models")
     return Completed(name="Completed" if ran else "Unchanged", message=where, data=where)  # type: ignore[return-value]
