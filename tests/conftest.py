@@ -133,7 +133,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def answers(project: Path) -> Iterator[None]:
+def answers(project: Path, prefect_server: None) -> Iterator[None]:
     """Prefect's answers in this project's own home."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 

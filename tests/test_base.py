@@ -5,13 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from safetensors.torch import load_file, save_file
 
 from bardflow.errors import BardError
@@ -32,13 +31,6 @@ LLAMA = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-
-
-@pytest.fixture
-def answers(project: Path, prefect_server: None) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def run(**changes: object) -> Outcome:

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from tokenizers import Tokenizer, normalizers
 
 from bardflow.errors import BardError
@@ -29,13 +27,6 @@ from tests.conftest import own_text
 
 CPU = Device("cpu", "f32")
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-@pytest.fixture
-def answers(project: Path, prefect_server: None) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def tokenizer_of(text: str, size: int = 300) -> Tokenizer:

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from pydantic import ValidationError
 
 from bardflow.errors import BardError
@@ -42,13 +40,6 @@ from bardflow.tasks.vocabulary import NoSuchVocabulary, vocabulary_named
 from tests.conftest import CHECKOUT, RECIPES
 
 SMALL = {"width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-@pytest.fixture
-def answers(project: Path, prefect_server: None) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def page_of(name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,31 @@ from bardflow.tasks.exporting import export
 from bardflow.tasks.importing import ImportRefused, import_model, read_provenance
 from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store
+from tests.conftest import make_project
 from tests.test_compare_models import QUICK, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.fixture(scope="module")
+def export_of_a_friend(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """The folder of a model that a friend trained and exported in a project of their own."""
+    folder = tmp_path_factory.mktemp("friend")
+    theirs = make_project(folder / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARDFLOW_PROJECT", str(theirs))
+        patch.setenv("BARDFLOW_HOME", str(theirs / "home"))
+        patch.delenv("CORPORA_MIRROR", raising=False)
+        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: theirs / "home" / "results"}):
+            trained = train_gpt("own", "tiny", Overrides.model_validate(QUICK))
+            export(Model(digest=trained.model), folder / "export")
+    return folder / "export"
+
+
 @pytest.fixture
-def exported(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a model that a friend exported; the present home is another, empty one."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        trained = train_gpt("own", "tiny", Overrides.model_validate(QUICK))
-        export(Model(digest=trained.model), tmp_path / "friend")
-    monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "mine"))
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "mine" / "results"}):
-        yield tmp_path / "friend"
+def exported(answers: None, export_of_a_friend: Path, tmp_path: Path) -> Path:
+    """A copy of the friend's folder; the present project is another one, with an empty home."""
+    return shutil.copytree(export_of_a_friend, tmp_path / "friend")
 
 
 def test_an_exported_model_is_imported_with_its_history(exported: Path, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """Laws of a tokenizer.json of another program as a vocabulary: a text comes back byte for byte, or is refused."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardflow.commands.planning import foresee_run
@@ -302,13 +301,6 @@ def test_a_file_without_a_decoder_a_token_or_a_fixed_result_is_refused(tmp_path:
 
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-@pytest.fixture
-def answers(project: Path, prefect_server: None) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def with_file(file: str, **changes: object) -> Overrides:

@@ -5,14 +5,12 @@ import json
 import re
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -37,13 +35,6 @@ from bardflow.tasks.run import refs, store
 from tests.conftest import serving
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-@pytest.fixture
-def answers(project: Path, prefect_server: None) -> Iterator[None]:
-    """Prefect's answers in this project's own home."""
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
-        yield
 
 
 def run(**changes: object) -> Any:
