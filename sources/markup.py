@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from bardflow.errors import installing
 from bardflow.sources.spec import CorpusError
 
 # The largest file, in characters and tags. An element takes 580 bytes of memory, and the text ten times its size.
@@ -96,9 +97,7 @@ def _text(page: str, name: str, *, main: bool) -> str:
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError as error:
-        raise CorpusError(
-            f"{name} needs the resiliparse library: .venv/bin/pip install -c constraints.txt -e '.[html]'"
-        ) from error
+        raise CorpusError(f"{name} needs the resiliparse library: {installing('html')}") from error
     if page.count("<") > MOST_TAGS:
         raise CorpusError(f"{name} has more than {MOST_TAGS:,} tags, too many for one page; divide it.")
     depth = 0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bardflow.errors import BardError
+from bardflow.errors import BardError, installing
 from bardflow.identity import restored
 from bardflow.model.networks import GPTSpec
 from bardflow.model.training import load_model
@@ -107,9 +107,7 @@ def check(folder: Path, model: Model) -> Checked:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError as error:
-        raise ExportError(
-            "--check needs the transformers library: .venv/bin/pip install -c constraints.txt -e '.[hub]'"
-        ) from error
+        raise ExportError(f"--check needs the transformers library: {installing('hub')}") from error
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from bardflow.errors import BardError
+from bardflow.errors import BardError, installing
 from bardflow.home import REPORTS_SITE, home
 from bardflow.pages import run as pages
 from bardflow.pages.parts import Part
@@ -147,9 +147,7 @@ def write_tensorboard(page: pages.RunPage, folder: Path) -> Path:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise BardError(
-            "this needs the tensorboard library: .venv/bin/pip install -c constraints.txt -e '.[tensorboard]'"
-        ) from error
+        raise BardError(f"this needs the tensorboard library: {installing('tensorboard')}") from error
     folder.mkdir(parents=True, exist_ok=True)
     begun = page.created.timestamp()
     with SummaryWriter(str(folder)) as writer:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bardflow.errors import BardError
+from bardflow.errors import BardError, installing
 
 # Windows are at most this long unless the caller says otherwise: a window's logits are all in memory.
 LONGEST_CONTEXT = 1024
@@ -60,9 +60,7 @@ def open_causal(folder: Path, *, context: int | None = None) -> tuple[CausalMode
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError as error:
-        raise NotScorable(
-            "this needs the transformers library: .venv/bin/pip install -c constraints.txt -e '.[hub]'"
-        ) from error
+        raise NotScorable(f"this needs the transformers library: {installing('hub')}") from error
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
