@@ -41,10 +41,29 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # The longest files first, so that no process is left with one of them at the end.
 LONG = ("test_cli.py", "test_train_gpt.py", "test_up.py", "test_training.py", "test_experiments.py")
 
+from bardflow.model.networks import GPTSpec  # noqa: E402
 from bardflow.tasks.recipes import load_recipe  # noqa: E402
 
 # The recipes of this checkout, by name.
 RECIPES = {path.stem: load_recipe(path.stem).recipe for path in sorted((CHECKOUT / "recipes").glob("*.toml"))}
+
+# A small network of each architecture.
+SMALL_NETWORKS = [
+    GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
+    GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
+    GPTSpec(
+        architecture="llama",
+        layers=2,
+        heads=4,
+        width=16,
+        context=8,
+        key_value_heads=2,
+        head_width=6,
+        query_key_norm=True,
+        activation="silu",
+        dropout=0.4,
+    ),
+]
 
 SMALL_CORPUS = """
 title = "A test's own text"

@@ -28,28 +28,13 @@ from bardflow.model.sampling import (
     sample_rows,
     window_start,
 )
+from tests.conftest import SMALL_NETWORKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
 VOCABULARY = 17
-SPECS = [
-    GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
-    GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
-    GPTSpec(
-        architecture="llama",
-        layers=2,
-        heads=4,
-        width=16,
-        context=8,
-        key_value_heads=2,
-        head_width=6,
-        query_key_norm=True,
-        activation="silu",
-        dropout=0.4,
-    ),
-]
-BOTH = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.architecture)
+BOTH = pytest.mark.parametrize("spec", SMALL_NETWORKS, ids=lambda spec: spec.architecture)
 
 
 @st.composite
@@ -283,7 +268,7 @@ def test_a_row_of_a_batch_is_the_same_row_drawn_alone(
 
 
 def test_rows_and_seeds_draw_apart_from_each_other() -> None:
-    gpt = lively(SPECS[0])
+    gpt = lively(SMALL_NETWORKS[0])
     texts = [
         tuple(row)
         for seed in (0, 1, 2**31, 2**32 - 1)
@@ -311,7 +296,7 @@ def test_a_prompt_may_be_one_token_or_far_longer_than_the_context(spec: GPTSpec)
 )
 def test_a_prompt_that_can_not_be_continued_is_refused_at_once(prompts: list[list[int]], said: str) -> None:
     with pytest.raises(SamplingError, match=said):
-        sample_rows(lively(SPECS[0]), prompts, SamplingSpec(), CPU)
+        sample_rows(lively(SMALL_NETWORKS[0]), prompts, SamplingSpec(), CPU)
 
 
 # Which token.
@@ -338,19 +323,19 @@ def test_one_choice_or_next_to_no_heat_takes_the_likeliest_token(spec: GPTSpec, 
 
 @pytest.mark.parametrize("choices", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-9}])
 def test_of_equally_likely_tokens_one_choice_takes_the_first(choices: dict[str, float]) -> None:
-    indifferent = build(SPECS[0], VOCABULARY)
+    indifferent = build(SMALL_NETWORKS[0], VOCABULARY)
     assert drawn(indifferent, SamplingSpec.model_validate(choices), 5) == [0] * 5
 
 
 def test_no_more_than_top_k_tokens_are_drawn_from() -> None:
-    indifferent = build(SPECS[0], VOCABULARY)
+    indifferent = build(SMALL_NETWORKS[0], VOCABULARY)
     assert set(drawn(indifferent, SamplingSpec(top_k=3), 100)) == {0, 1, 2}
     assert set(drawn(indifferent, SamplingSpec(top_k=None), 300)) == set(range(VOCABULARY))
     assert set(drawn(indifferent, SamplingSpec(top_k=1000), 300)) == set(range(VOCABULARY))
 
 
 def test_top_p_takes_the_fewest_tokens_that_have_that_share() -> None:
-    indifferent = build(SPECS[0], VOCABULARY)
+    indifferent = build(SMALL_NETWORKS[0], VOCABULARY)
     assert set(drawn(indifferent, SamplingSpec(top_p=2.5 / VOCABULARY), 100)) == {0, 1, 2}
     assert set(drawn(indifferent, SamplingSpec(top_p=1), 300)) == set(range(VOCABULARY))
     # Of the four that top_k leaves, each has a quarter.
@@ -393,7 +378,7 @@ def test_the_winner_is_the_first_of_those_that_sorting_everything_lets_in(
 
 @pytest.mark.parametrize("choices", [{}, {"top_k": None}, {"top_k": None, "top_p": 0.7}, {"top_k": 5}])
 def test_tokens_are_drawn_in_the_shares_of_the_softmax_at_that_temperature(choices: dict[str, float]) -> None:
-    gpt = lively(SPECS[0]).eval()
+    gpt = lively(SMALL_NETWORKS[0]).eval()
     with torch.no_grad():
         shares_V = (gpt(torch.tensor([[1, 2, 3]]))[0, -1] / 1.5).softmax(-1)
     kept = shares_V.sort(descending=True)
@@ -411,7 +396,7 @@ def test_tokens_are_drawn_in_the_shares_of_the_softmax_at_that_temperature(choic
 @pytest.mark.parametrize("temperature", [0, 0.8])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_model_that_computes_no_numbers_is_refused_in_words(temperature: float, value: float) -> None:
-    gpt = lively(SPECS[0])
+    gpt = lively(SMALL_NETWORKS[0])
     with torch.no_grad():
         gpt.head.weight[5] = value
     with pytest.raises(SamplingError, match="a finite number is expected; its training may have diverged"):

@@ -16,28 +16,13 @@ from bardflow.model.networks.gpt import GPT, build
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.scoring.held_out import Score, by_character, characters_started, charges, charges_both_ways, score
 from bardflow.model.training.batches import TooFewTokens
+from tests.conftest import SMALL_NETWORKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Device("cpu", "f32")
 VOCABULARY = 17
 BEFORE = np.array([3], np.uint16)
-SPECS = [
-    GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
-    GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, activation="gelu", dropout=0.4),
-    GPTSpec(
-        architecture="llama",
-        layers=2,
-        heads=4,
-        width=16,
-        context=8,
-        key_value_heads=2,
-        head_width=6,
-        query_key_norm=True,
-        activation="silu",
-        dropout=0.4,
-    ),
-]
 
 
 def lively(spec: GPTSpec) -> GPT:
@@ -68,7 +53,7 @@ def slow_nats(gpt: GPT, tokens: npt.NDArray[np.uint16], before: npt.NDArray[np.u
     return charged
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 @settings(max_examples=40)
 @given(length=st.integers(1, 40), preceding=st.integers(1, 12), stride=st.sampled_from([1, 3, 4, 8]))
 def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, preceding: int, stride: int) -> None:
@@ -81,7 +66,7 @@ def test_every_token_is_charged_exactly_once(spec: GPTSpec, length: int, precedi
 @settings(max_examples=40)
 @given(length=st.integers(1, 40), preceding=st.integers(1, 12))
 def test_both_ways_at_once_are_both_ways(context: int, length: int, preceding: int) -> None:
-    gpt = lively(SPECS[0].model_copy(update={"context": context}))
+    gpt = lively(SMALL_NETWORKS[0].model_copy(update={"context": context}))
     tokens, before = some_text(length), some_text(preceding, seed=1)
     disjoint, sliding = charges_both_ways(gpt, tokens, before=before, device=CPU)
     np.testing.assert_allclose(disjoint, charges(gpt, tokens, before=before, device=CPU), rtol=1e-5, atol=1e-6)
@@ -89,7 +74,7 @@ def test_both_ways_at_once_are_both_ways(context: int, length: int, preceding: i
     np.testing.assert_allclose(sliding, half, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 def test_half_a_context_between_windows_shows_every_token_at_least_half_a_context(spec: GPTSpec) -> None:
     gpt, tokens, before = lively(spec), some_text(30), some_text(20, seed=1)
     half = gpt.context // 2
@@ -107,10 +92,10 @@ def test_half_a_context_between_windows_shows_every_token_at_least_half_a_contex
 
 def test_a_stride_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 8"):
-        charges(lively(SPECS[0]), some_text(9), before=some_text(1), device=CPU, stride=9)
+        charges(lively(SMALL_NETWORKS[0]), some_text(9), before=some_text(1), device=CPU, stride=9)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 def test_the_score_is_the_same_however_much_is_computed_at_once(spec: GPTSpec) -> None:
     gpt, tokens = lively(spec), some_text(1003)
     expected = score(gpt, tokens, before=BEFORE, device=CPU).nats
@@ -119,14 +104,14 @@ def test_the_score_is_the_same_however_much_is_computed_at_once(spec: GPTSpec) -
         assert math.isclose(found.nats, expected, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 def test_the_first_token_is_charged_in_the_light_of_the_one_before(spec: GPTSpec) -> None:
     gpt = lively(spec)
     charged = {score(gpt, some_text(1), before=BEFORE * 0 + i, device=CPU).nats for i in range(VOCABULARY)}
     assert len(charged) == VOCABULARY
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 def test_the_shares_of_all_texts_add_up_to_one(spec: GPTSpec) -> None:
     gpt = lively(spec)
     texts = itertools.product(range(VOCABULARY), repeat=2)
@@ -135,20 +120,20 @@ def test_the_shares_of_all_texts_add_up_to_one(spec: GPTSpec) -> None:
 
 
 def test_a_bf16_score_is_near_the_f32_score() -> None:
-    gpt, tokens = lively(SPECS[0]), some_text(500)
+    gpt, tokens = lively(SMALL_NETWORKS[0]), some_text(500)
     exact = score(gpt, tokens, before=BEFORE, device=CPU).nats
     assert math.isclose(score(gpt, tokens, before=BEFORE, device=Device("cpu", "bf16")).nats, exact, rel_tol=1e-2)
 
 
 def test_an_empty_text_has_no_score() -> None:
     with pytest.raises(TooFewTokens, match="no tokens"):
-        score(lively(SPECS[0]), some_text(0), before=BEFORE, device=CPU)
+        score(lively(SMALL_NETWORKS[0]), some_text(0), before=BEFORE, device=CPU)
     with pytest.raises(TooFewTokens, match="precedes"):
-        score(lively(SPECS[0]), some_text(5), before=some_text(0), device=CPU)
+        score(lively(SMALL_NETWORKS[0]), some_text(5), before=some_text(0), device=CPU)
 
 
 def test_an_indifferent_model_pays_the_entropy_of_its_vocabulary() -> None:
-    gpt = build(SPECS[0], 32)
+    gpt = build(SMALL_NETWORKS[0], 32)
     found = score(gpt, some_text(50), before=BEFORE, device=CPU)
     assert math.isclose(found.nats_per_token, math.log(32), rel_tol=1e-6)
     assert math.isclose(found.bits_per(50), 5, rel_tol=1e-6)

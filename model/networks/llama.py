@@ -3,7 +3,6 @@
 Shapes in names: B batch, T time, C channels (width), H query heads, G key-value heads, D channels of a head.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +10,13 @@ from torch import Tensor, nn
 
 from bardflow.model.networks.attention import attend
 from bardflow.model.networks.cache import KeyValueCache
-from bardflow.model.networks.classic import ACTIVATIONS, add_dropped, computed
+from bardflow.model.networks.classic import ACTIVATIONS, add_dropped
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.modern import ROTARY_BASE, rotary_tables
+from bardflow.model.networks.modern import ROTARY_BASE, rotary_tables, through_rotary_blocks
 from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
-from bardflow.model.networks.weights import fill
 
 EPSILON = 1e-6
 # The classes in transformers: Qwen2 has biases of queries, keys and values, and Qwen3 a norm of queries and keys.
@@ -123,15 +121,8 @@ class LlamaGPT(GPT):
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """As `GPT.hidden`."""
-        T = ids_BT.shape[1]
         x_BTC = rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype)
-        if dropout is not None:
-            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
-        rotary = RotaryEmbedding(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
-        for i, block in enumerate(self.blocks):
-            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
-            x_BTC = computed(block, recompute, fused, x_BTC, rotary, *masks)
-        normed_BTC: Tensor = self.norm(x_BTC)
+        normed_BTC: Tensor = self.norm(through_rotary_blocks(self, x_BTC, dropout, recompute=recompute, fused=fused))
         return normed_BTC
 
     @torch.inference_mode()
@@ -182,11 +173,6 @@ class LlamaGPT(GPT):
         if not spec.tied:
             weights["lm_head.weight"] = self.head.weight
         return config, weights
-
-    @torch.no_grad()
-    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
-        """As `GPT.load_transformers`."""
-        fill(self.to_transformers()[1], weights)
 
 
 NETWORK = LlamaGPT

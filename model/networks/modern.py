@@ -1,6 +1,5 @@
 """The modern network: rotary positions, RMSNorm, normalised queries and keys, no biases; exported as `nanochat`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
-from bardflow.model.networks.weights import fill
 
 EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
@@ -91,15 +89,8 @@ class ModernGPT(GPT):
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """As `GPT.hidden`."""
-        T = ids_BT.shape[1]
         x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
-        if dropout is not None:
-            x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
-        rotary = RotaryEmbedding(*(self.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
-        for i, block in enumerate(self.blocks):
-            masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
-            x_BTC = computed(block, recompute, fused, x_BTC, rotary, *masks)
-        return norm(x_BTC)
+        return norm(through_rotary_blocks(self, x_BTC, dropout, recompute=recompute, fused=fused))
 
     @torch.inference_mode()
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
@@ -144,11 +135,6 @@ class ModernGPT(GPT):
             for ours, theirs in BLOCK_NAMES.items():
                 weights[f"model.layers.{i}.{theirs}.weight"] = block.get_parameter(f"{ours}.weight")
         return config, weights
-
-    @torch.no_grad()
-    def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
-        """As `GPT.load_transformers`."""
-        fill(self.to_transformers()[1], weights)
 
 
 NETWORK = ModernGPT
@@ -234,6 +220,18 @@ class _Block(nn.Module):
             return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)
         mlp_BTC: Tensor = self.mlp_out(self.activation(a_BTF))
         return mlp_BTC
+
+
+def through_rotary_blocks(gpt: GPT, x_BTC: Tensor, dropout: Dropout | None, *, recompute: bool, fused: bool) -> Tensor:
+    """Compute the blocks of a network with rotary positions, with dropout of their input and of what each adds."""
+    T = x_BTC.shape[1]
+    if dropout is not None:
+        x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
+    rotary = RotaryEmbedding(*(gpt.get_buffer(name)[:T].to(x_BTC.dtype) for name in ("cosine_TD", "sine_TD")))
+    for i, block in enumerate(gpt.blocks):
+        masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
+        x_BTC = computed(block, recompute, fused, x_BTC, rotary, *masks)
+    return x_BTC
 
 
 def norm(x: Tensor) -> Tensor:

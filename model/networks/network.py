@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from bardflow.model.networks.cache import KeyValueCache
 from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.networks.weights import fill
 
 
 class Parameters(BaseModel):
@@ -127,13 +129,14 @@ class GPT(nn.Module, ABC):
     def to_transformers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return `config.json` and the weights of the same model in `transformers`."""
 
-    @abstractmethod
+    @torch.no_grad()
     def load_transformers(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights, named as in `to_transformers`, into this model.
 
         Raises:
             model.networks.WrongWeights: the weights are not those of a model of this shape; nothing was copied.
         """
+        fill(self.to_transformers()[1], weights)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return logits (B, T, V) for the token after each of ids (B, T); T is at most the context."""
