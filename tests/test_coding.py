@@ -12,12 +12,13 @@ from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.scoring import coding
 from bardflow.model.scoring.coding import NotCoded, compress, decompress
 from bardflow.model.scoring.held_out import charges, score
-from tests.test_scoring import CPU, SPECS, lively, some_text
+from tests.conftest import SMALL_NETWORKS
+from tests.test_scoring import CPU, lively, some_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMALL_NETWORKS)
 @settings(max_examples=15)
 @given(length=st.integers(0, 300), stretch=st.sampled_from([8, 40, 8192]), before=st.integers(0, 16))
 def test_what_was_compressed_comes_back_and_takes_what_the_score_says(
@@ -37,7 +38,7 @@ def test_what_was_compressed_comes_back_and_takes_what_the_score_says(
 
 @pytest.mark.parametrize(("sure", "most_bits"), [(2, 20), (6, 60), (14, 120), (1e4, math.inf)])
 def test_a_token_that_the_model_all_but_rules_out_costs_what_the_score_says(sure: float, most_bits: float) -> None:
-    gpt = lively(SPECS[0])
+    gpt = lively(SMALL_NETWORKS[0])
     gpt.head.weight.data.mul_(sure)
     tokens = some_text(200)
     coded = compress(gpt, tokens, before=0, device=CPU)
@@ -50,9 +51,9 @@ def test_a_token_that_the_model_all_but_rules_out_costs_what_the_score_says(sure
 
 def test_another_model_reads_something_else_or_says_so() -> None:
     tokens = some_text(300)
-    coded = compress(lively(SPECS[0]), tokens, before=0, device=Device("cpu", "f32"))
+    coded = compress(lively(SMALL_NETWORKS[0]), tokens, before=0, device=Device("cpu", "f32"))
     try:
-        found = decompress(lively(SPECS[1]), coded, before=0, device=CPU)
+        found = decompress(lively(SMALL_NETWORKS[1]), coded, before=0, device=CPU)
     except NotCoded:
         return
     assert found.tolist() != tokens.tolist()
@@ -61,4 +62,4 @@ def test_another_model_reads_something_else_or_says_so() -> None:
 @pytest.mark.parametrize("length", [0, 3, 9])
 def test_a_file_that_was_cut_short_is_refused(length: int) -> None:
     with pytest.raises(NotCoded, match=f"{length} bytes"):
-        decompress(lively(SPECS[0]), b"\0" * length, before=0, device=CPU)
+        decompress(lively(SMALL_NETWORKS[0]), b"\0" * length, before=0, device=CPU)
