@@ -100,13 +100,19 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[str]:
-    """The API address of a real Prefect server with a database of its own."""
+    """The API address of a real Prefect server with a database of its own.
+
+    It keeps flow runs, but no events and task runs: recording these takes two thirds of a server's CPU time, and only
+    the tests of `bard up` look at them, on servers of their own.
+    """
     from bardflow.commands.up import server
 
     here = tmp_path_factory.mktemp("server")
     give_database(here, prefect_database)
     patch = pytest.MonkeyPatch()
     patch.setenv("BARDFLOW_HOME", str(here))
+    for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
+        patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
     with server() as url:
         patch.undo()
         yield url
@@ -158,6 +164,32 @@ def answers(project: Path, prefect_server: None) -> Iterator[None]:
 
     with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "results"}):
         yield
+
+
+@pytest.fixture(scope="session")
+def quick_home(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """A home in which the quick training has run on `own`, and a better one of 40 steps."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    folder = make_project(tmp_path_factory.mktemp("quick") / "project")
+    home = folder / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARDFLOW_PROJECT", str(folder))
+        patch.setenv("BARDFLOW_HOME", str(home))
+        patch.delenv("CORPORA_MIRROR", raising=False)
+        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
+            from tests.quick import run
+
+            run()
+            run(steps=40, leg_steps=40)
+    return home
+
+
+@pytest.fixture
+def quickly_answered(project: Path, answers: None, quick_home: Path) -> None:
+    """The project's home has the artifacts and Prefect's answers of the two trainings, but no names yet."""
+    for part in ("objects", "results"):
+        shutil.copytree(quick_home / part, project / "home" / part)
 
 
 @pytest.fixture

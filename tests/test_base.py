@@ -14,18 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bardflow.errors import BardError
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.training import NotAModel, load_model, load_pretrained, save_model
 from bardflow.model.vocabulary import VocabularySpec, learn
 from bardflow.outcome import Outcome
 from bardflow.storage.handles import Model
 from bardflow.storage.lineage import lineage
-from bardflow.tasks.recipes import Overrides, RecipeError
+from bardflow.tasks.recipes import RecipeError
 from bardflow.tasks.reporting import page_of
 from bardflow.tasks.run import store
+from tests import quick
 from tests.conftest import CHECKOUT, own_text, serving
 
-QUICK = {"steps": 4, "leg_steps": 2, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -34,7 +33,8 @@ LLAMA = {
 
 
 def run(**changes: object) -> Outcome:
-    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+    """Train quickly, with the width of the base model or of the recipe."""
+    return quick.run(**{"width": None} | changes)
 
 
 def foreign(kind: str, vocabulary_size: int, **more: Any) -> Any:

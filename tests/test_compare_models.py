@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, normalizers
 
 from bardflow.errors import BardError
 from bardflow.flows.compare_models import compare_models
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.machine import Device
 from bardflow.model.scoring import NotScorable, by_character, charges, generate, open_causal, tokenized
 from bardflow.model.vocabulary import VocabularySpec, learn
@@ -21,12 +20,11 @@ from bardflow.storage.handles import Evaluation
 from bardflow.storage.lineage import handle_of
 from bardflow.tasks.evaluation import charges_of, scores_of
 from bardflow.tasks.models_compared import PASSAGE, most_different
-from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store
 from tests.conftest import own_text
+from tests.quick import run
 
 CPU = Device("cpu", "f32")
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 
 
 def tokenizer_of(text: str, size: int = 300) -> Tokenizer:
@@ -139,9 +137,9 @@ def page_at(report: str) -> ExperimentPage:
     return ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_pretrained_model_stands_beside_the_champion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained = train_gpt("own", "tiny", Overrides.model_validate(QUICK))
+    trained = run()
     folder = write_model(tmp_path / "gpt2")
     report = compare_models([str(folder), "own/champion"], "own")
     page = page_at(report)
@@ -176,13 +174,13 @@ def test_a_pretrained_model_stands_beside_the_champion(tmp_path: Path, caplog: p
     assert did["evaluate_pretrained"] == "done"
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 @pytest.mark.parametrize(
     ("models", "said"),
     [(["own/champion"], "there is no 'own/champion'"), (["./nowhere"], "not a folder"), (["own/text"], "not a model")],
 )
 def test_what_is_no_model_is_refused(models: list[str], said: str) -> None:
     if models == ["own/text"]:
-        train_gpt("own", "tiny", Overrides.model_validate(QUICK))
+        run()
     with pytest.raises(BardError, match=said):
         compare_models(models, "own")

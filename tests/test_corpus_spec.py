@@ -94,10 +94,10 @@ def test_every_corpus_of_the_project_is_legal() -> None:
 
 def test_the_published_texts_are_pinned_and_tiny_shakespeare_is_left_byte_for_byte() -> None:
     shakespeare = load_corpus("tiny-shakespeare", CORPORA)
-    assert shakespeare.cleaning == ()
+    assert isinstance(shakespeare, CorpusSpec) and shakespeare.cleaning == ()
     for name in ("tiny-shakespeare", "three-kingdoms"):
-        source = load_corpus(name, CORPORA).source
-        assert isinstance(source, UrlSource)
+        spec = load_corpus(name, CORPORA)
+        assert isinstance(spec, CorpusSpec) and isinstance(source := spec.source, UrlSource)
         assert source.sha256 is not None
         assert re.search(r"/[0-9a-f]{40}/", source.url), "the address is that of one commit"
 
@@ -195,6 +195,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 def test_a_spec_cannot_be_changed() -> None:
     spec = load_corpus("synthetic", CORPORA)
+    assert isinstance(spec, CorpusSpec)
     with pytest.raises(ValidationError, match="frozen"):
         spec.title = "Other"
     with pytest.raises(ValidationError, match="frozen"):

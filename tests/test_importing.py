@@ -5,37 +5,29 @@ import shutil
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from bardflow.errors import BardError
 from bardflow.flows.compare_models import compare_models
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.training import load_model
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.storage.garbage import collect_garbage
 from bardflow.storage.handles import Model
 from bardflow.tasks.exporting import export
 from bardflow.tasks.importing import ImportRefused, import_model, read_provenance
-from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store
-from tests.conftest import make_project
-from tests.test_compare_models import QUICK, write_model
+from tests.quick import run
+from tests.test_compare_models import write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(scope="module")
-def export_of_a_friend(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+def export_of_a_friend(tmp_path_factory: pytest.TempPathFactory, quick_home: Path) -> Path:
     """The folder of a model that a friend trained and exported in a project of their own."""
     folder = tmp_path_factory.mktemp("friend")
-    theirs = make_project(folder / "project")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BARDFLOW_PROJECT", str(theirs))
-        patch.setenv("BARDFLOW_HOME", str(theirs / "home"))
-        patch.delenv("CORPORA_MIRROR", raising=False)
-        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: theirs / "home" / "results"}):
-            trained = train_gpt("own", "tiny", Overrides.model_validate(QUICK))
-            export(Model(digest=trained.model), folder / "export")
+        patch.setenv("BARDFLOW_HOME", str(quick_home))
+        export(Model(digest=refs().history("own/champion")[0].digest), folder / "export")
     return folder / "export"
 
 
@@ -67,15 +59,12 @@ def test_an_exported_model_is_imported_with_its_history(exported: Path, tmp_path
 
 def test_an_imported_model_is_compared_and_trained_further(exported: Path) -> None:
     import_model(str(exported), "friend", by="test")
-    further = train_gpt("own", "tiny", Overrides.model_validate({**QUICK_FURTHER, "base_model": "models/friend"}))
+    further = run(base_model="models/friend", width=None)
     report = compare_models(["models/friend", "own/champion"], "own")
     page = ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
     bits = {row[0]: row[1] for row in page.parts[0].tables[0].rows}
     assert bits["own/champion"] == f"{further.bits_per_character:.4f}" and float(str(bits["models/friend"])) > 0
     assert str(exported) in store().facts(Model(digest=further.model))["base"]
-
-
-QUICK_FURTHER = {name: value for name, value in QUICK.items() if name != "width"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "bardflow.json"])

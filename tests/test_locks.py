@@ -97,7 +97,7 @@ def test_no_corpus_is_named_like_the_search_on_another() -> None:
 def test_questions_are_asked_under_the_lease_alone() -> None:
     run = Run()
     with pytest.raises(RuntimeError, match="with Run"):
-        run(learn_vocabulary)
+        run(learn_vocabulary)  # type: ignore[call-arg]
     with holders(("collecting_garbage",)) as [collection]:
         assert collection.says() == "has it"
     with run, holders(("collecting_garbage",)) as [collection]:

@@ -17,8 +17,6 @@ from bardflow.commands.cli import app
 from bardflow.flows.compare_vocabularies import compare_vocabularies
 from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.flows.refresh_corpora import refresh_corpora
-from bardflow.flows.train_gpt import train_gpt
-from bardflow.outcome import Outcome
 from bardflow.sources.corpora import load_corpus
 from bardflow.sources.documents import Part, Piece
 from bardflow.sources.mixing import ReadSet, mix
@@ -29,12 +27,11 @@ from bardflow.storage.handles import Corpus, Evaluation, Model, Report
 from bardflow.storage.lineage import lineage
 from bardflow.tasks.evaluation import CHARGES
 from bardflow.tasks.index import board, write_index
-from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.reporting import page_of
 from bardflow.tasks.run import refs, store
 from tests.conftest import CHECKOUT
+from tests.quick import quickly, run
 
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 Documents = list[tuple[int, str]]
 
 
@@ -178,10 +175,6 @@ def test_the_list_of_corpora_shows_what_a_mixture_is_made_of(both: Path) -> None
     assert listed[0]["name"] == "both" and listed[0]["mixture"][1] == {"corpus": "generated", "weight": 0.5}
 
 
-def train(corpus: str = "both", **changes: Any) -> Outcome:
-    return train_gpt(corpus, "tiny", Overrides.model_validate(QUICK | changes))
-
-
 def text(corpus: str) -> tuple[Corpus, dict[str, Any]]:
     head = refs().head(f"{corpus}/text")
     assert head is not None
@@ -191,7 +184,7 @@ def text(corpus: str) -> tuple[Corpus, dict[str, Any]]:
 @pytest.mark.usefixtures("prefect_server", "answers")
 class TestFlows:
     def test_a_mixture_is_trained_on_and_its_parts_stand_in_facts_report_and_lineage(self, both: Path) -> None:
-        outcome = train()
+        outcome = run("both")
         refresh_corpora(["own", "generated"])
         mixed, facts = text("both")
         own, generated = text("own"), text("generated")
@@ -210,7 +203,7 @@ class TestFlows:
         page = page_of(report)
         assert page.corpus.address is None
         # Weighted by their characters, the parts' bits are the whole score.
-        bits = sum(float(str(row[6])) * int(str(row[5])) for row in rows.values())  # type: ignore[arg-type]
+        bits = sum(float(str(row[6])) * int(str(row[5])) for row in rows.values())
         assert bits / page.corpus.validation_characters == pytest.approx(page.scores.bits_per_character, abs=1e-4)
         evaluation = Evaluation(digest=refs().history("both/tiny")[-1].notes["evaluation"])
         charged = np.load(store().folder(evaluation) / CHARGES)[: own[1]["survey"]["validation_characters"]]
@@ -224,37 +217,35 @@ class TestFlows:
         assert "own.txt" in explained and "synthetic:9000" in explained and "mix_corpora@1" in explained
 
     def test_only_what_changed_of_a_mixture_is_made_again(self, both: Path) -> None:
-        assert train().trained
-        second = train()
+        assert run("both").trained
+        second = run("both")
         assert not second.trained and "corpus unchanged" in second.why
         before, _ = text("both")
         (both / "corpora" / "both.toml").write_text(MIXED.replace("0.5", "0.6"))
-        third = train()
+        third = run("both")
         assert third.trained and "the mixture is new or changed" in third.why
         assert text("both")[0] != before
         (both / "texts" / "own.txt").write_text("Another text. " * 1000)
-        assert "the corpus is new or changed" in train().why
+        assert "the corpus is new or changed" in run("both").why
 
     def test_the_other_flows_and_commands_work_on_a_mixture(self, both: Path) -> None:
         planned = json.loads(CliRunner().invoke(app, ["plan", "both", "--recipe", "tiny", "--json"]).output)
-        outcome = train()
+        outcome = run("both")
         known = json.loads(CliRunner().invoke(app, ["plan", "both", "--recipe", "tiny", "--json"]).output)
         assert planned["vocabulary_size"] == known["vocabulary_size"]
         assert refresh_corpora()["both"].startswith("unchanged")
         assert evaluate_gpt(["both"])["both"] == pytest.approx(outcome.bits_per_character)
-        compared = compare_vocabularies(
-            ["both"], ["char", "bytes"], "tiny", Overrides.model_validate(QUICK), "characters", characters=2000
-        )
+        compared = compare_vocabularies(["both"], ["char", "bytes"], "tiny", quickly(), "characters", characters=2000)
         assert compared
         assert board("both").title == "Both" and write_index().is_file()
 
     def test_garbage_collection_keeps_what_a_mixture_was_made_of(self, both: Path) -> None:
-        train()
+        run("both")
         _, facts = text("both")
         collect_garbage(store(), refs(), dry_run=False)
         for part in facts["mixture"]:
             assert store().damage(Corpus(digest=part["digest"])) is None
-        assert not train().trained
+        assert not run("both").trained
 
     def test_the_example_in_the_docs_is_trained_on(self, both: Path) -> None:
         page = (CHECKOUT / "docs" / "corpora.md").read_text(encoding="utf-8")
@@ -264,7 +255,7 @@ class TestFlows:
             twin = (both / "corpora" / "generated.toml").read_text().replace("9000", f"{5000 + len(name)}")
             (both / "corpora" / f"{name}.toml").write_text(twin)
         (both / "corpora" / "plays-and-novels.toml").write_text(example)
-        assert train("plays-and-novels").trained
+        assert run("plays-and-novels").trained
         parts = {part["corpus"]: part for part in text("plays-and-novels")[1]["mixture"]}
         assert parts["tiny-shakespeare"]["train_characters"] == 2 * int(0.9 * 5016)
         assert parts["three-kingdoms"]["train_characters"] == int(0.9 * 5014) // 2

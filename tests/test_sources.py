@@ -423,6 +423,7 @@ def real(mirror: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
     def brought(name: str) -> tuple[CorpusSpec, Path]:
         spec = load_corpus(name, PROJECT / "corpora")
+        assert isinstance(spec, CorpusSpec)
         folder = tmp_path_factory.mktemp(name)
         fetch(spec, folder / "raw", downloads=folder / "downloads", mirror=mirror)
         return spec, folder / "raw"

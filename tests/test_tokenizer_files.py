@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bardflow.commands.planning import foresee_run
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.vocabulary import (
     NotLossless,
     TextStream,
@@ -23,13 +22,13 @@ from bardflow.model.vocabulary import (
     vocabulary_from_file,
     vocabulary_size,
 )
-from bardflow.outcome import Outcome
 from bardflow.storage.handles import Corpus, Model, Source, TokenShards, Vocabulary
 from bardflow.storage.lineage import lineage
 from bardflow.tasks.exporting import check, export
-from bardflow.tasks.recipes import Overrides, recipe
+from bardflow.tasks.recipes import recipe
 from bardflow.tasks.run import store
 from bardflow.tasks.vocabulary import line_of
+from tests.quick import quickly, run
 from tests.test_vocabulary import TEXT, any_text
 
 # The words of Qwen's tokenizers: contractions, letters with one sign before them, single digits, signs, white space.
@@ -300,33 +299,26 @@ def test_a_file_without_a_decoder_a_token_or_a_fixed_result_is_refused(tmp_path:
         vocabulary_from_file(tmp_path / "sheet.json")
 
 
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-def with_file(file: str, **changes: object) -> Overrides:
-    return Overrides.model_validate(QUICK | {"vocabulary_kind": "file", "vocabulary_file": file} | changes)
-
-
-def run(file: str, **changes: object) -> Outcome:
-    return train_gpt("own", "tiny", with_file(file, **changes))
+def with_file(file: str) -> dict[str, str]:
+    return {"vocabulary_kind": "file", "vocabulary_file": file}
 
 
 @pytest.mark.usefixtures("answers")
 def test_a_model_is_trained_on_the_content_of_a_file_wherever_it_lies(project: Path, tmp_path: Path) -> None:
     stored(with_cls(qwen()), project)
-    first = run("their-tokenizer.json", compress=True)
+    first = run(**with_file("their-tokenizer.json"), compress=True)
     model = Model(digest=first.model)
     size = vocabulary_size(vocabulary_from_file(project / "their-tokenizer.json"))
     facts = store().facts(model)
     assert first.trained and (facts["vocabulary_kind"], facts["vocabulary_size"]) == ("file", size)
     [vocabulary] = [node.handle for node in lineage(store(), model) if isinstance(node.handle, Vocabulary)]
     assert store().origin(vocabulary).task == "import_vocabulary@1"
-    planned = foresee_run("own", recipe("tiny", with_file("their-tokenizer.json")), None, {}, 0)
+    planned = foresee_run("own", recipe("tiny", quickly(**with_file("their-tokenizer.json"))), None, {}, 0)
     assert planned.vocabulary_size == size and planned.parameters.total == facts["parameters"]
 
     (project / "theirs").mkdir()
     (project / "their-tokenizer.json").rename(project / "theirs" / "tokenizer.json")
-    moved = run("theirs", compress=True)
+    moved = run(**with_file("theirs"), compress=True)
     assert not moved.trained and moved.model == first.model
 
     found = export(model, tmp_path / "export") and check(tmp_path / "export", model)
@@ -335,7 +327,7 @@ def test_a_model_is_trained_on_the_content_of_a_file_wherever_it_lies(project: P
     assert f"Vocabulary: file, {size:,} tokens" in card
 
     stored(gpt2(), project)
-    assert run("their-tokenizer.json").model != first.model
+    assert run(**with_file("their-tokenizer.json")).model != first.model
 
 
 @pytest.mark.usefixtures("answers")
@@ -349,7 +341,7 @@ def test_a_text_that_the_file_changes_is_refused_with_its_line_before_anything_i
     lines[int(len(lines) * share)] += " cafe\u0301"
     text.write_text("\n".join(lines) + "\n")
     with pytest.raises(VocabularyError, match=rf"at line [\d,]+ of the {place} of own, .*'e\u0301.*NFC") as caught:
-        run("their-tokenizer.json")
+        run(**with_file("their-tokenizer.json"))
     if place == "training set":
         assert f"at line {int(len(lines) * share) + 1:,} of" in str(caught.value)
     kinds = {type(handle) for handle in store().handles()}
@@ -362,7 +354,7 @@ def test_a_file_that_is_no_vocabulary_is_refused_before_a_text_is_fetched(projec
     stored(bert(), project)
     for file, words in (("their-tokenizer.json", "depends on its neighbours"), ("none.json", "is not a file")):
         with pytest.raises(VocabularyError, match=words):
-            run(file)
+            run(**with_file(file))
     assert not (project / "home" / "objects").exists()
 
 

@@ -20,7 +20,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bardflow.commands.web import reports_app, writing_app
 from bardflow.errors import BardError
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.machine import device
 from bardflow.model.sampling import SamplingSpec, sample, sample_watched
 from bardflow.model.training.checkpoints import load_model
@@ -29,16 +28,11 @@ from bardflow.storage.handles import Model, Report
 from bardflow.tasks.champion import rollback
 from bardflow.tasks.exporting import ExportError, check, export, push
 from bardflow.tasks.index import write_index
-from bardflow.tasks.recipes import Overrides, overrides_from
+from bardflow.tasks.recipes import overrides_from
 from bardflow.tasks.reporting import METRICS, address_of, page_of, write_tensorboard
 from bardflow.tasks.run import refs, store
 from tests.conftest import serving
-
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
-
-
-def run(**changes: object) -> Any:
-    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+from tests.quick import run
 
 
 def champion() -> Model:
@@ -47,7 +41,7 @@ def champion() -> Model:
     return Model(digest=head.digest)
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_the_index_leads_to_every_report_and_tells_who_was_champion_when(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +91,7 @@ def test_one_bad_corpus_file_is_a_row_with_its_error_and_the_others_stand(projec
         assert "make train CORPUS=draft" not in answer.text
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_what_a_home_holds_that_cannot_be_read_is_told_on_the_index_and_the_rest_is_shown(project: Path) -> None:
     outcome = run()
     kept = (project / "corpora" / "own.toml").read_text()
@@ -122,7 +116,7 @@ def test_what_a_home_holds_that_cannot_be_read_is_told_on_the_index_and_the_rest
     assert f"{outcome.bits_per_character:.4f}" in page
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_request_of_the_index_reads_no_artifact_to_its_end(project: Path) -> None:
     run()
     shown = [write_index().read_text(encoding="utf-8")]
@@ -168,7 +162,7 @@ def babbling(monkeypatch: pytest.MonkeyPatch) -> Model:
     return champion()
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_model_that_draws_bytes_of_no_character_comes_to_an_end(babbling: Model) -> None:
     with TestClient(writing_app("own/champion", babbling)) as client:
         answer = client.post("/write", json={"prompt": "Verse", "characters": 20, "top_k": None})
@@ -176,7 +170,7 @@ def test_a_model_that_draws_bytes_of_no_character_comes_to_an_end(babbling: Mode
         assert len(text) == 20 and set(text) == {"\ufffd"}
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_client_that_goes_away_leaves_the_page_to_the_next(babbling: Model) -> None:
     wish = {"prompt": "Verse", "characters": 20_000, "top_k": None}  # no text before 20,000 bytes are drawn
     with serving(writing_app("own/champion", babbling)) as address:
@@ -192,7 +186,7 @@ def test_a_client_that_goes_away_leaves_the_page_to_the_next(babbling: Model) ->
         assert len("".join(json.loads(line)["text"] for line in answer.text.splitlines())) == 5
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_prompt_that_is_no_text_is_refused_wherever_it_comes_from() -> None:
     run()
     with TestClient(writing_app("own/champion", champion())) as client:
@@ -202,7 +196,7 @@ def test_a_prompt_that_is_no_text_is_refused_wherever_it_comes_from() -> None:
         overrides_from({"prompt": "Verse \udcff"})
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_the_page_to_write_streams_the_text_that_the_model_draws() -> None:
     run()
     with TestClient(writing_app("own/champion", champion())) as client:
@@ -221,7 +215,7 @@ def test_the_page_to_write_streams_the_text_that_the_model_draws() -> None:
             assert refused.status_code == 422 and said in refused.json()["error"]
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_a_runs_metrics_are_its_curve_as_json_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = Report(digest=Path(run().report).parent.name)
     lines = [json.loads(line) for line in (store().folder(report) / METRICS).read_text().splitlines()]
@@ -241,7 +235,7 @@ def test_a_runs_metrics_are_its_curve_as_json_lines(monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "board").exists()
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 def test_watching_changes_no_draw() -> None:
     run()
     folder = store().folder(champion())
@@ -255,7 +249,7 @@ def test_watching_changes_no_draw() -> None:
         assert len(drawn.likeliest) == 4 and 0 < drawn.shares[0] <= 1
 
 
-@pytest.mark.usefixtures("answers")
+@pytest.mark.usefixtures("quickly_answered")
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("unigram", 300), ("wordpiece", 540)])
 def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has_its_scores(
     kind: str, size: int, tmp_path: Path
