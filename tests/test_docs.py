@@ -5,8 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -43,6 +43,12 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
+@pytest.mark.parametrize("words", [["trian"], ["train", "--recipee", "tiny"], ["corpus", "ad"], ["show", "a", "b"]])
+def test_a_wrong_command_in_a_page_would_be_noticed(words: list[str]) -> None:
+    with pytest.raises(Exception, match=r"no command|[Nn]o such option|unexpected extra argument"):
+        require_legal(words)
+
+
 @pytest.mark.parametrize(("page", "line"), list(commands()))
 def test_commands_are_legal(page: str, line: str) -> None:
     words = shlex.split(line, comments=True)
@@ -60,12 +66,11 @@ def test_commands_are_legal(page: str, line: str) -> None:
 
 
 def require_legal(words: list[str]) -> None:
-    command: click.Command = typer.main.get_command(app)
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name, *words = words
-        found = command.get_command(click.Context(command), name)
-        assert found is not None, f"bard has no command {name}"
-        command = found
+        assert name in command.commands, f"bard has no command {name}"
+        command = command.commands[name]
     if words and words[0] not in ("--help", "--version"):
         command.make_context(command.name, list(words))
 

@@ -219,7 +219,7 @@ def added(folder: Path, *documents: str, **more: str) -> Added:
     spec = CorpusSpec(name="it", title="It", source=source_at(str(folder / "texts"), folder))
     propose = [field for field in PROPOSED if field not in more]
     return look(
-        spec, project=folder, downloads=folder / "downloads", mirror=None, propose=propose, **more  # type: ignore[arg-type]
+        spec, project=folder, downloads=folder / "downloads", mirror=None, propose=propose, **more
     )  # fmt: skip
 
 

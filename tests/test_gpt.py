@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.gpt import GPT, build, count_parameters, working_copy
+from bardflow.model.networks.gpt import build, count_parameters, working_copy
 from bardflow.model.networks.modern import rotary_tables
+from bardflow.model.networks.network import GPT
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.training.checkpoints import NotAModel, load_model, save_model
 from tests.conftest import RECIPES

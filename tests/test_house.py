@@ -203,7 +203,7 @@ def test_what_is_left_out_of_a_key_is_an_argument_of_its_task() -> None:
 
 def test_an_ignored_argument_is_in_no_key_and_everything_else_is() -> None:
     def key(policy: CacheByInputs, **inputs: Any) -> str | None:
-        return policy.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {})  # type: ignore[arg-type]
+        return policy.compute_key(SimpleNamespace(task=learn_vocabulary), inputs, {})
 
     policy = CACHE_BY_INPUTS.ignoring("threads")
     assert key(policy, seed=1, threads=2) == key(policy, seed=1, threads=3) == key(CACHE_BY_INPUTS, seed=1)

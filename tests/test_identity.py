@@ -43,7 +43,7 @@ GOLDEN_CORPORA = {
 
 
 def key(task: Task[..., Any], **inputs: Any) -> str:
-    made = CACHE_BY_INPUTS.compute_key(SimpleNamespace(task=task), inputs, {})  # type: ignore[arg-type]
+    made = CACHE_BY_INPUTS.compute_key(SimpleNamespace(task=task), inputs, {})
     assert made is not None and made.startswith(f"{task.name}-{task.version}-")
     return made.rpartition("-")[2]
 
@@ -80,7 +80,7 @@ def test_a_field_that_was_added_later_and_says_as_before_changes_no_key() -> Non
     smoothing = Annotated[float, AsBefore(0.0), Field(ge=0, lt=1)]
     of_today, kept = TrainingSpec(), canonical(TrainingSpec())
     for default in (0.0, 0.1):
-        spec = later(label_smoothing=(smoothing, default))
+        spec: Any = later(label_smoothing=(smoothing, default))
         assert canonical(spec(label_smoothing=0.0)) == kept
         assert canonical(spec(label_smoothing=0.2)) != kept
     assert canonical(later(label_smoothing=(smoothing, 0.1))()) != kept, "another default is another question"

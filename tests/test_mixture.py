@@ -63,7 +63,7 @@ def test_a_weight_is_how_often_the_training_text_stands_there_and_validation_tex
     one, other = mixed.parts
     assert (one.train_characters, one.validation_characters, one.documents) == (25, 6, 7)
     assert (other.train_characters, other.validation_characters, other.documents) == (5, 1, 2)
-    assert (one.train_share, other.train_share) == (pytest.approx(25 / 30), pytest.approx(5 / 30))
+    assert (one.train_share, other.train_share) == pytest.approx((25 / 30, 5 / 30))
 
 
 @settings(max_examples=80)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from bardflow.model.machine.device import Device
 from bardflow.model.networks.cache import CacheFull, KeyValueCache
-from bardflow.model.networks.gpt import GPT, build
+from bardflow.model.networks.gpt import build
+from bardflow.model.networks.network import GPT
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.sampling import (
     SamplingError,
@@ -387,7 +388,7 @@ def test_tokens_are_drawn_in_the_shares_of_the_softmax_at_that_temperature(choic
         count = int((kept.values.cumsum(0) < choices["top_p"]).sum()) + 1
     expected_V = torch.zeros(VOCABULARY).scatter(0, kept.indices[:count], kept.values[:count])
     expected_V /= expected_V.sum()
-    [*rows] = next(sample_rows(gpt, [[1, 2, 3]] * 2000, SamplingSpec(temperature=1.5, **choices), CPU))  # type: ignore[arg-type]
+    [*rows] = next(sample_rows(gpt, [[1, 2, 3]] * 2000, SamplingSpec(temperature=1.5, **choices), CPU))
     counts = np.bincount(rows, minlength=VOCABULARY)
     # 2,000 draws: a standard deviation is at most 0.011.
     assert np.abs(counts / 2000 - expected_V.numpy()).max() < 0.05

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bardflow.model.machine.device import Device
 from bardflow.model.machine.execution import Execution
-from bardflow.model.networks.gpt import GPT, build
+from bardflow.model.networks.gpt import build
+from bardflow.model.networks.network import GPT
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.scoring.held_out import Score, by_character, characters_started, charges, charges_both_ways, score
 from bardflow.model.training.batches import TooFewTokens

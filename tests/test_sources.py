@@ -52,7 +52,7 @@ def reading(tmp_path: Path, files: dict[str, bytes], *, cut: str = "whole", **sp
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    return read(corpus(PathSource(path="files"), cut, **spec), folder)  # type: ignore[arg-type]
+    return read(corpus(PathSource(path="files"), cut, **spec), folder)
 
 
 def by_document(pieces: Reading) -> list[str]:

@@ -151,7 +151,7 @@ def babbling(monkeypatch: pytest.MonkeyPatch) -> Model:
     tokens = load(store().folder(champion()) / TOKENIZER_FILE).get_vocab()
 
     def with_other_head(folder: Path) -> Any:
-        gpt = load_model(folder)
+        gpt: Any = load_model(folder)
         weight = gpt.head.weight
         babble = Babble(gpt.head, [tokens[f"<0x{byte:02X}>"] for byte in range(0x80, 0xC0)])
         gpt.head = babble
