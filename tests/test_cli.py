@@ -55,9 +55,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> Iterat
 
 @pytest.fixture
 def bard(
-    trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
+    trained: tuple[Path, dict[str, Any], str],
+    prefect_server: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Any]:
     """Call the command line in this process, in the trained project."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
     monkeypatch.setenv("BARDFLOW_PROJECT", str(trained[0]))
     monkeypatch.setenv("BARDFLOW_HOME", str(trained[0] / "home"))
     monkeypatch.delenv("CORPORA_MIRROR", raising=False)
@@ -70,7 +75,8 @@ def bard(
         out, err = capsys.readouterr()
         return Said(int(end.value.code or 0), out, err)
 
-    return call
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: trained[0] / "home" / "results"}):
+        yield call
 
 
 def test_a_training_ends_with_scores_a_sample_the_report_and_the_champion(
@@ -88,9 +94,9 @@ def test_a_training_ends_with_scores_a_sample_the_report_and_the_champion(
 def test_a_repeated_training_trains_nothing_also_after_garbage_collection(
     trained: tuple[Path, dict[str, Any], str], bard: Any
 ) -> None:
-    another = typed(trained[0], *ARGUMENTS, "--set", "steps=2", "--set", "leg_steps=2")  # takes the name own/tiny over
+    another = bard(*ARGUMENTS, "--set", "steps=2", "--set", "leg_steps=2")  # takes the name own/tiny over
     assert another.code == 0, another.err
-    assert typed(trained[0], *ARGUMENTS).code == 0  # and gives it back: no name refers to the other run now
+    assert bard(*ARGUMENTS).code == 0  # and gives it back: no name refers to the other run now
     planned = json.loads(bard("gc", "--dry-run", "--json").out)
     collected = json.loads(bard("gc", "--json").out)
     assert collected["objects"] == planned["objects"] != []
@@ -350,25 +356,26 @@ def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_g
 
 
 def test_a_killed_training_goes_on_from_its_last_leg_and_ends_with_the_same_model(
-    tmp_path: Path, trained: tuple[Path, dict[str, Any], str], prefect_database: Path
+    tmp_path: Path, trained: tuple[Path, dict[str, Any], str], server_url: str
 ) -> None:
-    project = make_project(tmp_path / "project", prefect_database)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bardflow.commands.cli", *ARGUMENTS],
-        stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(project),
-    )  # fmt: skip
-    assert process.stderr is not None
-    story = []
-    for line in process.stderr:
-        story.append(line)
-        if line.startswith("train_leg"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    process.stderr.close()
-    assert process.returncode == -signal.SIGKILL, "".join(story)
+    project = make_project(tmp_path / "project")
+    with served_by(project / "home", server_url):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bardflow.commands.cli", *ARGUMENTS],
+            stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(project),
+        )  # fmt: skip
+        assert process.stderr is not None
+        story = []
+        for line in process.stderr:
+            story.append(line)
+            if line.startswith("train_leg"):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        process.stderr.close()
+        assert process.returncode == -signal.SIGKILL, "".join(story)
 
-    said = typed(project, *ARGUMENTS, "--json")
+        said = typed(project, *ARGUMENTS, "--json")
     assert said.code == 0, said.err
     legs = [line.split()[1] for line in said.err.splitlines() if line.startswith("train_leg")]
     assert legs[0] == "cached" and "done" in legs
