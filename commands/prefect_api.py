@@ -10,13 +10,12 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from bardflow.commands.processes import UpError, end_of, environment_of, start
+from bardflow.commands.processes import FLOW_RUN, UpError, end_of, environment_of, start
 from bardflow.home import home
 
 POOL = "bardflow"
 WORKER = "bardflow"
 UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow run
 PLAN_SECONDS = 20  # the scheduler looks at changed deployments every 5 s
 
 

@@ -1,4 +1,4 @@
-"""Processes that `bard` starts: logs, stopping, cleaning up after killed commands, locks and ports."""
+"""Processes that `bard` starts: logs, starting again, stopping, cleaning up after killed commands, locks and ports."""
 
 import errno
 import fcntl
@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple, TextIO
 
 import psutil
@@ -22,7 +24,11 @@ from bardflow.home import held, home, prefect_environment, project_folder, up_lo
 PROJECT_PORT = 4200
 # Environment variable of every process started here, and of its flow runs: the path of the supervisor's lock.
 SUPERVISOR = "BARDFLOW_SUPERVISOR"
-STOP_SECONDS = 15
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow run
+# The signals that end a command with everything that it started.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SECONDS = 5  # from SIGTERM to SIGKILL for one child (a server waits for open browsers)
+KILL_SECONDS = 15
 LOG_LINES = 20
 
 
@@ -67,7 +73,7 @@ def start(
 
 
 def stop(child: Child) -> None:
-    """Stop a child with SIGTERM, and after 15 s with SIGKILL to its session (a server waits for open browsers)."""
+    """Stop a child with SIGTERM, and after 5 s with SIGKILL to its session."""
     if child.process.poll() is None:
         child.process.terminate()
         try:
@@ -127,20 +133,47 @@ def supervised_by(lock: Path) -> Iterator[psutil.Process]:
 
 
 def stop_leftovers() -> list[psutil.Process]:
-    """Kill the processes of this home whose supervisor was killed, and return them."""
+    """Kill the processes of this home whose supervisor was killed, and return them; delete the lock files of these."""
     marks = {environment_of(process).get(SUPERVISOR) for process in psutil.process_iter()}
     locks = [Path(mark) for mark in marks if mark is not None and Path(mark).parent == me().parent]
-    return kill(process for lock in locks if not held(lock) for process in supervised_by(lock))
+    killed = kill_all(lambda: (process for lock in locks if not held(lock) for process in supervised_by(lock)))
+    for lock in me().parent.glob(f"{os.uname().nodename}-*.lock"):
+        if not held(lock):
+            with suppress(BlockingIOError), holding(lock):
+                lock.unlink()
+    return killed
 
 
-def kill(processes: Iterator[psutil.Process]) -> list[psutil.Process]:
+def kill(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Send SIGKILL to each process and wait until it is gone."""
     found = list(processes)
     for process in found:
-        if process.is_running():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(found, timeout=STOP_SECONDS)
+    deadline = time.monotonic() + KILL_SECONDS
+    while any(map(lives, found)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Return whether the process runs; a zombie has ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_all(processes: Callable[[], Iterable[psutil.Process]]) -> list[psutil.Process]:
+    """Kill the processes, and those that they started meanwhile, until none is found; return them.
+
+    Flow runs are killed after all others, so that no worker reports them as crashed.
+    """
+    killed: list[psutil.Process] = []
+    while found := list(processes()):
+        others = [process for process in found if FLOW_RUN not in environment_of(process)]
+        killed += kill(others or found)
+    return killed
 
 
 # Locks and ports
@@ -153,32 +186,94 @@ def holding(lock: Path) -> Iterator[TextIO]:
     Raises:
         BlockingIOError: another process holds the lock.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a", encoding="utf-8") as file:
-        deadline = time.monotonic() + 1  # `held` takes the lock for a moment to test it
-        while True:
+    deadline = time.monotonic() + 1  # `held` takes the lock for a moment to test it
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-        yield file
+                continue
+            # The file may have been deleted before it was locked.
+            if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                yield file
+                return
 
 
 @contextmanager
 def supervising() -> Iterator[None]:
-    """Supervise processes of this home, after killing those whose supervisor was killed."""
+    """Supervise processes of this home, after killing those whose supervisor was killed.
+
+    A guard ends all of them if this process is killed. In the main thread, SIGTERM and SIGHUP raise SystemExit and
+    SIGINT raises KeyboardInterrupt, and the guard ends everything if that takes longer than 13 s.
+    """
     with holding(me()):
-        stopped = stop_leftovers()
-        if stopped:
-            # On standard error: standard output may be read by a program.
-            print(f"Stopped processes left by a command that was killed: {len(stopped)}", file=sys.stderr, flush=True)
         try:
-            yield
+            stopped = stop_leftovers()
+            if stopped:
+                # On standard error: standard output may be read by a program.
+                print(f"Stopped processes left by a killed command: {len(stopped)}", file=sys.stderr, flush=True)
+            with guarded() as pipe, ended_by_signals(pipe):
+                yield
         finally:
             me().unlink()
+
+
+@contextmanager
+def guarded() -> Iterator[int]:
+    """Start the guard (`bardflow.commands.guard`) of this process, and yield the pipe that it reads."""
+    command = [sys.executable, "-m", "bardflow.commands.guard", str(me()), str(os.getpid())]
+    guard = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert guard.stdin is not None
+    os.set_blocking(guard.stdin.fileno(), False)
+    try:
+        yield guard.stdin.fileno()
+    finally:
+        guard.stdin.close()
+        try:
+            guard.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+            guard.wait()
+
+
+@contextmanager
+def ended_by_signals(pipe: int) -> Iterator[None]:
+    """Let the first of SIGINT, SIGTERM and SIGHUP end this process by an exception, and ignore later ones.
+
+    C code that calls Python may replace the exception by an error of its own; such an error is left out. The number
+    of each signal is written to the pipe. A signal that is ignored (`nohup`) stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    woken = signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
+    try:
+        yield
+    except Exception:
+        if not received:
+            raise
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`bard up`: start and supervise a server, a worker and all deployments until Ctrl-C."""
 
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -9,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import httpx
 
 from bardflow.commands.prefect_api import (
-    FLOW_RUN,
     PLAN_SECONDS,
     POOL,
     WORKER,
@@ -34,8 +31,7 @@ from bardflow.commands.processes import (
     PROJECT_PORT,
     Child,
     UpError,
-    environment_of,
-    kill,
+    kill_all,
     me,
     only_one,
     reachable,
@@ -65,7 +61,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     """
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
-    with only_one(url), supervising(), stopped_by_signals():
+    with only_one(url), supervising():
         require_free(host, port)
         children: list[Child] = []
         try:
@@ -74,7 +70,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
                 for child in children:
                     require_alive(child)
                 time.sleep(0.5)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             print("\nStopping …", flush=True)
         finally:
             shut_down(url, children)
@@ -152,19 +148,17 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
 
 
 def shut_down(url: str, children: list[Child]) -> None:
-    """Stop the worker, set active runs back to Scheduled, stop the server, and kill all remaining processes."""
-    ignore_signals()
+    """Kill the worker and its flow runs, set these back to Scheduled, stop the server, and kill what remains.
+
+    The worker is not asked to stop, because it would wait up to 30 s for its flow runs.
+    """
     servers = [child for child in children if child.name == "server"]
     answering = healthy(url) and any(child.process.poll() is None for child in servers)
     try:
         if answering:
             with api(url) as client:
                 before = runs_under_way(client)
-                for child in children:
-                    if child not in servers:
-                        stop(child)
-                # A flow's process has its own session and may outlive its worker.
-                kill(process for process in supervised_by(me()) if FLOW_RUN in environment_of(process))
+                kill_all(lambda: (p for p in supervised_by(me()) if p.pid not in [one.process.pid for one in servers]))
                 cut_off = {run.id for run in [*before, *runs_under_way(client)]}
                 again = reschedule(client, read_runs(client, cut_off))
                 if again:
@@ -172,7 +166,7 @@ def shut_down(url: str, children: list[Child]) -> None:
     finally:
         for child in servers:
             stop(child)
-        kill(supervised_by(me()))
+        kill_all(lambda: supervised_by(me()))
     print("Stopped.", flush=True)
 
 
@@ -212,28 +206,6 @@ def answers(url: str) -> bool:
     except httpx.TransportError:
         return False
     return True
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into KeyboardInterrupt, and ignore later ones while stopping."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        ignore_signals()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ignore_signals() -> None:
-    """Ignore signals while stopping. After a kill, the next `bard up` cleans up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def status(

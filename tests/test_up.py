@@ -18,7 +18,16 @@ import psutil
 import pytest
 
 from bardflow.commands.prefect_api import api, deploy
-from bardflow.commands.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
+from bardflow.commands.processes import (
+    SUPERVISOR,
+    Child,
+    UpError,
+    environment_of,
+    holding,
+    require_free,
+    supervising,
+    wait_until,
+)
 from bardflow.commands.project import ProjectError, create_project
 from bardflow.commands.up import server, up
 from bardflow.home import HomeError, held, prefect_environment, project_folder, server_url
@@ -97,6 +106,11 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
+def left_by(home: Path) -> list[psutil.Process]:
+    """Every process that a command of this home has started, directly or not, and that still lives."""
+    return [p for p in psutil.process_iter() if environment_of(p).get(SUPERVISOR, "").startswith(str(home))]
+
+
 class Project:
     """A project folder in which `bard up` is started and stopped, as a user does in a terminal."""
 
@@ -169,8 +183,7 @@ class Project:
         return list(self.ask("/flow_runs/filter", question))
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that a `bard up` of this project has started, directly or not, and that still lives."""
-        return [p for p in psutil.process_iter() if environment_of(p).get(SUPERVISOR, "").startswith(str(self.home))]
+        return left_by(self.home)
 
     def kill(self) -> None:
         """The machine loses power: nothing gets a chance to clean up."""
@@ -274,6 +287,56 @@ def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:
         wait_for(lambda: not held(lock), "the lock is free, though nobody has waited for the killed process yet")
         with holding(lock):
             assert held(lock)
+
+
+# A command with a child, which has a child of its own as a worker has.
+COMMAND = """
+import ctypes, sys, time
+from bardflow.commands.processes import start, supervising
+from bardflow.home import project_folder
+with supervising():
+    start(project_folder(), "child", [], {}, module="parent")
+    print("started", flush=True)
+    if sys.argv[1] == "hung":
+        # Taking a mutex twice hangs, and no signal handler of Python runs meanwhile.
+        mutex, library = ctypes.create_string_buffer(256), ctypes.PyDLL(None)
+        library.pthread_mutex_init(mutex, None), library.pthread_mutex_lock(mutex), library.pthread_mutex_lock(mutex)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", "hung"])
+def test_however_a_command_ends_it_leaves_no_process_that_it_started(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
+    )
+    number = signal.SIGTERM if how == "hung" else signal.Signals[how]
+    command = [sys.executable, "-c", COMMAND, how]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"started\n"
+        started = wait_for(lambda: found if len(found := left_by(tmp_path)) == 2 else None, "both children run")
+        process.send_signal(number)
+        expected = {"SIGINT": -signal.SIGINT, "SIGKILL": -signal.SIGKILL, "hung": -signal.SIGKILL}
+        assert process.wait(PATIENCE_SECONDS) == expected.get(how, 128 + number)
+    wait_for(lambda: not any(one.is_running() for one in started), "both children end")
+    with supervising():
+        pass
+    assert list((tmp_path / "supervisors").iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with supervising():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_was_not_ready_in_time_is_named_with_its_own_log(tmp_path: Path) -> None:
