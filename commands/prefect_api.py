@@ -16,7 +16,19 @@ from bardflow.home import home
 POOL = "bardflow"
 WORKER = "bardflow"
 UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
+AUTOMATION = "bardflow: lost runs are crashed"
+HEARTBEAT_SECONDS = 30  # as in prefect.yaml; the least that Prefect takes
+LOST_HEARTBEATS = 10
 PLAN_SECONDS = 20  # the scheduler looks at changed deployments every 5 s
+
+
+class State(BaseModel):
+    """The state of a flow run; only the fields used here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timestamp: datetime
+    message: str | None
 
 
 class FlowRun(BaseModel):
@@ -26,7 +38,9 @@ class FlowRun(BaseModel):
 
     id: str
     name: str
+    state: State
     state_type: str
+    labels: dict[str, str | int | float | bool]
     run_count: int
     auto_scheduled: bool
     expected_start_time: datetime
@@ -84,49 +98,52 @@ def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
     return [FlowRun.model_validate(run) for run in answers]
 
 
+def is_ours(run: FlowRun) -> bool:
+    """Return whether the worker of `bard up` took the run, and not a worker on another machine."""
+    return run.labels.get("prefect.worker.name", WORKER) == WORKER
+
+
 def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
     """Set runs whose process is dead back to Scheduled, and return them; set those being cancelled to Cancelled.
 
-    Runs that have ended, or whose process is alive (on another worker), are not changed.
+    Runs that have ended, or whose process is alive, or that are on another machine, are not changed.
     """
     alive = {environment_of(process).get(FLOW_RUN) for process in psutil.process_iter()}
     again = []
     for run in runs:
-        if run.id in alive or run.state_type in ("COMPLETED", "FAILED", "CANCELLED", "SCHEDULED", "PAUSED"):
+        if run.id in alive or run.state_type not in UNDER_WAY or not is_ours(run):
             continue
-        for task in ask(client, "/task_runs/filter", unfinished_tasks(run)):
-            crashed = {"type": "CRASHED", "message": "The process of the flow run was stopped."}
-            ask(client, f"/task_runs/{task['id']}/set_state", {"state": crashed, "force": True})
+        end_tasks(client, run)
         if run.state_type == "CANCELLING":
-            state: dict[str, Any] = {
-                "type": "CANCELLED",
-                "message": "Cancelled; its process was stopped with `bard up`.",
-            }
+            state: dict[str, Any] = {"type": "CANCELLED", "message": "Cancelled; its process was killed."}
         else:
-            state = resuming(run)
+            message = "Its process was ended; it resumes from its last finished task."
+            state = scheduled(run, "Resuming", message, datetime.now(UTC))
             again.append(run)
         # Forced, because no rule of Prefect allows this change from Running. The concurrency slot is still released.
         ask(client, f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
     return again
 
 
-def unfinished_tasks(run: FlowRun) -> dict[str, Any]:
-    """Return the filter for the run's unfinished tasks."""
-    return {
+def end_tasks(client: httpx.Client, run: FlowRun) -> None:
+    """Set the unfinished tasks of a run whose process is dead to Crashed."""
+    question = {
         "flow_runs": {"id": {"any_": [run.id]}},
         "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
     }
+    for task in ask(client, "/task_runs/filter", question):
+        crashed = {"type": "CRASHED", "message": "The process of the flow run ended."}
+        ask(client, f"/task_runs/{task['id']}/set_state", {"state": crashed, "force": True})
 
 
-def resuming(run: FlowRun) -> dict[str, Any]:
-    """Return a Scheduled state that is due now, so that a worker resumes the run."""
+def scheduled(run: FlowRun, name: str, message: str, due: datetime) -> dict[str, Any]:
+    """Return a Scheduled state with this name, so that a worker resumes the run once it is due."""
     # `prefect deploy` deletes auto-scheduled runs that never ran, except those that wait for a slot (Prefect 3.8.8).
-    name = "AwaitingConcurrencySlot" if run.auto_scheduled and run.run_count == 0 else "Resuming"
     return {
         "type": "SCHEDULED",
-        "name": name,
-        "message": "`bard up` stopped during the run; it resumes from its last finished task.",
-        "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
+        "name": "AwaitingConcurrencySlot" if run.auto_scheduled and run.run_count == 0 else name,
+        "message": message,
+        "state_details": {"scheduled_time": due.isoformat()},
     }
 
 
@@ -148,6 +165,34 @@ def make_pool(client: httpx.Client) -> None:
     response = client.post("/work_pools/", json=pool)
     if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
         raise UpError(f"The server refused the work pool {POOL!r}: {response.status_code} {response.text}")
+
+
+def make_automation(client: httpx.Client) -> None:
+    """Create the automation that marks runs on other machines as Crashed when their heartbeats stop.
+
+    The process of a run on this machine is watched by its worker. Five minutes without an event are ten heartbeats,
+    so neither a restart of the server nor a short loss of the network is taken for a crash.
+    """
+    if ask(client, "/automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}}):
+        return
+    trigger = {
+        "type": "event",
+        "posture": "Proactive",
+        "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+        "for_each": ["prefect.resource.id"],
+        "after": ["prefect.flow-run.heartbeat"],
+        "expect": ["prefect.flow-run.*"],
+        "threshold": 1,
+        "within": LOST_HEARTBEATS * HEARTBEAT_SECONDS,
+    }
+    message = f"No heartbeat for {LOST_HEARTBEATS * HEARTBEAT_SECONDS} s: the process or its machine is gone."
+    automation = {
+        "name": AUTOMATION,
+        "description": "Marks a run as Crashed when its heartbeats stop; `bard up` then runs it again.",
+        "trigger": trigger,
+        "actions": [{"type": "change-flow-run-state", "state": "CRASHED", "message": message}],
+    }
+    ask(client, "/automations/", automation)
 
 
 def deploy(client: httpx.Client, project: Path) -> list[Deployment]:

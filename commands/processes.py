@@ -79,8 +79,14 @@ def stop(child: Child) -> None:
         try:
             child.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
+            kill_session(child)
+
+
+def kill_session(child: Child) -> None:
+    """Send SIGKILL to the child and the processes of its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.wait()
 
 
 def require_alive(child: Child) -> None:

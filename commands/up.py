@@ -5,12 +5,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 
+from bardflow.commands.parts import LOOK_SECONDS as PART_SECONDS
+from bardflow.commands.parts import Part, kept_up, tell
 from bardflow.commands.prefect_api import (
     PLAN_SECONDS,
     POOL,
@@ -20,6 +22,7 @@ from bardflow.commands.prefect_api import (
     api,
     declared,
     deploy,
+    make_automation,
     make_pool,
     planned_starts,
     read_runs,
@@ -28,14 +31,15 @@ from bardflow.commands.prefect_api import (
     worker_seen,
 )
 from bardflow.commands.processes import (
+    FLOW_RUN,
     PROJECT_PORT,
     Child,
     UpError,
+    environment_of,
     kill_all,
     me,
     only_one,
     reachable,
-    require_alive,
     require_free,
     start,
     stop,
@@ -43,6 +47,7 @@ from bardflow.commands.processes import (
     supervising,
     wait_until,
 )
+from bardflow.commands.runs import LOOK_SECONDS, MemoryWatch, look_after
 from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
 
 # The reports site takes the first free port of this many after the server's port.
@@ -53,27 +58,25 @@ START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy
 def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     """Serve the project until Ctrl-C or SIGTERM: a Prefect server with its UI, all deployments, and a worker.
 
-    When it stops, it sets active runs back to Scheduled. The next `bard up` resumes them, and their finished tasks come
+    A part that ends is started again, and a flow run whose process was killed is run again (`runs.look_after`). When
+    `bard up` stops, it sets active runs back to Scheduled. The next one resumes them, and their finished tasks come
     from the cache. The same holds for runs of a killed `bard up`.
 
     Raises:
-        UpError: `bard up` already runs in this project, the port is in use, or a part did not start or ended.
+        UpError: `bard up` already runs in this project, the port is in use, or a part could not be started.
     """
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
     with only_one(url), supervising():
         require_free(host, port)
-        children: list[Child] = []
+        parts: list[Part] = []
         try:
-            bring_up(project, host, port, url, children)
-            while True:
-                for child in children:
-                    require_alive(child)
-                time.sleep(0.5)
+            bring_up(project, host, port, url, parts)
+            keep_up(url, parts)
         except (KeyboardInterrupt, SystemExit):
             print("\nStopping …", flush=True)
         finally:
-            shut_down(url, children)
+            shut_down(url, parts)
 
 
 @contextmanager
@@ -96,12 +99,16 @@ def server() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     options = ["--no-scheduler", "--no-late-runs"]
     with supervising():
-        child = start_server(project_folder(), "127.0.0.1", port, "temporary-server", options)
+        part = Part(
+            lambda: start_server(project_folder(), "127.0.0.1", port, "temporary-server", options),
+            lambda: healthy(url),
+        )
         try:
-            wait_until(lambda: healthy(url), child, [child], START_SECONDS)
-            yield url
+            wait_until(part.ready, part.child, [part.child], START_SECONDS)
+            with kept_up(part):
+                yield url
         finally:
-            stop(child)
+            stop(part.child)
 
 
 @contextmanager
@@ -119,40 +126,68 @@ def running_flows() -> Iterator[None]:
             EventsWorker.drain_all(timeout=5)
 
 
-def bring_up(project: Path, host: str, port: int, url: str, children: list[Child]) -> None:
-    """Start all parts in order and print the status. Each is added to `children`, so a failure stops all of them."""
+def bring_up(project: Path, host: str, port: int, url: str, parts: list[Part]) -> None:
+    """Start all parts in order and print the status. Each is added to `parts`, so a failure stops all of them."""
+
+    def wait_for(awaited: Part) -> None:
+        wait_until(awaited.ready, awaited.child, [part.child for part in parts], START_SECONDS)
+
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
-    server = start_server(project, host, port, "server", [])
-    children.append(server)
-    reports, where = start_reports(project, host, port)
-    children.append(reports)
-    wait_until(lambda: healthy(url), server, children, START_SECONDS)
+    server = Part(lambda: start_server(project, host, port, "server", []), lambda: healthy(url))
+    parts.append(server)
+    own = reports_port(host, port)
+    where = f"http://{reachable(host)}:{own}"
+    reports = Part(lambda: start_reports(project, host, own), lambda: answers(where), spare=True)
+    parts.append(reports)
+    wait_for(server)
 
     with api(url) as client:
         resumed = reschedule(client, runs_under_way(client))
         if resumed:
             print(f"Interrupted runs, started again: {names(resumed)}", flush=True)
         make_pool(client)
+        make_automation(client)
         print("Deploying prefect.yaml …", flush=True)
         deployments = deploy(client, project)
 
-        since = datetime.now(UTC)
-        worker = start_worker(project, url, where)
-        children.append(worker)
-        wait_until(lambda: worker_seen(client, since), worker, children, START_SECONDS)
+        worker = Part(
+            lambda: start_worker(project, url, where), lambda: worker_answers(url, worker.since), needs=server
+        )
+        parts.append(worker)
+        wait_for(worker)
         planned = planned_starts(client, deployments)
-        wait_until(lambda: answers(where), reports, children, START_SECONDS)
+        wait_for(reports)
     print(status(url, where, deployments, planned, declared(project)), flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
 
 
-def shut_down(url: str, children: list[Child]) -> None:
+def keep_up(url: str, parts: list[Part]) -> None:
+    """Start parts again that end, and look after flow runs, until a signal ends it.
+
+    Raises:
+        UpError: a part could not be started several times in a row.
+    """
+    memory = MemoryWatch()
+    due = 0.0
+    while True:
+        for part in parts:
+            part.look()
+        if parts[0].is_ready and time.monotonic() >= due:
+            # Without an answer of the server, which may just have ended, the runs are looked after the next time.
+            with api(url) as client, suppress(UpError, httpx.HTTPError):
+                for line in look_after(client, memory):
+                    tell(line)
+            due = time.monotonic() + LOOK_SECONDS
+        time.sleep(PART_SECONDS)
+
+
+def shut_down(url: str, parts: list[Part]) -> None:
     """Kill the worker and its flow runs, set these back to Scheduled, stop the server, and kill what remains.
 
     The worker is not asked to stop, because it would wait up to 30 s for its flow runs.
     """
-    servers = [child for child in children if child.name == "server"]
+    servers = [part.child for part in parts if part.child.name == "server"]
     answering = healthy(url) and any(child.process.poll() is None for child in servers)
     try:
         if answering:
@@ -179,31 +214,59 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:
-    """Start the worker of the work pool; its runs link to the reports site."""
-    # The worker asks for new runs every 3 s; Prefect's default is 10 s.
-    settings = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "3", REPORTS_SITE: reports}
+    """Start the worker of the work pool; its runs link to the reports site.
+
+    Flow runs of an earlier worker that was killed are ended and set back to Scheduled, because nobody would hear of
+    their end or could cancel them.
+    """
+    kill_all(lambda: (process for process in supervised_by(me()) if FLOW_RUN in environment_of(process)))
+    with api(url) as client:
+        if again := reschedule(client, runs_under_way(client)):
+            tell(f"Interrupted runs, started again: {names(again)}")
+    settings = {
+        "PREFECT_API_URL": url,
+        "PREFECT_WORKER_QUERY_SECONDS": "3",  # how often it asks for new runs; Prefect's default is 10 s
+        "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "3",  # where the server's events are lost; the default is 120 s
+        "PREFECT_CLIENT_MAX_RETRIES": "7",  # of a request, over 4 minutes; with the default a minute is too long
+        REPORTS_SITE: reports,
+    }
     return start(project, "worker", ["--no-prompt", "worker", "start", "--pool", POOL, "--name", WORKER], settings)
 
 
-def start_reports(project: Path, host: str, port: int) -> tuple[Child, str]:
-    """Start the reports site on the first free port after the server's, and return it with its address."""
+def worker_answers(url: str, since: datetime) -> bool:
+    """Return whether our worker has sent a heartbeat to the server since then."""
+    try:
+        with api(url) as client:
+            return worker_seen(client, since)
+    except UpError:
+        return False
+
+
+def reports_port(host: str, port: int) -> int:
+    """Return the first free port after the server's, for the reports site."""
     for own in range(port + 1, port + REPORTS_PORTS):
         try:
             require_free(host, own)
         except UpError:
             continue
-        options = ["report", "--serve", "--host", host, "--port", str(own)]
-        return start(project, "reports", options, {}, module="bardflow.commands.cli"), f"http://{reachable(host)}:{own}"
+        return own
     raise UpError(
         f"No port from {port + 1} to {port + REPORTS_PORTS - 1} is free for the reports; give another --port."
     )
 
 
+def start_reports(project: Path, host: str, port: int) -> Child:
+    """Start the reports site."""
+    options = ["report", "--serve", "--host", host, "--port", str(port)]
+    return start(project, "reports", options, {}, module="bardflow.commands.cli")
+
+
 def answers(url: str) -> bool:
-    """Return whether a site answers, with any status."""
+    """Return whether a site accepts connections."""
+    address = httpx.URL(url)
     try:
-        httpx.get(url, timeout=30, trust_env=False)
-    except httpx.TransportError:
+        socket.create_connection((address.host, address.port or 80), 2).close()
+    except OSError:
         return False
     return True
 

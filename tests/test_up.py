@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import httpx
 import psutil
 import pytest
 
-from bardflow.commands.prefect_api import api, deploy
+from bardflow.commands.parts import Part
+from bardflow.commands.prefect_api import POOL, api, deploy, make_pool
 from bardflow.commands.processes import (
+    FLOW_RUN,
     SUPERVISOR,
     Child,
     UpError,
@@ -29,11 +31,13 @@ from bardflow.commands.processes import (
     wait_until,
 )
 from bardflow.commands.project import ProjectError, create_project
+from bardflow.commands.runs import MemoryWatch, look_after, why
 from bardflow.commands.up import server, up
 from bardflow.home import HomeError, held, prefect_environment, project_folder, server_url
 from tests.conftest import CHECKOUT, give_database
 
 FLOWS = """
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -58,9 +62,12 @@ def tick() -> str:
 
 
 @flow
-def wait(recipe: Literal["small", "tiny"] = "small") -> str:
+def wait(recipe: Literal["small", "tiny"] = "small", deaf: bool = False) -> str:
     note("begin")
     (HOME / "waiting").touch()
+    if deaf:  # taking a mutex twice hangs, and no signal handler of Python runs meanwhile
+        mutex, library = ctypes.create_string_buffer(256), ctypes.PyDLL(None)
+        library.pthread_mutex_init(mutex, None), library.pthread_mutex_lock(mutex), library.pthread_mutex_lock(mutex)
     while not (HOME / "gate").exists():
         time.sleep(0.1)
     return note("end")
@@ -92,8 +99,9 @@ PATIENCE_SECONDS = 600
 # `bard up`, as patient as the test: of its own it says after 20 s that the scheduler has planned no run.
 UP = f"""
 import sys
-from bardflow.commands import prefect_api, up
-prefect_api.PLAN_SECONDS = up.START_SECONDS = {PATIENCE_SECONDS}
+from bardflow.commands import parts, prefect_api, runs, up
+prefect_api.PLAN_SECONDS = up.START_SECONDS = parts.READY_SECONDS = {PATIENCE_SECONDS}
+runs.PAUSES_SECONDS = (1, 1, 1)
 up.up(int(sys.argv[1]))
 """
 
@@ -172,6 +180,21 @@ class Project:
     def run(self, run_id: str) -> dict[str, Any]:
         (run,) = self.ask("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
         return dict(run)
+
+    def begin(self, *arguments: str) -> str:
+        """A run of the flow `wait` that is under way; returns its id."""
+        (self.home / "gate").unlink(missing_ok=True)
+        created = self.prefect("deployment", "run", "wait", *arguments)
+        assert created.returncode == 0, created.stdout
+        self.wait_for_begin()
+        return created.stdout.split("UUID: ")[1].split()[0]
+
+    def wait_for_begin(self) -> None:
+        wait_for((self.home / "waiting").exists, "the run is under way")
+        (self.home / "waiting").unlink()
+
+    def flow_processes(self, run_id: str) -> list[psutil.Process]:
+        return [p for p in self.processes() if environment_of(p).get(FLOW_RUN) == run_id]
 
     def last_look(self) -> datetime | None:
         """When the server last answered a worker that looked for due runs."""
@@ -355,6 +378,84 @@ def test_what_was_not_ready_in_time_is_named_with_its_own_log(tmp_path: Path) ->
         wait_until(lambda: False, children[1], children, 60)
 
 
+def test_a_part_that_ends_is_started_again_after_growing_pauses_and_given_up_if_it_cannot_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bardflow.commands.parts.LONGEST_PAUSE_SECONDS", 2)
+    log, works = tmp_path / "part.log", tmp_path / "works"
+    log.write_text("no such colour\n")
+
+    def begin() -> Child:
+        code = "import pathlib, sys, time; time.sleep(3600) if pathlib.Path(sys.argv[1]).exists() else sys.exit(7)"
+        return Child("part", subprocess.Popen([sys.executable, "-c", code, str(works)]), log)
+
+    works.touch()
+    part = Part(begin, works.exists)
+    for pause in (1, 2, 2):
+        wait_for(lambda: part.look() or part.is_ready, "the part is ready")
+        part.child.process.kill()
+        wait_for(lambda: part.look() or not part.is_ready, "its end is seen")
+        assert f"part: ended by itself (exit status -9); starting it again in {pause} s" in capsys.readouterr().err
+    works.unlink()
+    with pytest.raises(UpError, match=r"(?s)exit status 7\); 5 starts in a row failed.*no such colour"):
+        wait_for(part.look, "it is given up")
+
+
+@pytest.fixture
+def crashed(server_url: str) -> Iterator[tuple[httpx.Client, Callable[[str], dict[str, Any]]]]:
+    """A client, and a function that lets a new or given run crash for a reason and returns its id."""
+    with api(server_url) as client:
+        make_pool(client)
+
+        def post(path: str, question: dict[str, Any]) -> dict[str, Any]:
+            return dict(client.post(path, json=question).raise_for_status().json())
+
+        flow = post("/flows/", {"name": "crashing"})
+        question = {"name": "default", "flow_id": flow["id"], "work_pool_name": POOL, "entrypoint": "a:b"}
+        deployment = post("/deployments/", question)
+        run = post(f"/deployments/{deployment['id']}/create_flow_run", {})
+
+        def crash(message: str) -> dict[str, Any]:
+            state = {"type": "CRASHED", "message": message}
+            post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+            [line] = list(look_after(client, MemoryWatch(Path("/nothing"))))
+            after = client.get(f"/flow_runs/{run['id']}").raise_for_status().json()
+            return {**after["state"], "line": line}
+
+        yield client, crash
+
+
+def test_a_crashed_run_is_run_again_three_times_with_pauses_and_then_failed_with_the_reason(crashed: Any) -> None:
+    client, crash = crashed
+    for time_, pause in enumerate((10, 30, 90), start=1):
+        state = crash("Process exited with status code: -11.")
+        assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
+        due = datetime.fromisoformat(state["state_details"]["scheduled_time"])
+        assert due > datetime.now(UTC) - timedelta(seconds=PATIENCE_SECONDS)
+        assert f"run again in {pause} s ({time_} of 3 times). Process exited with status code: -11." in state["message"]
+    state = crash("Process exited with status code: -11.")
+    assert state["type"] == "FAILED"
+    assert re.search(r"crashed 4 times and is not run again.*-11.*flow-run retry", state["message"])
+    assert "memory" not in state["line"]
+    assert not list(look_after(client, MemoryWatch())), "nothing is left to do"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [("Process exited with status code: -9. Killed.", True), ("Process exited with status code: 1.", False)],
+)
+def test_out_of_memory_is_told_apart_by_the_kernels_counter_and_a_limit_is_proposed(
+    message: str, told: bool, tmp_path: Path
+) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 5\noom_kill 3\n")
+    memory = MemoryWatch(counters)
+    assert why(message, memory) == message
+    counters.write_text("nr_free_pages 5\noom_kill 4\n")
+    assert ("BARDFLOW_MEMORY_LIMIT" in why(message, memory)) == told
+    assert why("Process exited with status code: -9.", MemoryWatch(tmp_path / "none")).endswith("-9.")
+
+
 def test_deployments_and_their_next_starts_are_said(served: Project) -> None:
     lines = {line.split()[0]: line for line in served.text().splitlines() if "/" in line and line.startswith("  ")}
     assert "next" in lines["tick/often"]
@@ -417,14 +518,7 @@ def test_a_wrong_parameter_is_refused_with_the_legal_values(served: Project) -> 
 def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) -> None:
     # Runs of a schedule that is faster than they are would wait before this one; the next deployment deletes them.
     (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("interval: 5", "interval: 3600"))
-    # A bare flow name, literally as documented.
-    created = served.prefect("deployment", "run", "wait", "--param", "recipe=tiny")
-    assert created.returncode == 0, created.stdout
-    run_id = created.stdout.split("UUID: ")[1].split()[0]
-    waiting = served.home / "waiting"
-    wait_for(waiting.exists, "the run is under way")
-    waiting.unlink()
-
+    run_id = served.begin("--param", "recipe=tiny")
     other = served.prefect("deployment", "run", "tick/often").stdout.split("UUID: ")[1].split()[0]
     # The first look that is noted may have begun before; the second would take the run, and the third comes after.
     for _ in range(3):
@@ -443,8 +537,7 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
     database.close()
 
     served.start()
-    wait_for(waiting.exists, "the run is under way again")
-    waiting.unlink()
+    served.wait_for_begin()
     served.kill()
 
     served.start()
@@ -459,13 +552,31 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
     assert [line for line in notes if line != "tick"] == ["begin", "end"]
 
 
-def test_a_part_that_dies_stops_all_and_its_log_is_shown(served: Project) -> None:
-    process = served.start()
-    (prefect_server,) = [p for p in served.processes() if "server" in p.cmdline()]
-    prefect_server.kill()
-    assert process.wait(PATIENCE_SECONDS) == 1
-    assert "The server ended by itself" in served.text()
-    assert not served.processes()
+def test_a_killed_part_is_back_and_the_run_under_way_finishes_by_itself(served: Project) -> None:
+    run_id = served.begin()
+    for part, word in (("worker", "worker"), ("server", "server"), ("reports", "--serve")):
+        (process,) = [p for p in served.processes() if word in p.cmdline()]
+        process.kill()
+        wait_for(lambda part=part: f"{part}: up again" in served.text(), f"the {part} is back")
+        assert f"{part}: ended by itself (exit status -9); starting it again in 1 s" in served.text()
+        if part == "worker":  # nobody could cancel its run
+            served.wait_for_begin()
+    for process in served.flow_processes(run_id):
+        process.kill()
+    served.wait_for_begin()
+    assert "It crashed and is run again in 1 s (1 of 3 times)" in served.text()
+    (served.home / "gate").touch()
+    wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", "the run completes")
+    assert served.run(run_id)["run_count"] == 3
+
+
+def test_a_run_that_is_cancelled_ends_even_if_it_hears_no_signal(served: Project) -> None:
+    run_id = served.begin("--param", "deaf=true")
+    processes = served.flow_processes(run_id)
+    assert processes
+    assert served.prefect("flow-run", "cancel", run_id).returncode == 0
+    wait_for(lambda: served.run(run_id)["state_type"] == "CANCELLED", "the run is cancelled")
+    wait_for(lambda: not any(process.is_running() for process in processes), "its process has ended")
 
 
 def test_without_up_a_command_has_a_temporary_server_on_the_same_data(inside: Project) -> None:
