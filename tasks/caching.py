@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
@@ -26,9 +27,12 @@ class CacheByInputs(CachePolicy):
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
         """Return `<task>-<version>-<sha256 of the inputs as canonical JSON>`."""
-        task = task_ctx.task
+        return self.key_of(task_ctx.task, inputs)
+
+    def key_of(self, task: Task[..., Any], arguments: dict[str, Any]) -> str:
+        """Return the key for a call of the task with these arguments."""
         key = json.dumps(
-            {name: canonical(value) for name, value in inputs.items() if name not in self.ignored},
+            {name: canonical(value) for name, value in arguments.items() if name not in self.ignored},
             sort_keys=True,
             allow_nan=False,
         )

@@ -1,6 +1,7 @@
-"""Locks: each corpus has one training run at a time, and garbage collection waits until no run is active."""
+"""Locks: a corpus has one training run at a time, a result is made once, garbage collection waits for active runs."""
 
 import fcntl
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,25 @@ def collecting_garbage() -> Iterator[None]:
     """Hold the store lock alone: waits until no run is active, and makes new runs wait."""
     waiting = "waiting for active runs to end, because their artifacts have no name yet"
     with _locked("store", fcntl.LOCK_EX, waiting):
+        yield
+
+
+@contextmanager
+def making(result: str) -> Iterator[None]:
+    """Hold the lock for making a result, given by its cache key; waits while another process makes it.
+
+    All results share one file: each has the lock of one byte, at an offset computed from its key. The kernel releases
+    it when the process ends in any way.
+    """
+    path = home() / "locks" / "results.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    offset = int.from_bytes(hashlib.sha256(result.encode()).digest()[:7], "big")
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
+            say("another run is making the same result: waiting for it")
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, offset)
         yield
 
 

@@ -3,13 +3,14 @@
 import importlib.metadata
 import platform
 import subprocess
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from prefect import Task
 from prefect.context import TaskRunContext
+from prefect.utilities.callables import get_call_parameters
 from pydantic import BaseModel
 
 from bardflow.home import home, project_folder
@@ -18,7 +19,7 @@ from bardflow.storage.lineage import text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store
 from bardflow.tasks.caching import CacheByInputs
-from bardflow.tasks.locks import using_store
+from bardflow.tasks.locks import making, using_store
 from bardflow.tasks.saying import say
 
 P = ParamSpec("P")
@@ -85,14 +86,15 @@ class Run:
         """
         if self._lock is None:
             raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
-        state: Any = task(*args, **kwargs, return_state=True)
-        handle: H = state.result()
-        ran, rebuilt = state.name != "Cached", None
-        if not ran and (rebuilt := store().damage(handle)):
-            say(f"{handle} is {rebuilt}: making it again")
-            store().discard_damaged(handle)
-            state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
-            handle, ran = state.result(), True
+        with one_at_a_time(task, *args, **kwargs):
+            state: Any = task(*args, **kwargs, return_state=True)
+            handle: H = state.result()
+            ran, rebuilt = state.name != "Cached", None
+            if not ran and (rebuilt := store().damage(handle)):
+                say(f"{handle} is {rebuilt}: making it again")
+                store().discard_damaged(handle)
+                state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
+                handle, ran = state.result(), True
         self.calls.append(TaskCall(task.name, handle, ran, rebuilt))
         say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
         return handle
@@ -100,6 +102,14 @@ class Run:
     def ran(self, *tasks: str) -> bool:
         """Return whether any of the named tasks ran."""
         return any(call.ran for call in self.calls if call.task in tasks)
+
+
+def one_at_a_time(task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[None]:
+    """Return a lock on the result of this call, so that of two processes one makes it and one takes it."""
+    policy = task.cache_policy
+    if not isinstance(policy, CacheByInputs):
+        return nullcontext()
+    return making(policy.key_of(task, get_call_parameters(task.fn, args, kwargs)))
 
 
 def origin(*packages: str, **measured: Any) -> Origin:

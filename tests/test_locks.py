@@ -88,6 +88,17 @@ def test_one_run_at_a_time_on_a_corpus(lock: str) -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_one_process_at_a_time_makes_a_result_and_others_make_other_results() -> None:
+    with holders(("making", "train_leg-2-ab")) as [first]:
+        assert first.says() == "has it"
+        with holders(("making", "train_leg-2-ab"), ("making", "train_leg-2-cd")) as [second, elsewhere]:
+            assert elsewhere.says() == "has it"
+            assert "waiting for it" in second.says()
+            first.end()
+            assert second.says() == "has it", "killed, it frees the lock"
+
+
+@pytest.mark.usefixtures("home")
 def test_no_corpus_is_named_like_the_search_on_another() -> None:
     with search_lock("own"), training_lock("own-sweep"), training_lock("own"), using_store(), using_store():
         pass
