@@ -232,20 +232,22 @@ def supervising() -> Iterator[None]:
 def guarded() -> Iterator[int]:
     """Start the guard (`bardflow.commands.guard`) of this process, and yield the pipe that it reads."""
     command = [sys.executable, "-m", "bardflow.commands.guard", str(me()), str(os.getpid())]
+    # This process keeps the end that is read, too, so that it can still write after its guard was killed.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
     guard = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    assert guard.stdin is not None
-    os.set_blocking(guard.stdin.fileno(), False)
     try:
-        yield guard.stdin.fileno()
+        yield write
     finally:
-        guard.stdin.close()
+        os.close(write)
         try:
             guard.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
             guard.kill()
             guard.wait()
+        os.close(read)
 
 
 @contextmanager
