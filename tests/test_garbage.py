@@ -146,7 +146,7 @@ def test_where_it_is_not_known_what_is_reached_nothing_is_removed(home: Home) ->
     origin = home.store.folder(model[3]) / "origin.json"
     origin.chmod(0o644)
     origin.write_bytes(b"{")
-    with pytest.raises(StoreError, match=f"of Checkpoint {model[3].short} is missing or cannot be read"):
+    with pytest.raises(StoreError, match=rf"{model[3].short} is damaged \(origin.json is missing or cannot be read"):
         home.collect()
     assert home.left() == {*model, *stranger}
 
