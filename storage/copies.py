@@ -38,6 +38,8 @@ def write_whole(path: Path, content: bytes, drafts: Path) -> None:
     try:
         with os.fdopen(number, "wb") as file:
             file.write(content)
+            with suppress(OSError):  # some file systems have no modes
+                os.fchmod(number, 0o644)
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink()

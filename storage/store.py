@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bardflow.errors import BardError
 from bardflow.storage.copies import DRAFTS, Copies, sealed, unsealed, write_whole
-from bardflow.storage.handles import KINDS, Handle, kind_of
+from bardflow.storage.handles import KINDS, Handle, kind_of, text_of
 from bardflow.storage.layout import SET_ASIDE, STAMPS, require_layout
 
 LAYOUT = 1
@@ -173,7 +173,12 @@ class Store:
             self.discard_damaged(handle)
 
     def copy(self, handle: Handle) -> None:
-        """Write the missing copies of an intact artifact's manifest and origin."""
+        """Write the missing copies of an artifact's manifest and origin.
+
+        Raises:
+            ObjectMissing: one of them is missing or damaged.
+        """
+        self.manifest(handle), self.origin(handle)
         for name in (MANIFEST, ORIGIN):
             path = self.place(handle) / name
             if self.copies.read(path) is None:
@@ -354,12 +359,13 @@ class Store:
             return False
 
     def find(self, prefix: str) -> Handle:
-        """The artifact whose digest starts with `prefix` (at least four characters).
+        """The artifact whose digest starts with `prefix` (at least four characters); it may be missing, with a copy.
 
         Raises:
             StoreError: there is none, or there are several (the message lists them).
         """
-        found = [h for h in self.handles() if len(prefix) >= 4 and h.digest.startswith(prefix)]
+        held = sorted({*self.handles(), *self.copied()}, key=text_of) if len(prefix) >= 4 else []
+        found = [handle for handle in held if handle.digest.startswith(prefix)]
         if len(found) == 1:
             return found[0]
         if not found:
@@ -372,12 +378,11 @@ class Store:
 
     def handles(self) -> Iterator[Handle]:
         """All artifacts in the store."""
-        for kind, handle_class in KINDS.items():
-            folder = self.objects / kind
-            if folder.is_dir():
-                for name in sorted(place.name for place in folder.iterdir()):
-                    if DIGEST.fullmatch(name):  # file managers add their own files to folders
-                        yield handle_class(digest=name)
+        return _handles_in(self.objects)
+
+    def copied(self) -> Iterator[Handle]:
+        """All artifacts with copies of their manifest or origin; they should be in the store."""
+        return _handles_in(self.copies.place(self.objects))
 
     def place(self, handle: Handle) -> Path:
         """The path of the artifact, whether or not it exists."""
@@ -400,6 +405,15 @@ class Store:
                 self.place(handle).rename(grave / handle.digest)
         finally:
             shutil.rmtree(grave)
+
+
+def _handles_in(objects: Path) -> Iterator[Handle]:
+    for kind, handle_class in KINDS.items():
+        folder = objects / kind
+        if folder.is_dir():
+            for name in sorted(place.name for place in folder.iterdir()):
+                if DIGEST.fullmatch(name):  # file managers add their own files to folders
+                    yield handle_class(digest=name)
 
 
 def canonical_json(value: Any) -> bytes:

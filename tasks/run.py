@@ -15,10 +15,10 @@ from prefect.settings import get_current_settings
 from pydantic import BaseModel
 
 from bardflow.home import home, project_folder
-from bardflow.storage.handles import Handle
-from bardflow.storage.lineage import text_of
+from bardflow.storage.handles import Handle, text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store
+from bardflow.storage.verifying import bring_up_to_date
 from bardflow.tasks.caching import CacheByInputs
 from bardflow.tasks.locks import using_store
 from bardflow.tasks.saying import say
@@ -73,6 +73,7 @@ class Run:
     def __enter__(self) -> Self:
         self._lock = using_store()
         self._lock.__enter__()
+        bring_up_to_date(home())
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -96,6 +97,7 @@ class Run:
                 handle, ran = self.result(task.with_options(refresh_cache=True), *args, **kwargs)
             else:
                 say(f"{handle} was damaged: its manifest and origin are restored from their copies")
+        store().copy(handle)  # a killed run may have left it without
         self.calls.append(TaskCall(task.name, handle, ran, rebuilt))
         say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
         return handle

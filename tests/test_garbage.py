@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from bardflow.storage.garbage import Collected, collect_garbage
-from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from bardflow.storage.lineage import lineage, text_of
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source, text_of
+from bardflow.storage.lineage import lineage
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store, StoreError
 

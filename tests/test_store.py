@@ -17,9 +17,9 @@ import pytest
 from pydantic import ValidationError
 
 from bardflow.storage.copies import sealed
-from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary
+from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary, text_of
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, layout_content, note_layout, require_layout
-from bardflow.storage.lineage import handle_of, text_of
+from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import (
     LAYOUT,
