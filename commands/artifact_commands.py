@@ -278,6 +278,42 @@ def verify(
         )
 
 
+ArchiveFile = Annotated[Path, typer.Argument(metavar="FILE", help="The backup, such as bardflow.tar.zst.")]
+
+
+@artifacts.command()
+def backup(file: ArchiveFile, as_json: AsJson = False) -> None:
+    """Write a backup of all names and what they need to one file, and verify it."""
+    from bardflow.storage.backup import back_up
+    from bardflow.tasks.locks import using_store
+    from bardflow.tasks.saying import Progress
+
+    file = file.expanduser().absolute()
+    with using_store(), Progress("backing up", "B") as progress:
+        index = back_up(home(), file, progress=progress.advance)
+    told = {"file": str(file), "files": len(index.files), "bytes": file.stat().st_size}
+    if as_json:
+        print_json(told)
+    else:
+        print(f"{file}: {len(index.files):,} files in {told['bytes']:,} bytes, verified")
+
+
+@artifacts.command()
+def restore(file: ArchiveFile, as_json: AsJson = False) -> None:
+    """Restore a backup into a home without names; each file is verified before any is visible."""
+    from bardflow.storage.backup import restore as restored
+    from bardflow.tasks.locks import collecting_garbage
+    from bardflow.tasks.saying import Progress
+
+    with collecting_garbage(), Progress("restoring", "B") as progress:
+        index = restored(file.expanduser().absolute(), home(), progress=progress.advance)
+    if as_json:
+        print_json({"home": str(home()), "files": len(index.files)})
+    else:
+        print(f"{home()}: {len(index.files):,} files restored and verified")
+        list_names(False)
+
+
 def report_of(ref: str) -> "Report":
     """Return the report of a run, given by name or digest.
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bardflow.errors import BardError
+from bardflow.errors import BardError, disk_error
 from bardflow.storage.copies import DRAFTS, Copies, sealed, unsealed, write_whole
 from bardflow.storage.handles import KINDS, Handle, kind_of, text_of
 from bardflow.storage.layout import SET_ASIDE, STAMPS, require_layout
@@ -114,11 +114,19 @@ class Store:
         """A folder for an artifact's files. It is deleted at the end unless `keep` was called.
 
         Its name starts with the process id, so that garbage collection can delete drafts of killed processes.
+
+        Raises:
+            errors.DiskError: a file could not be written in the draft.
         """
         make_folder(self.drafts)
         draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))
         try:
             yield draft
+        except Exception as error:
+            # Each library has its own error for a full disk.
+            if (known := disk_error(error, self.root)) is not None:
+                raise known from error
+            raise
         finally:
             if draft.folder.exists():  # `keep` moves it away
                 shutil.rmtree(draft.folder)

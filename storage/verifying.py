@@ -39,6 +39,8 @@ from bardflow.storage.store import (
 )
 
 RESULTS = Path("prefect") / "results"
+# Cached results have the key as name; other results, such as those of flows, have a random name and no copy.
+CACHE_KEY = re.compile(r"-[0-9a-f]{64}$")
 DATABASE = Path("prefect") / "prefect.db"
 # How a finding is repaired: from the copy; the copy from the file; by making the artifact again; by moving the file to
 # `set-aside/`; by deleting it; or not at all.
@@ -98,7 +100,8 @@ def verify(
     Raises:
         storage.layout.LayoutError: a newer version wrote the home.
     """
-    bring_up_to_date(root)
+    with suppress(OSError):  # a full or read-only disk can be verified too
+        bring_up_to_date(root)
     store = Store(root)
     needed = needing(store)
     if only is not None:
@@ -109,7 +112,7 @@ def verify(
                 left += [handle_of(text) for text in store.inputs(one)]
         yield from _artifacts(store, needed, sorted(wanted, key=text_of), checked)
         return
-    if read_or_none(root / LAYOUT_FILE) != layout_content():
+    if require_layout(root) == HOME_LAYOUT and read_or_none(root / LAYOUT_FILE) != layout_content():
         yield Finding(Path(LAYOUT_FILE), "is missing or damaged", "from its copy")
     heads = {head for name in Refs(root).names() for head in _head(Refs(root), name)}
     yield from _artifacts(store, needed, sorted({*store.handles(), *store.copied(), *heads}, key=text_of), checked)
@@ -256,8 +259,8 @@ def _results(root: Path) -> Iterator[Finding]:
             if content != intact:
                 yield Finding(where, "does not match its copy; its task would run again", "from its copy")
         elif not _is_result(content):
-            yield Finding(where, "cannot be read, and has no copy; its task would run again", "set aside")
-        elif b'"metadata"' in content and not copies.place(path).is_file():
+            yield Finding(where, "cannot be read, and has no copy; its task would run again", "set aside", False)
+        elif CACHE_KEY.search(path.name) and not copies.place(path).is_file():
             yield Finding(copies.place(path).relative_to(root), "is missing", "copy again", harmful=False)
 
 

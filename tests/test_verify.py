@@ -3,19 +3,25 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
 from bardflow.commands import cli
 from bardflow.commands.web import reports_app
+from bardflow.errors import BardError
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.outcome import Outcome
+from bardflow.storage.backup import restore
 from bardflow.storage.handles import KINDS, Handle
 from bardflow.storage.store import ObjectMissing, StoreError
 from bardflow.storage.verifying import repaired, verify
@@ -305,3 +311,152 @@ def test_a_download_without_its_record_and_a_record_without_its_file_are_found(t
         assert fetched.downloaded and data == b"a text\n"
     finally:
         site.close()
+
+
+def test_a_champion_samples_the_same_text_after_backup_wipe_and_restore(
+    home: Path, tmp_path: Path, bard: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("sample", "own/champion", "--characters", "60", "--no-stream")
+    before, bytes_before = bard(*ask)[1], bytes_of(home)
+    (home / "drafts" / "1-left").mkdir()
+    file = tmp_path / "home.tar.zst"
+    code, out, err = bard("backup", str(file))
+    assert code == 0 and "verified" in out, err
+    assert bard("backup", str(file))[0] == 1, "nothing is overwritten"
+    code, _, err = bard("restore", str(file))
+    assert code == 1 and "has names already, such as own/champion, and nothing is overwritten" in err
+    shutil.rmtree(home)
+    code, out, err = bard("restore", str(file))
+    assert code == 0 and "own/champion" in out, err
+    assert [finding for finding in verify(home) if finding.harmful] == []
+    assert bard(*ask)[1] == before and len(before) > 60
+    # All that was kept is there again; what no name needs is not.
+    restored = bytes_of(home)
+    assert restored.items() <= bytes_before.items()
+    assert {name for name in bytes_before if name.startswith(("refs/", "objects/model/"))} <= restored.keys()
+    assert not [name for name in restored if name.startswith("downloads/")]
+    assert not run(steps=40, leg_steps=20).trained
+    again = tmp_path / "again.tar.zst"
+    assert bard("backup", str(again))[0] == 0
+    # A restore that was killed half way left artifacts without names; it is started again.
+    for folder in ("refs", "copies/refs"):
+        shutil.rmtree(home / folder)
+    flip(weights_in(home))
+    code, out, err = bard("restore", str(file))
+    assert code == 0 and bard(*ask)[1] == before, err
+
+
+def weights_in(home: Path) -> Path:
+    return max((home / "objects" / "model").rglob("*.safetensors"))
+
+
+def test_a_damaged_home_is_not_backed_up_and_a_damaged_backup_is_not_restored(
+    home: Path, tmp_path: Path, bard: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, weights = tmp_path / "home.tar.zst", weights_in(home)
+    flip(weights)
+    code, _, err = bard("backup", str(file))
+    assert code == 1 and "damaged or missing files, such as objects/model" in err and "bard verify --repair" in err
+    assert not list(tmp_path.glob("*tar*"))
+    flip(weights)
+    assert bard("backup", str(file))[0] == 0
+    monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "new"))
+    whole = file.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 40, len(whole) // 2)]
+    harms = [whole[: len(whole) // 2], b"", b"no archive", *flipped]
+    for content in harms:
+        file.write_bytes(content)
+        code, out, err = bard("restore", str(file))
+        assert (code, out) == (1, "") and err.startswith(f"bard: {file}") and "Traceback" not in err
+        assert not (tmp_path / "new" / "objects").exists() and not (tmp_path / "new" / "refs").exists()
+        assert list((tmp_path / "new" / "drafts").iterdir()) == []
+    for absent in (tmp_path / "absent.tar", tmp_path):
+        assert bard("restore", str(absent))[0] == 1
+    file.write_bytes(whole)
+    assert bard("restore", str(file))[0] == 0
+
+
+DIGEST = "ab" * 32
+
+
+def archive_of(path: Path, index: object, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    first = tarfile.TarInfo("bardflow-backup.json")
+    content = index if isinstance(index, bytes) else json.dumps(index).encode()
+    first.size = len(content)
+    with (
+        pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), "zstd") as sink,
+        tarfile.open(fileobj=sink, mode="w|") as tar,
+    ):
+        for member, body in [(first, content), *members]:
+            tar.addfile(member, BytesIO(body))
+    return path
+
+
+def member(name: str, body: bytes = b"x", **more: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info, body
+
+
+def listed(*names: str, body: bytes = b"x", **more: object) -> dict[str, object]:
+    stored = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    return {"format": 1, "layout": 2, "files": dict.fromkeys(names, stored)} | more
+
+
+FILE = f"objects/model/{DIGEST}/file"
+LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+HOSTILE: dict[str, tuple[object, list[tuple[tarfile.TarInfo, bytes]]]] = {
+    "up": (listed("../outside"), [member("../outside")]),
+    "up inside": (listed(f"objects/model/{DIGEST}/../../../../outside"), []),
+    "absolute": (listed("/tmp/outside"), [member("/tmp/outside")]),
+    "another folder": (listed("locks/store.lock"), [member("locks/store.lock")]),
+    "another kind": (listed(f"objects/pictures/{DIGEST}/x"), []),
+    "doubled slash": (listed(f"objects/model/{DIGEST}//x"), []),
+    "a dot": (listed(f"objects/model/{DIGEST}/./x"), []),
+    "not in the index": (listed(FILE), [member(FILE), member("refs/own/champion/000001.json")]),
+    "twice": (listed(FILE), [member(FILE), member(FILE)]),
+    "missing": (listed(FILE), []),
+    "a link": (listed(FILE), [member(FILE, b"", **LINK)]),
+    "a hard link": (listed(FILE), [member(FILE, b"", **LINK | {"type": tarfile.LNKTYPE})]),
+    "a device": (listed(FILE), [member(FILE, b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5)]),
+    "a fifo": (listed(FILE), [member(FILE, b"", type=tarfile.FIFOTYPE)]),
+    "a folder": (listed(FILE), [member(FILE, b"", type=tarfile.DIRTYPE)]),
+    "other bytes": (listed(FILE), [member(FILE, b"y")]),
+    "longer": (listed(FILE), [member(FILE, b"xx")]),
+    "a file in a file": (listed(FILE, FILE + "/below"), [member(FILE), member(FILE + "/below")]),
+    "a long name": (listed(FILE + "n" * 300), [member(FILE + "n" * 300)]),
+    "no manifest": (listed(FILE), [member(FILE)]),
+    "a bomb": (
+        {"format": 1, "layout": 2, "files": {FILE: {"bytes": 2**60, "sha256": DIGEST}}},
+        [member(FILE)],
+    ),
+    "a bomb in a header": (listed(FILE), [member(FILE, pax_headers={"comment": "0" * 2**20})]),
+    "a newer format": (listed(FILE, format=2), []),
+    "a newer layout": (listed(FILE, layout=3), []),
+    "a negative size": ({"format": 1, "layout": 2, "files": {FILE: {"bytes": -1, "sha256": DIGEST}}}, []),
+    "no index": (b"[]", []),
+    "an index of brackets": (b"[" * 200_000, []),
+    "not JSON": (b"\xff", []),
+}
+
+
+@pytest.mark.parametrize(("index", "members"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_backup_is_a_clear_error_and_writes_nothing(
+    tmp_path: Path, index: object, members: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    file = archive_of(tmp_path / "x.tar.zst", index, *members)
+    with pytest.raises(BardError, match=re.escape(str(file))):
+        restore(file, tmp_path / "home")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["home", "x.tar.zst"]
+    assert [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "home").rglob("*")] == ["home/drafts"]
+
+
+def test_a_home_that_was_moved_works(home: Path, bard: Callable[..., tuple[int, str, str]]) -> None:
+    # The fixture is a project that was copied to another path after training.
+    outcome = run(steps=40, leg_steps=20)
+    assert not outcome.trained and Path(outcome.report).is_relative_to(home)
+    assert bard("sample", "own/champion", "--characters", "20")[0] == 0
+    code, out, _ = bard("report", "own/champion")
+    assert code == 0 and Path(out.strip()).is_relative_to(home) and Path(out.strip()).is_file()
