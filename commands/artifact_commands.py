@@ -1,6 +1,7 @@
 """Commands for artifacts and their names."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,6 +219,99 @@ def gc(
     done = "would be deleted" if dry_run else "deleted"
     drafts = f" and {len(collected.drafts)} unfinished ones" if collected.drafts else ""
     print(f"{len(collected.objects)} artifacts{drafts}, {collected.bytes:,} bytes, {done}")
+
+
+@artifacts.command()
+def verify(
+    ref: OptionalRef = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged artifacts again; move foreign files to set-aside/.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the files of the home against their sha256; the exit status is 1 if something is damaged.
+
+    With REF, only this artifact and what it was made from.
+    """
+    prepare_prefect()
+    from bardflow.storage.verifying import line, repaired
+    from bardflow.tasks.locks import using_store
+    from bardflow.tasks.verification import look
+
+    with using_store():
+        only = None if ref is None else found(ref)[1]
+        findings = look(only)
+        if repair and findings:
+            if any(finding.repair == "make again" for finding in findings):
+                from bardflow.commands.up import running_flows
+                from bardflow.flows.verify_home import Damaged, verify_home
+
+                with running_flows(), suppress(Damaged):  # what is left is listed below, and was logged with the reason
+                    verify_home(ref, repair=True)
+            else:
+                for done in repaired(home(), findings):
+                    tell(done)
+            findings = look(only)
+    harmful = sum(finding.harmful for finding in findings)
+    if as_json:
+        listed = [
+            {
+                "path": finding.path.as_posix(),
+                "what": finding.what,
+                "harmful": finding.harmful,
+                "repair": finding.repair,
+                "artifact": None if finding.handle is None else finding.handle.digest,
+                "needed_by": finding.needed_by,
+            }
+            for finding in findings
+        ]
+        print_json({"harmful": harmful, "findings": listed})
+    else:
+        for finding in findings:
+            print(line(finding))
+        print(f"{harmful} damaged or missing files, {len(findings) - harmful} harmless findings")
+    if harmful:
+        raise BardError(
+            "these cannot be repaired: what they were made from is gone or changed"
+            if repair
+            else "`bard verify --repair` repairs what can be repaired"
+        )
+
+
+ArchiveFile = Annotated[Path, typer.Argument(metavar="FILE", help="The backup, such as bardflow.tar.zst.")]
+
+
+@artifacts.command()
+def backup(file: ArchiveFile, as_json: AsJson = False) -> None:
+    """Write a backup of all names and what they need to one file, and verify it."""
+    from bardflow.storage.backup import back_up
+    from bardflow.tasks.locks import using_store
+    from bardflow.tasks.saying import Progress
+
+    file = file.expanduser().absolute()
+    with using_store(), Progress("backing up", "B") as progress:
+        index = back_up(home(), file, progress=progress.advance)
+    told = {"file": str(file), "files": len(index.files), "bytes": file.stat().st_size}
+    if as_json:
+        print_json(told)
+    else:
+        print(f"{file}: {len(index.files):,} files in {told['bytes']:,} bytes, verified")
+
+
+@artifacts.command()
+def restore(file: ArchiveFile, as_json: AsJson = False) -> None:
+    """Restore a backup into a home without names; each file is verified before any is visible."""
+    from bardflow.storage.backup import restore as restored
+    from bardflow.tasks.locks import collecting_garbage
+    from bardflow.tasks.saying import Progress
+
+    with collecting_garbage(), Progress("restoring", "B") as progress:
+        index = restored(file.expanduser().absolute(), home(), progress=progress.advance)
+    if as_json:
+        print_json({"home": str(home()), "files": len(index.files)})
+    else:
+        print(f"{home()}: {len(index.files):,} files restored and verified")
+        list_names(False)
 
 
 def report_of(ref: str) -> "Report":

@@ -12,8 +12,8 @@ from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import absolute, models
 from bardflow.commands.recipe_commands import recipes
-from bardflow.errors import BardError
-from bardflow.home import project_folder, set_up_computing
+from bardflow.errors import BardError, disk_error
+from bardflow.home import home, project_folder, set_up_computing
 
 if TYPE_CHECKING:
     from bardflow.outcome import Outcome
@@ -43,8 +43,11 @@ def main() -> None:
     set_up_computing()
     try:
         app()
-    except BardError as error:
-        print(f"bard: {error}", file=sys.stderr)
+    except Exception as error:
+        known = error if isinstance(error, BardError) else disk_error(error, home())
+        if known is None:
+            raise
+        print(f"bard: {known}", file=sys.stderr)
         sys.exit(1)
 
 

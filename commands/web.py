@@ -21,7 +21,7 @@ from bardflow.model.training import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode, load
 from bardflow.pages import writing
 from bardflow.storage.handles import Model, Report
-from bardflow.storage.store import Store
+from bardflow.storage.store import Store, StoreError
 from bardflow.tasks.evaluation import opening
 from bardflow.tasks.index import write_index
 from bardflow.tasks.reporting import html_of
@@ -59,7 +59,10 @@ def reports_app() -> Starlette:
             handle = None
         if not isinstance(handle, Report) or handle.digest != digest:
             return PlainTextResponse("there is no such report\n", 404)
-        return FileResponse(html_of(handle), media_type="text/html")
+        try:
+            return FileResponse(html_of(handle), media_type="text/html")
+        except StoreError as error:
+            return PlainTextResponse(f"{error}\n", 500)
 
     return Starlette(routes=[Route("/", index), Route("/objects/report/{digest}/report.html", report)])
 

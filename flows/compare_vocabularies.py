@@ -68,7 +68,9 @@ def compare_vocabularies(
                 reaches.append(reach)
                 fitted.append(with_vocabulary(chosen, name, reach))
         if budget == "time":
-            steps = steps_within(learned, [one.gpt for one in fitted], [one.training for one in fitted], seconds)
+            steps, _ = run.result(
+                steps_within, learned, [one.gpt for one in fitted], [one.training for one in fitted], seconds
+            )
         else:
             seen = [one.training.batch * one.gpt.context * reach for one, reach in zip(fitted, reaches, strict=True)]
             steps = [max(1, round(characters / a_step)) for a_step in seen]

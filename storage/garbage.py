@@ -4,13 +4,16 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bardflow.storage.handles import Evaluation, Handle, Model, Report
 from bardflow.storage.lineage import handle_of
-from bardflow.storage.refs import Entry, Refs
-from bardflow.storage.store import Store
+from bardflow.storage.refs import Entry, Refs, read_entry
+from bardflow.storage.store import Store, StoreError
 
 # The keys of an entry's notes that have a digest as value, with the kinds of the artifacts.
 NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
@@ -74,6 +77,36 @@ def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> 
         if handle in held and handle not in found:
             found.add(handle)
             left.extend(handle_of(text) for text in store.origin(handle).inputs.values())
+    return found
+
+
+def names_that_need(store: Store, handle: Handle) -> list[str]:
+    """The names whose history leads to an artifact: as artifact, in the notes, or as an input of these.
+
+    Entries and origins that cannot be read are passed over.
+    """
+    return needing(store).get(handle, [])
+
+
+def needing(store: Store) -> dict[Handle, list[str]]:
+    """The names that lead to each artifact, as `names_that_need`."""
+    refs, found, inputs = Refs(store.root), dict[Handle, list[str]](), dict[Handle, list[Handle]]()
+    for name in refs.names():
+        left: list[Handle] = []
+        for path in refs.entry_files(name):
+            with suppress(StoreError, KeyError, ValidationError):
+                entry = read_entry(path)
+                left += [entry.handle, *noted(entry)]
+        met: set[Handle] = set()
+        while left:
+            one = left.pop()
+            if one in met:
+                continue
+            met.add(one)
+            found.setdefault(one, []).append(name)
+            if one not in inputs:
+                inputs[one] = [handle_of(text) for text in store.inputs(one)]
+            left += inputs[one]
     return found
 
 

@@ -74,6 +74,11 @@ def kind_of(handle_class: type[Handle]) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", handle_class.__name__).lower()
 
 
+def text_of(handle: Handle) -> str:
+    """A handle as text: `token-shards/<digest>`."""
+    return f"{handle.kind}/{handle.digest}"
+
+
 KINDS: dict[str, type[Handle]] = {
     kind_of(c): c for c in (Source, Corpus, Vocabulary, TokenShards, Checkpoint, Model, Baselines, Evaluation, Report)
 }

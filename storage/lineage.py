@@ -50,11 +50,6 @@ def handle_of(text: str) -> Handle:
     return KINDS[kind](digest=digest)
 
 
-def text_of(handle: Handle) -> str:
-    """A handle as text: `token-shards/<digest>`."""
-    return f"{handle.kind}/{handle.digest}"
-
-
 def source_address(origin: Origin) -> str:
     """The address in the corpus file, or else the one that was used; the download may have come from a mirror."""
     declared = origin.spec["corpus"]["source"]

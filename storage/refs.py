@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bardflow.storage.copies import DRAFTS, Copies
 from bardflow.storage.handles import KINDS, Handle
-from bardflow.storage.store import DRAFTS, Store, StoreError, canonical_json, fsync, make_folder, make_read_only
+from bardflow.storage.layout import require_layout
+from bardflow.storage.store import Store, StoreError, canonical_json, fsync, make_folder, make_read_only
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
 MOVES = "[0-9]*.json"
+RESTORED = "`bard verify --repair` restores it"
 # Errors of file systems without hard links: FAT and exFAT, some FUSE and network mounts, Android.
 NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -55,16 +58,18 @@ class Refs:
     """Names under `<root>/refs/<name>/000001.json`, `000002.json`, …"""
 
     def __init__(self, root: Path) -> None:
+        require_layout(root)
         self.folder = root / "refs"
         self.drafts = root / DRAFTS
+        self.copies = Copies(root)
 
     def history(self, name: str) -> list[Entry]:
         """All entries of the name, oldest first; empty if there is no such name.
 
         Raises:
-            StoreError: it is not a name, or an entry cannot be read.
+            StoreError: it is not a name, or an entry is missing, damaged or cannot be read.
         """
-        return [read_entry(path) for path in self._moves(name)]
+        return [self._checked_entry(path) for path in self._moves(name)]
 
     def head(self, name: str) -> Entry | None:
         """The last entry of the name, or None.
@@ -73,7 +78,7 @@ class Refs:
             StoreError: as `history`.
         """
         moves = self._moves(name)
-        return read_entry(moves[-1]) if moves else None
+        return self._checked_entry(moves[-1]) if moves else None
 
     def move(
         self, name: str, handle: Handle, *, after: Entry | None, by: str, why: str, notes: dict[str, Any] | None = None
@@ -113,6 +118,7 @@ class Refs:
             with suppress(FileNotFoundError):
                 Path(draft).unlink()
         fsync(folder)
+        self.copies.write(folder / f"{entry.number:06}.json", content)
         return entry
 
     def point(
@@ -171,11 +177,33 @@ class Refs:
             lock.release()
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.rglob(MOVES)})
+        """All names, sorted; also those whose entries are all missing, but have copies."""
+        copied = self.copies.place(self.folder)
+        return sorted(
+            {
+                path.parent.relative_to(folder).as_posix()
+                for folder in (self.folder, copied)
+                for path in folder.rglob(MOVES)
+            }
+        )
+
+    def entry_files(self, name: str) -> list[Path]:
+        """The files of the name's entries, oldest first; they may be damaged."""
+        return sorted((self.folder / checked(name)).glob(MOVES))
 
     def _moves(self, name: str) -> list[Path]:
-        return sorted((self.folder / checked(name)).glob(MOVES))
+        folder = self.folder / checked(name)
+        # Copies are listed first: a new entry gets its copy after it.
+        copied = self.copies.names(folder, MOVES)
+        moves = self.entry_files(name)
+        if missing := copied - {path.name for path in moves}:
+            raise StoreError(f"{folder / min(missing)} is missing, an entry of the name {name}; {RESTORED}")
+        return moves
+
+    def _checked_entry(self, path: Path) -> Entry:
+        if self.copies.differs(path, path.read_bytes()):
+            raise StoreError(f"{path} is damaged (it does not match its copy), an entry of a name; {RESTORED}")
+        return read_entry(path)
 
 
 def checked(name: str) -> str:

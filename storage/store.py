@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bardflow.errors import BardError
-from bardflow.storage.handles import KINDS, Handle, kind_of
+from bardflow.errors import BardError, disk_error
+from bardflow.storage.copies import DRAFTS, Copies, sealed, unsealed, write_whole
+from bardflow.storage.handles import KINDS, Handle, kind_of, text_of
+from bardflow.storage.layout import SET_ASIDE, STAMPS, require_layout
 
 LAYOUT = 1
-DRAFTS = "drafts"
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
 
@@ -32,6 +35,14 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 # Errors of file systems without modes.
 NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# Said of a file of an artifact that does not belong to it.
+FOREIGN = "is not in the manifest"
+# A file that was changed less than this before it was hashed gets no stamp: another change at once could leave the same
+# times. FAT counts in 2 s.
+SETTLED_NS = 2 * 10**9
+
+# Size, mtime_ns, ctime_ns and inode of each file of an artifact, by name.
+Stamp = dict[str, list[int]]
 
 
 class StoreError(BardError):
@@ -85,23 +96,37 @@ class Draft:
 
 
 class Store:
-    """Artifacts in `<root>/objects/<kind>/<digest>/`, on a local disk."""
+    """Artifacts in `<root>/objects/<kind>/<digest>/`, on a local disk.
+
+    Raises:
+        storage.layout.LayoutError: a newer version wrote the home.
+    """
 
     def __init__(self, root: Path) -> None:
+        require_layout(root)
         self.root = root
         self.objects = root / "objects"
         self.drafts = root / DRAFTS
+        self.copies = Copies(root)
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
         """A folder for an artifact's files. It is deleted at the end unless `keep` was called.
 
         Its name starts with the process id, so that garbage collection can delete drafts of killed processes.
+
+        Raises:
+            errors.DiskError: a file could not be written in the draft.
         """
         make_folder(self.drafts)
         draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))
         try:
             yield draft
+        except Exception as error:
+            # Each library has its own error for a full disk.
+            if (known := disk_error(error, self.root)) is not None:
+                raise known from error
+            raise
         finally:
             if draft.folder.exists():  # `keep` moves it away
                 shutil.rmtree(draft.folder)
@@ -109,7 +134,8 @@ class Store:
     def keep(self, draft: Draft, kind: type[H], facts: dict[str, Any], origin: Origin) -> H:
         """Store a draft as an artifact with one atomic rename, and return its handle.
 
-        If the artifact already exists and is intact, it is kept with its origin; a damaged one is replaced.
+        If the artifact already exists and is intact, it is kept with its origin; a damaged one is replaced. An artifact
+        that is made again gets the origin that it had.
 
         Raises:
             StoreError: a number in the facts or the origin is not finite.
@@ -127,7 +153,9 @@ class Store:
         content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
 
-        (draft.folder / ORIGIN).write_bytes(canonical_json(origin.model_dump()))
+        place = self.place(handle)
+        came = self.copies.read(place / ORIGIN) or canonical_json(origin.model_dump())
+        (draft.folder / ORIGIN).write_bytes(came)
         (draft.folder / MANIFEST).write_bytes(content)
         for path in sorted(draft.folder.rglob("*"), reverse=True):
             if path.is_file():
@@ -136,7 +164,6 @@ class Store:
         set_mode(draft.folder, 0o755)
         fsync(draft.folder)
 
-        place = self.place(handle)
         make_folder(place.parent)
         while True:
             try:
@@ -146,10 +173,36 @@ class Store:
                     raise
             else:
                 fsync(place.parent)
+                self.copy(handle)
                 return handle
             if self.damage(handle) is None:
+                self.copy(handle)
                 return handle
             self.discard_damaged(handle)
+
+    def copy(self, handle: Handle) -> None:
+        """Write the missing copies of an artifact's manifest and origin.
+
+        Raises:
+            ObjectMissing: one of them is missing or damaged.
+        """
+        self.manifest(handle), self.origin(handle)
+        for name in (MANIFEST, ORIGIN):
+            path = self.place(handle) / name
+            if self.copies.read(path) is None:
+                self.copies.write(path, path.read_bytes())
+
+    def mend(self, handle: Handle) -> None:
+        """Restore a manifest and an origin from their copies, and move files that are not in the manifest away."""
+        place = self.place(handle)
+        if not place.is_dir():
+            return
+        for name in (MANIFEST, ORIGIN):
+            content = self.copies.read(place / name)
+            if content is not None and self.copies.differs(place / name, read_or_none(place / name) or b""):
+                restore(place / name, content, self.drafts)
+        for name in [name for name, words in self.harms(handle) if words == FOREIGN]:
+            set_aside(self.root, place / name)
 
     def discard_damaged(self, handle: Handle) -> None:
         """Remove an artifact from the store if it is damaged.
@@ -166,53 +219,95 @@ class Store:
     def discard(self, handle: Handle) -> None:
         """Rename an artifact out of the store, then delete it; no error if it does not exist."""
         with self._removing():
+            self.copies.remove(self.place(handle))
             self._remove(handle)
 
     def folder(self, handle: Handle) -> Path:
-        """The folder of the artifact's files.
+        """The folder of the artifact's files, which were hashed since they last changed.
+
+        A stamp of each file's size, times and inode saves hashing them again (`stamps/` in the home).
 
         Raises:
-            ObjectMissing: there is no such artifact. (`damage` checks its bytes.)
+            ObjectMissing: there is no such artifact, or it is damaged; the message has the names that need it.
         """
-        place = self.place(handle)
-        if not (place / MANIFEST).is_file():
-            raise ObjectMissing(f"{handle} is not in the store {self.root}; run the flow that makes it again")
-        return place
+        if not self._is_stamped(handle) and (harm := self.damage(handle)):
+            raise self._refused(handle, harm)
+        return self.place(handle)
 
     def damage(self, handle: Handle) -> str | None:
         """What is wrong with the artifact, or None if all bytes match the digest.
 
         All files are hashed, at about 1.5 GB/s on a processor with SHA instructions.
         """
-        place = self.place(handle)
-        try:
-            content = (place / MANIFEST).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        place, began = self.place(handle), time.time_ns()
+        if not (place / MANIFEST).is_file():
             return "missing"
-        if hashlib.sha256(content).hexdigest() != handle.digest:
-            return f"damaged ({MANIFEST} does not match its digest)"
+        try:
+            stamp = stamp_of(place)
+            harm = next(self.harms(handle), None)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return f"damaged ({error.filename} disappeared while it was checked)"
+        if harm is not None:
+            name, words = harm
+            return words if words.startswith("of ") else f"damaged ({name} {words})"
+        # A clock that was set back gives times that lie ahead, and so no stamp.
+        if max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
+            with suppress(OSError):  # a stamp only saves time, and the home may be read-only or full
+                write_whole(self._stamp_place(handle), sealed(json.dumps(stamp).encode()), self.drafts)
+        return None
+
+    def harms(self, handle: Handle) -> Iterator[tuple[str, str]]:
+        """Yield each damaged file of the artifact with what is wrong; nothing if all bytes match the digest."""
+        place = self.place(handle)
+        path = place / MANIFEST
+        content = read_or_none(path)
+        if content is None:
+            yield MANIFEST, "is missing"
+        elif hashlib.sha256(content).hexdigest() != handle.digest:
+            yield MANIFEST, "does not match its digest"
+            content = None
+        content = content or self.copies.read(path)
+        if content is None or hashlib.sha256(content).hexdigest() != handle.digest:
+            return
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
-            return f"of another layout, and layout {LAYOUT} is the one read here"
+            yield MANIFEST, f"of another layout, and layout {LAYOUT} is the one read here"
+            return
         if manifest.layout != LAYOUT:
-            return f"of layout {manifest.layout}, and layout {LAYOUT} is the one read here"
+            yield MANIFEST, f"of layout {manifest.layout}, and layout {LAYOUT} is the one read here"
+            return
         try:
-            return self._harm(place, manifest)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            return f"damaged ({error.filename} disappeared while it was checked)"
+            self._origin(handle)
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            yield ORIGIN, "is missing or cannot be read"
+        except ObjectMissing:
+            yield ORIGIN, "does not match its copy"
+        names = set(file_names(place)) - {MANIFEST, ORIGIN}
+        for name in sorted(manifest.files.keys() - names):
+            yield name, "is missing"
+        for name in sorted(names - manifest.files.keys()):
+            yield name, FOREIGN
+        for name in sorted(names & manifest.files.keys()):
+            try:
+                if file_facts(place / name) != manifest.files[name]:
+                    yield name, "does not match the manifest"
+            except (FileNotFoundError, NotADirectoryError):
+                raise
+            except OSError as error:  # a bad sector, or no permission
+                yield name, f"cannot be read: {error.strerror}"
 
     def manifest(self, handle: Handle) -> Manifest:
-        """The artifact's manifest.
+        """The artifact's manifest; its bytes are hashed, those of other files are not.
 
         Raises:
             ObjectMissing: there is no such artifact, or its manifest does not match the digest.
         """
-        content = (self.folder(handle) / MANIFEST).read_bytes()
+        content = read_or_none(self.place(handle) / MANIFEST)
+        if content is None:
+            raise self._refused(handle, "missing")
         if hashlib.sha256(content).hexdigest() != handle.digest:
-            raise ObjectMissing(
-                f"{handle} is damaged ({MANIFEST} does not match its digest); run the flow that makes it again"
-            )
+            raise self._refused(handle, f"damaged ({MANIFEST} does not match its digest)")
         return Manifest.model_validate_json(content)
 
     def facts(self, handle: Handle) -> dict[str, Any]:
@@ -223,23 +318,62 @@ class Store:
         """The origin of the artifact.
 
         Raises:
-            ObjectMissing: there is no such artifact, or its origin cannot be read.
+            ObjectMissing: there is no such artifact, or its origin cannot be read or differs from its copy.
         """
-        path = self.folder(handle) / ORIGIN
         try:
-            return Origin.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError) as error:
-            raise ObjectMissing(
-                f"{ORIGIN} of {handle} is missing or cannot be read; run the flow that makes it again"
-            ) from error
+            return self._origin(handle)
+        except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
+            whole = (self.place(handle) / MANIFEST).is_file()
+            harm = f"damaged ({ORIGIN} is missing or cannot be read)" if whole else "missing"
+            raise self._refused(handle, harm) from error
+
+    def inputs(self, handle: Handle) -> list[str]:
+        """The inputs in the artifact's origin, as text; from the copy if the origin is damaged. Empty if both are."""
+        path = self.place(handle) / ORIGIN
+        for content in (self.copies.read(path), read_or_none(path)):
+            with suppress(ValidationError):
+                if content is not None:
+                    return list(Origin.model_validate_json(content).inputs.values())
+        return []
+
+    def _origin(self, handle: Handle) -> Origin:
+        path = self.place(handle) / ORIGIN
+        content = path.read_bytes()
+        origin = Origin.model_validate_json(content)
+        if self.copies.differs(path, content):
+            raise self._refused(handle, f"damaged ({ORIGIN} does not match its copy)")
+        return origin
+
+    def _refused(self, handle: Handle, harm: str) -> ObjectMissing:
+        """The error that names a missing or damaged artifact, what needs it, and the command that repairs it."""
+        from bardflow.storage.garbage import names_that_need  # it imports this module
+
+        names = ", ".join(names_that_need(self, handle)) or "none"
+        return ObjectMissing(
+            f"{handle} is {harm} in the store {self.root}. Names that need it: {names}. "
+            f"`bard verify {handle.short} --repair` makes it again"
+        )
+
+    def _stamp_place(self, handle: Handle) -> Path:
+        return self.root / STAMPS / handle.kind / handle.digest
+
+    def _is_stamped(self, handle: Handle) -> bool:
+        """Whether no file of the artifact changed since the artifact was hashed and found intact."""
+        content = read_or_none(self._stamp_place(handle))
+        stamp = None if content is None else unsealed(content)
+        try:
+            return stamp is not None and json.loads(stamp) == stamp_of(self.place(handle))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def find(self, prefix: str) -> Handle:
-        """The artifact whose digest starts with `prefix` (at least four characters).
+        """The artifact whose digest starts with `prefix` (at least four characters); it may be missing, with a copy.
 
         Raises:
             StoreError: there is none, or there are several (the message lists them).
         """
-        found = [h for h in self.handles() if len(prefix) >= 4 and h.digest.startswith(prefix)]
+        held = sorted({*self.handles(), *self.copied()}, key=text_of) if len(prefix) >= 4 else []
+        found = [handle for handle in held if handle.digest.startswith(prefix)]
         if len(found) == 1:
             return found[0]
         if not found:
@@ -252,31 +386,15 @@ class Store:
 
     def handles(self) -> Iterator[Handle]:
         """All artifacts in the store."""
-        for kind, handle_class in KINDS.items():
-            folder = self.objects / kind
-            if folder.is_dir():
-                for name in sorted(place.name for place in folder.iterdir()):
-                    if DIGEST.fullmatch(name):  # file managers add their own files to folders
-                        yield handle_class(digest=name)
+        return _handles_in(self.objects)
+
+    def copied(self) -> Iterator[Handle]:
+        """All artifacts with copies of their manifest or origin; they should be in the store."""
+        return _handles_in(self.copies.place(self.objects))
 
     def place(self, handle: Handle) -> Path:
         """The path of the artifact, whether or not it exists."""
         return self.objects / handle.kind / handle.digest
-
-    def _harm(self, place: Path, manifest: Manifest) -> str | None:
-        try:
-            Origin.model_validate_json((place / ORIGIN).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return f"damaged ({ORIGIN} is missing or cannot be read)"
-        names = set(file_names(place)) - {MANIFEST, ORIGIN}
-        if gone := manifest.files.keys() - names:
-            return f"damaged ({min(gone)} is missing)"
-        if extra := names - manifest.files.keys():
-            return f"damaged ({min(extra)} is not in the manifest)"
-        for name, facts in manifest.files.items():
-            if file_facts(place / name) != facts:
-                return f"damaged ({name} does not match the manifest)"
-        return None
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
@@ -287,6 +405,7 @@ class Store:
             yield
 
     def _remove(self, handle: Handle) -> None:
+        self._stamp_place(handle).unlink(missing_ok=True)
         make_folder(self.drafts)
         grave = Path(mkdtemp(prefix=f"{os.getpid()}-discarded-", dir=self.drafts))
         try:
@@ -294,6 +413,15 @@ class Store:
                 self.place(handle).rename(grave / handle.digest)
         finally:
             shutil.rmtree(grave)
+
+
+def _handles_in(objects: Path) -> Iterator[Handle]:
+    for kind, handle_class in KINDS.items():
+        folder = objects / kind
+        if folder.is_dir():
+            for name in sorted(place.name for place in folder.iterdir()):
+                if DIGEST.fullmatch(name):  # file managers add their own files to folders
+                    yield handle_class(digest=name)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -315,6 +443,42 @@ def file_names(folder: Path) -> list[str]:
     """The relative paths of all files below a folder, sorted."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def read_or_none(path: Path) -> bytes | None:
+    """The content of a file, or None if there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """The stamp of the artifact in a folder."""
+    stamp: Stamp = {}
+    for name in file_names(folder):
+        found = (folder / name).lstat()
+        stamp[name] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return stamp
+
+
+def restore(path: Path, content: bytes, drafts: Path) -> None:
+    """Replace a damaged file by its intact content."""
+    write_whole(path, content, drafts)
+    make_read_only(path)
+    fsync(path)
+
+
+def set_aside(root: Path, path: Path) -> Path:
+    """Move a file or folder of a home to the same path under `set-aside/`, with a number if that is taken."""
+    to = root / SET_ASIDE / path.relative_to(root)
+    for number in itertools.count(1):
+        place = to if number == 1 else to.with_name(f"{to.name}.{number}")
+        if not os.path.lexists(place):
+            make_folder(place.parent)
+            path.rename(place)
+            return place
+    raise AssertionError
 
 
 def make_folder(folder: Path) -> None:

@@ -20,6 +20,8 @@ from bardflow.tasks.locks import using_store
 from bardflow.tasks.run import commit, refs, store, versions
 
 PROVENANCE = "bardflow.json"
+# The task in the origin of an imported model.
+IMPORT = "import"
 # Names of imported models are `models/<name>`.
 FOLDER = "models"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -92,16 +94,30 @@ def import_model(address: str, name: str, *, by: str) -> tuple[Model, Entry]:
         if isinstance(folder, Model):
             raise ImportRefused(f"{address} is in the store already ({folder}); give a folder or hub:OWNER/NAME")
         known = read_provenance(folder)
-        with store().draft() as draft:
-            facts = write_model(draft, folder)
-            if known is not None:
-                facts |= {key: known.facts[key] for key in ("step", "vocabulary_kind") if key in known.facts}
-                (draft.folder / PROVENANCE).write_bytes((folder / PROVENANCE).read_bytes())
-            model = store().keep(draft, Model, facts, _origin(address))
+        model = _stored(folder, known, address)
         why = f"imported from {address}: {'a model of another program' if known is None else known.line()}"
         notes = {} if known is None else {"model": known.model, "corpus": known.corpus}
         entry, _ = refs().point(f"{FOLDER}/{name}", model, by=by, why=lambda before: why, notes=notes)
     return model, entry
+
+
+def import_again(address: str) -> Model:
+    """Store a model again that was imported from this address, without a name.
+
+    Raises:
+        ImportRefused, tasks.base_model.NoSuchBase, model.training.NotAModel: as `import_model`.
+    """
+    folder = located(BaseSpec(model=address))
+    return folder if isinstance(folder, Model) else _stored(folder, read_provenance(folder), address)
+
+
+def _stored(folder: Path, known: Provenance | None, address: str) -> Model:
+    with store().draft() as draft:
+        facts = write_model(draft, folder)
+        if known is not None:
+            facts |= {key: known.facts[key] for key in ("step", "vocabulary_kind") if key in known.facts}
+            (draft.folder / PROVENANCE).write_bytes((folder / PROVENANCE).read_bytes())
+        return store().keep(draft, Model, facts, _origin(address))
 
 
 def read_provenance(folder: Path) -> Provenance | None:
@@ -138,7 +154,7 @@ def sha256(path: Path) -> str:
 
 def _origin(address: str) -> Origin:
     return Origin(
-        task="import",
+        task=IMPORT,
         inputs={},
         spec={},
         run=None,

@@ -31,8 +31,8 @@ EVALUATED = "evaluated"
 def write_index() -> Path:
     """Write the index page to the home atomically and return its path.
 
-    This reads only manifests and the values on the page, so its cost does not depend on the size of the corpora. It
-    does not verify the artifacts' files; runs do.
+    This reads only manifests, origins and the values of reports, so its cost does not depend on the corpora. A
+    damaged report is listed as a problem, without a link.
     """
     home().mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
@@ -117,8 +117,16 @@ def reign(entry: Entry) -> pages.Reign:
         model=entry.digest,
         recipe=entry.notes["recipe"],
         bits_per_character=None if scored is None else scored["bits_per_character"],
-        link=None if facts_of(report) is None else link_to(report),
+        link=whole_link(report),
     )
+
+
+def whole_link(report: Report) -> str | None:
+    """Return the link to a report, or None if the report is missing or damaged."""
+    try:
+        return link_to(report)
+    except StoreError:
+        return None
 
 
 def standings(corpus: str, text: Entry | None, seated: str | None, problems: list[str]) -> Iterable[pages.Standing]:
@@ -140,7 +148,10 @@ def standings(corpus: str, text: Entry | None, seated: str | None, problems: lis
                 continue
             try:
                 page, made = page_of(report), store().origin(Evaluation(digest=entry.notes["evaluation"]))
-            except (ValidationError, StoreError, OSError) as error:
+            except StoreError as error:
+                problems.append(f"{name}: {report} is left out: {error}")
+                continue
+            except (ValidationError, OSError) as error:
                 problems.append(f"{name}: {report} is left out, this version cannot read it: {one_line(error)}")
                 continue
             settings = {name: page.settings[name] for name in page.overrides}
@@ -178,7 +189,10 @@ def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
                 continue
             report = Report(digest=entry.digest)
             page = ExperimentPage.model_validate_json((store().folder(report) / PAGE).read_bytes())
-        except (ValidationError, StoreError, OSError) as error:
+        except StoreError as error:
+            problems.append(f"{name} is left out: {error}")
+            continue
+        except (ValidationError, OSError) as error:
             problems.append(f"{name} is left out, this version cannot read it: {one_line(error)}")
             continue
         yield pages.ExperimentLink(

@@ -6,23 +6,26 @@ import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from prefect import Task
 from prefect.context import TaskRunContext
+from prefect.settings import get_current_settings
 from prefect.utilities.callables import get_call_parameters
 from pydantic import BaseModel
 
 from bardflow.home import home, project_folder
-from bardflow.storage.handles import Handle
-from bardflow.storage.lineage import text_of
+from bardflow.storage.handles import Handle, text_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store
+from bardflow.storage.verifying import bring_up_to_date
 from bardflow.tasks.caching import CacheByInputs
 from bardflow.tasks.locks import making, using_store
 from bardflow.tasks.saying import say
 
 P = ParamSpec("P")
+R = TypeVar("R")
 H = TypeVar("H", bound=Handle)
 
 PACKAGES = (
@@ -71,6 +74,7 @@ class Run:
     def __enter__(self) -> Self:
         self._lock = using_store()
         self._lock.__enter__()
+        bring_up_to_date(home())
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -84,20 +88,39 @@ class Run:
         Raises:
             RuntimeError: called outside of `with Run() as run`; garbage collection could delete the artifacts.
         """
-        if self._lock is None:
-            raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
         with one_at_a_time(task, *args, **kwargs):
-            state: Any = task(*args, **kwargs, return_state=True)
-            handle: H = state.result()
-            ran, rebuilt = state.name != "Cached", None
-            if not ran and (rebuilt := store().damage(handle)):
-                say(f"{handle} is {rebuilt}: making it again")
-                store().discard_damaged(handle)
-                state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
-                handle, ran = state.result(), True
+            handle, ran = self.result(task, *args, **kwargs)
+            rebuilt = None
+            if not ran and store().damage(handle):
+                store().mend(handle)
+                if rebuilt := store().damage(handle):
+                    say(f"{handle} is {rebuilt}: making it again")
+                    store().discard_damaged(handle)
+                    handle, ran = self.result(task.with_options(refresh_cache=True), *args, **kwargs)
+                else:
+                    say(f"{handle} was damaged: its manifest and origin are restored from their copies")
+            store().copy(handle)  # a killed run may have left it without
         self.calls.append(TaskCall(task.name, handle, ran, rebuilt))
         say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
         return handle
+
+    def result(self, task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, bool]:
+        """Call a task; return its result and whether it ran. If its cached result is damaged, run the task again.
+
+        Raises:
+            RuntimeError: as `__call__`.
+        """
+        if self._lock is None:
+            raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
+        state: Any = task(*args, **kwargs, return_state=True)
+        value: R = state.result()
+        ran = state.name != "Cached"
+        if not ran and result_is_damaged(state):
+            say(f"the cached result of {task.name} is damaged: running the task again")
+            state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
+            value, ran = state.result(), True
+        copy_result(state)
+        return value, ran
 
     def ran(self, *tasks: str) -> bool:
         """Return whether any of the named tasks ran."""
@@ -110,6 +133,27 @@ def one_at_a_time(task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> Abstra
     if not isinstance(policy, CacheByInputs):
         return nullcontext()
     return making(policy.key_of(task, get_call_parameters(task.fn, args, kwargs)))
+
+
+def result_file(state: Any) -> Path | None:
+    """Return the file in the home that has a task's result; None if the result is not stored there."""
+    metadata = getattr(state.data, "metadata", state.data)
+    key = getattr(metadata, "storage_key", None)
+    # The key in the file is the path at the time, and the home may have been moved since.
+    path = None if key is None else get_current_settings().results.local_storage_path / Path(key).name
+    return path if path is not None and path.is_relative_to(home()) and path.is_file() else None
+
+
+def result_is_damaged(state: Any) -> bool:
+    """Return whether the file of a cached result differs from its copy."""
+    path = result_file(state)
+    return path is not None and store().copies.differs(path, path.read_bytes())
+
+
+def copy_result(state: Any) -> None:
+    """Copy the file of a task's result, so that damage to it can be found."""
+    if (path := result_file(state)) is not None:
+        store().copies.write(path, path.read_bytes())
 
 
 def origin(*packages: str, **measured: Any) -> Origin:

@@ -18,7 +18,9 @@ from bardflow.errors import BardError
 from bardflow.home import home
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.pages.parts import Cell, Chart, Line, Part, Table
+from bardflow.storage.copies import write_whole
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
+from bardflow.storage.store import read_or_none
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.evaluation import scores_of
 from bardflow.tasks.experiments import keep_experiment
@@ -114,7 +116,12 @@ class Search:
         self.space, self.seed = space, seed
         folder = home() / "searches"
         folder.mkdir(parents=True, exist_ok=True)
-        journal = str(folder / f"{self.name}.log")
+        self.journal = folder / f"{self.name}.log"
+        intact = store().copies.read(self.journal)
+        if intact is not None and not (read_or_none(self.journal) or b"").startswith(intact):
+            say(f"{self.journal} was damaged and is restored from its copy")
+            write_whole(self.journal, intact, store().drafts)
+        journal = str(self.journal)
         self.study = optuna.create_study(
             # The default lock uses a symbolic link, which some file systems lack.
             storage=JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal))),
@@ -172,6 +179,7 @@ class Search:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, bits)
+        store().copies.write(self.journal, self.journal.read_bytes())
 
     def over(self) -> list[Tried]:
         """Return the finished trials in order."""

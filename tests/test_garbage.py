@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from bardflow.storage.garbage import Collected, collect_garbage
-from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source
-from bardflow.storage.lineage import lineage, text_of
+from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source, text_of
+from bardflow.storage.lineage import lineage
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Origin, Store, StoreError
 
@@ -146,7 +146,7 @@ def test_where_it_is_not_known_what_is_reached_nothing_is_removed(home: Home) ->
     origin = home.store.folder(model[3]) / "origin.json"
     origin.chmod(0o644)
     origin.write_bytes(b"{")
-    with pytest.raises(StoreError, match=f"of Checkpoint {model[3].short} is missing or cannot be read"):
+    with pytest.raises(StoreError, match=rf"{model[3].short} is damaged \(origin.json is missing or cannot be read"):
         home.collect()
     assert home.left() == {*model, *stranger}
 

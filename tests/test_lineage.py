@@ -75,5 +75,5 @@ def test_lineage_names_the_object_that_is_gone(store: Store) -> None:
     source = made(store, Source, 0)
     corpus = made(store, Corpus, 0, source=source)
     store.discard(source)
-    with pytest.raises(ObjectMissing, match=f"Source {source.short} is not in the store"):
+    with pytest.raises(ObjectMissing, match=f"Source {source.short} is missing in the store"):
         lineage(store, corpus)

@@ -231,3 +231,20 @@ def test_a_ref_that_names_nothing_is_an_error_that_lists_the_names(refs: Refs, t
     with pytest.raises(StoreError, match=r"Names in this store: synthetic/text, three-kingdoms/champion") as caught:
         resolve(Store(tmp_path), refs, ref)
     assert repr(ref) in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_changed_or_deleted_entry_is_never_read(refs: Refs, number: int) -> None:
+    for each in (1, 2):
+        move(refs, model(each))
+    path = refs.folder / NAME / f"{number:06}.json"
+    whole = path.read_text()
+    path.chmod(0o644)
+    path.write_text(whole.replace(f"{number:064x}", f"{number + 1:064x}"))
+    with pytest.raises(StoreError, match=f"{path.name} is damaged .* `bard verify --repair` restores it"):
+        refs.history(NAME)
+    path.unlink()
+    for look in (refs.head, refs.history):
+        with pytest.raises(StoreError, match=f"{path.name} is missing, an entry of the name {NAME}"):
+            look(NAME)
+    assert refs.names() == [NAME]

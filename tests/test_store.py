@@ -16,8 +16,11 @@ from time import sleep
 import pytest
 from pydantic import ValidationError
 
-from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary
-from bardflow.storage.lineage import handle_of, text_of
+from bardflow.storage.copies import sealed
+from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary, text_of
+from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, layout_content, note_layout, require_layout
+from bardflow.storage.lineage import handle_of
+from bardflow.storage.refs import Refs
 from bardflow.storage.store import (
     LAYOUT,
     MANIFEST,
@@ -29,6 +32,7 @@ from bardflow.storage.store import (
     StoreError,
     canonical_json,
     file_names,
+    stamp_of,
 )
 
 FILES = {"tokenizer.json": b'{"a": 1}\n', "nested/deep/vocabulary.txt": "合久必分\n".encode(), "empty": b""}
@@ -332,11 +336,12 @@ def test_an_object_of_another_layout_counts_as_damaged(store: Store) -> None:
 
 def test_facts_and_origins_are_never_read_from_a_damaged_object(store: Store) -> None:
     handle = keep(store)
-    writable(store.folder(handle) / MANIFEST).write_bytes(b"{}")
-    os.truncate(writable(store.folder(handle) / ORIGIN), 9)
+    folder = store.folder(handle)
+    writable(folder / MANIFEST).write_bytes(b"{}")
+    os.truncate(writable(folder / ORIGIN), 9)
     with pytest.raises(ObjectMissing, match=f"Vocabulary {handle.short} is damaged"):
         store.facts(handle)
-    with pytest.raises(ObjectMissing, match=r"origin\.json of Vocabulary .* run the flow that makes it again"):
+    with pytest.raises(ObjectMissing, match=r"origin\.json is missing or cannot be read.*bard verify .* --repair"):
         store.origin(handle)
 
 
@@ -376,7 +381,7 @@ def test_a_draft_may_not_hold_links_or_our_own_names(store: Store, tmp_path: Pat
 def test_a_missing_object_is_an_error_that_says_what_to_do(store: Store) -> None:
     handle = Corpus(digest="0" * 64)
     assert store.damage(handle) == "missing"
-    with pytest.raises(ObjectMissing, match=r"Corpus 00000000 is not in the store .* run the flow"):
+    with pytest.raises(ObjectMissing, match=r"Corpus 00000000 is missing .*`bard verify 00000000 --repair`"):
         store.folder(handle)
 
 
@@ -448,3 +453,93 @@ def test_a_handle_survives_its_spelling() -> None:
         assert handle_of(text_of(handle_class(digest="ab" * 32))) == handle_class(digest="ab" * 32)
     with pytest.raises(StoreError, match="its kind should be one of source, corpus"):
         handle_of(f"picture/{'ab' * 32}")
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Change one bit of a file, as a bad disk does."""
+    content = bytearray(writable(path).read_bytes())
+    content[len(content) // 2 if at is None else at] ^= 1
+    path.write_bytes(content)
+
+
+def stamp_file(store: Store, handle: Handle) -> Path:
+    return store.root / "stamps" / handle.kind / handle.digest
+
+
+@harmed
+def test_no_path_is_given_into_a_harmed_object(store: Store, harm: Callable[[Path], object], words: str) -> None:
+    handle = keep(store)
+    harm(store.folder(handle))
+    with pytest.raises(ObjectMissing, match=f"`bard verify {handle.short} --repair`") as caught:
+        store.folder(handle)
+    assert words in str(caught.value) and str(handle) in str(caught.value)
+
+
+def test_a_stamp_saves_the_second_hash_and_any_change_of_a_file_ends_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = keep(store)
+    store.folder(handle)
+    assert not stamp_file(store, handle).exists(), "the files were changed a moment ago"
+    monkeypatch.setattr("bardflow.storage.store.SETTLED_NS", 0)
+    sleep(0.05)  # longer than a tick of the file system's clock
+    folder = store.folder(handle)
+    stamp = stamp_file(store, handle).read_bytes()
+    times = (folder / "tokenizer.json").stat()
+    flip(folder / "tokenizer.json")
+    os.utime(folder / "tokenizer.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ObjectMissing, match=r"tokenizer\.json does not match the manifest"):
+        store.folder(handle)
+    assert stamp_file(store, handle).read_bytes() == stamp
+    # Only a stamp for exactly these files is believed: that is the hash it saves.
+    stamp_file(store, handle).write_bytes(sealed(json.dumps(stamp_of(folder)).encode()))
+    assert store.folder(handle) == folder
+    flip(stamp_file(store, handle))
+    with pytest.raises(ObjectMissing, match=r"tokenizer\.json does not match the manifest"):
+        store.folder(handle)
+
+
+def test_a_clock_that_was_set_back_gives_no_stamp(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = keep(store)
+    monkeypatch.setattr("bardflow.storage.store.SETTLED_NS", 0)
+    os.utime(store.place(handle) / "empty", ns=(0, 2**62))  # changed in the far future, for today's clock
+    store.folder(handle)
+    assert not stamp_file(store, handle).exists()
+
+
+def test_any_changed_bit_of_an_origin_is_found_and_the_copy_restores_it(store: Store) -> None:
+    handle = keep(store, came=origin("one@1"))
+    path = store.place(handle) / ORIGIN
+    whole = path.read_bytes()
+    flip(path, whole.index(b"one@1"))
+    with pytest.raises(ObjectMissing, match=r"origin\.json does not match its copy"):
+        store.origin(handle)
+    store.mend(handle)
+    assert path.read_bytes() == whole and store.damage(handle) is None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+def test_an_artifact_that_is_made_again_keeps_its_origin(store: Store) -> None:
+    handle = keep(store, came=origin("one@1"))
+    shutil.rmtree(store.place(handle))
+    assert keep(store, came=origin("two@7")) == handle
+    assert store.origin(handle).task == "one@1"
+    store.discard(handle)  # garbage collection forgets it
+    assert keep(store, came=origin("two@7")) == handle
+    assert store.origin(handle).task == "two@7"
+
+
+def test_a_home_of_a_newer_layout_is_refused_and_an_older_one_is_read(store: Store) -> None:
+    handle = keep(store)
+    assert require_layout(store.root) == 1
+    note_layout(store.root)
+    assert require_layout(store.root) == HOME_LAYOUT and Store(store.root).damage(handle) is None
+    flip(store.root / LAYOUT_FILE, layout_content().index(b"2"))
+    assert require_layout(store.root) == HOME_LAYOUT, "the copy is intact"
+    (store.root / "copies" / LAYOUT_FILE).unlink()
+    (store.root / LAYOUT_FILE).write_text('{"layout": 3}')
+    with pytest.raises(LayoutError, match=r"has layout 3, and this version .* install the newer version"):
+        Store(store.root)
+    (store.root / LAYOUT_FILE).write_text('{"layout":')
+    with pytest.raises(LayoutError, match="has no layout number"):
+        Refs(store.root)
