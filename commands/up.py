@@ -1,5 +1,6 @@
 """`bard up`: start and supervise a server, a worker and all deployments until Ctrl-C."""
 
+import os
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ from bardflow.commands.processes import (
     PROJECT_PORT,
     Child,
     UpError,
+    bound_logs,
     environment_of,
     kill,
     me,
@@ -47,7 +49,7 @@ from bardflow.commands.processes import (
     supervising,
     wait_until,
 )
-from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
+from bardflow.home import HISTORY_DAYS, REPORTS_SITE, healthy, home, project_folder, server_url
 
 # The reports site takes the first free port of this many after the server's port.
 REPORTS_PORTS = 20
@@ -73,6 +75,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
             while True:
                 for child in children:
                     require_alive(child)
+                bound_logs(children)
                 time.sleep(0.5)
         except KeyboardInterrupt:
             print("\nStopping …", flush=True)
@@ -181,7 +184,17 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     url = f"http://{reachable(host)}:{port}/api"
     # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
     address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
-    return start(project, name, ["--no-prompt", "server", "start", *options], address)
+    return start(project, name, ["--no-prompt", "server", "start", *options], address | history_settings())
+
+
+def history_settings() -> dict[str, str]:
+    """Return the settings with which Prefect's server deletes old runs and events, without those that the user set.
+
+    Prefect deletes events after 7 days, and by default no runs.
+    """
+    vacuum = "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    settings = {f"{vacuum}_ENABLED": "events,flow_runs", f"{vacuum}_RETENTION_PERIOD": str(HISTORY_DAYS * 86_400)}
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:

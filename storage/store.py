@@ -168,6 +168,27 @@ class Store:
         with self._removing():
             self._remove(handle)
 
+    def reduce(self, handle: Handle) -> None:
+        """Reduce an artifact to its record: delete its files, and keep its manifest and origin, which explain it.
+
+        A run that needs the artifact finds it damaged and makes it again, with the same digest.
+        """
+        with self._removing():
+            place = self.place(handle)
+            for path in sorted(place.rglob("*"), reverse=True):
+                if path.is_dir():
+                    path.rmdir()
+                elif path.parent != place or path.name not in (MANIFEST, ORIGIN):
+                    path.unlink()
+
+    def is_record(self, handle: Handle) -> bool:
+        """Whether the artifact was reduced to its record."""
+        return set(file_names(self.place(handle))) == {MANIFEST, ORIGIN} and bool(self.manifest(handle).files)
+
+    def record_bytes(self, handle: Handle) -> int:
+        """The size of the artifact's manifest and origin, in bytes."""
+        return sum((self.place(handle) / name).stat().st_size for name in (MANIFEST, ORIGIN))
+
     def folder(self, handle: Handle) -> Path:
         """The folder of the artifact's files.
 
@@ -269,6 +290,8 @@ class Store:
         except (FileNotFoundError, ValidationError):
             return f"damaged ({ORIGIN} is missing or cannot be read)"
         names = set(file_names(place)) - {MANIFEST, ORIGIN}
+        if manifest.files and not names:
+            return "a record (its files were deleted, by a clean-up or by hand)"
         if gone := manifest.files.keys() - names:
             return f"damaged ({min(gone)} is missing)"
         if extra := names - manifest.files.keys():

@@ -18,7 +18,16 @@ import psutil
 import pytest
 
 from bardflow.commands.prefect_api import api, deploy
-from bardflow.commands.processes import SUPERVISOR, Child, UpError, environment_of, holding, require_free, wait_until
+from bardflow.commands.processes import (
+    SUPERVISOR,
+    Child,
+    UpError,
+    bound_logs,
+    environment_of,
+    holding,
+    require_free,
+    wait_until,
+)
 from bardflow.commands.project import ProjectError, create_project
 from bardflow.commands.up import server, up
 from bardflow.home import HomeError, held, prefect_environment, project_folder, server_url
@@ -290,6 +299,24 @@ def test_what_was_not_ready_in_time_is_named_with_its_own_log(tmp_path: Path) ->
             child.process.communicate(b"\n")
     with pytest.raises(UpError, match=r"(?s)The server ended by itself.*what the server said"):
         wait_until(lambda: False, children[1], children, 60)
+
+
+def test_a_log_that_grew_too_long_is_cut_while_its_process_writes_on(tmp_path: Path) -> None:
+    code = "import sys\nfor line in sys.stdin:\n    print(line.strip() * 100, flush=True)"
+    log = tmp_path / "talker.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=output, text=True)
+    child = Child("talker", process, log)  # type: ignore[arg-type]
+    assert process.stdin is not None
+    for number in range(5):
+        process.stdin.write(f"line {number}\n")
+        process.stdin.flush()
+        wait_for(lambda number=number: f"line {number}" in log.read_text(), "the line is there")
+        bound_logs([child], most=1000)
+        assert log.stat().st_size <= 1000
+    process.communicate()
+    assert log.read_text() == "line 4" * 100 + "\n", "nothing before it, no hole either"
+    assert log.with_suffix(".previous.log").read_text() == "".join(f"line {n}" * 100 + "\n" for n in (2, 3))
 
 
 def test_deployments_and_their_next_starts_are_said(served: Project) -> None:
