@@ -11,6 +11,7 @@ from bardflow.commands.artifact_commands import artifacts
 from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
 from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import absolute, models
+from bardflow.commands.notify_commands import notifications
 from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError
 from bardflow.home import project_folder, set_up_computing
@@ -165,6 +166,7 @@ def up(
 
 app.add_typer(corpora, name="corpus")
 app.add_typer(recipes, name="recipe")
+app.add_typer(notifications, name="notify")
 app.add_typer(artifacts)
 app.add_typer(models)
 

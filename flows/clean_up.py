@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bardflow.flows.parameters import Bytes, Count, Days
+from bardflow.tasks.events import BUDGET_EXCEEDED, announce
 from bardflow.tasks.housekeeping import clean_up_home, policy_of
 from bardflow.tasks.saying import say
 
@@ -27,6 +28,7 @@ def clean_up(keep_last: Count = 3, keep_days: Days = 14.0, budget: Bytes | None 
     message = done.line("deleted")
     if done.exceeded:
         message = f"{message}. Over the budget: {done.exceeded}"
+        announce(BUDGET_EXCEEDED, "home", done.exceeded)
     say(message)
     name = "OverBudget" if done.exceeded else "Completed"
     return Completed(name=name, message=message, data=message)  # type: ignore[return-value]
