@@ -15,6 +15,8 @@ PROJECT_FILE = "prefect.yaml"
 MAKE_ONE = "run `bard init NAME` and `cd NAME`, or name a project with BARDFLOW_PROJECT=/path/to/it"
 STARTING_SECONDS = 60  # a server on a fresh home was healthy after 8-22 s on 2 busy cores
 LOOPBACK = "127.0.0.1,localhost,::1"
+# The days for which Prefect's database keeps flow runs with their task runs and logs. Its own default is for ever.
+HISTORY_DAYS = 30
 # Environment variable with the address at which `bard up` serves the reports.
 REPORTS_SITE = "BARDFLOW_REPORTS"
 # Parameters of mallopt(3), with numbers from glibc's malloc.h.

@@ -199,26 +199,39 @@ def metrics(
 @artifacts.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    keep_last: Annotated[int, typer.Option(min=1, help="How many last runs of each recipe are kept.")] = 1,
+    keep_days: Annotated[float, typer.Option(min=0, help="What is younger than this number of days is kept.")] = 0,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Delete only until the home fits, oldest first: 20GB.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete artifacts that no name refers to (garbage collection); waits until no run is active."""
     prepare_prefect()
-    from bardflow.storage.garbage import collect_garbage
-    from bardflow.storage.refs import Refs
-    from bardflow.storage.store import Store
-    from bardflow.tasks.locks import collecting_garbage
+    from bardflow.tasks.housekeeping import clean_up_home, policy_of
 
-    with collecting_garbage():
-        collected = collect_garbage(Store(home()), Refs(home()), dry_run=dry_run)
+    done = clean_up_home(policy_of(keep_last, keep_days, budget), dry_run=dry_run)
+    collected = done.collected
     if as_json:
-        objects = [str(handle) for handle in collected.objects]
-        print_json({"objects": objects, "bytes": collected.bytes, "dry_run": dry_run})
-        return
-    for handle in collected.objects:
-        print(handle)
-    done = "would be deleted" if dry_run else "deleted"
-    drafts = f" and {len(collected.drafts)} unfinished ones" if collected.drafts else ""
-    print(f"{len(collected.objects)} artifacts{drafts}, {collected.bytes:,} bytes, {done}")
+        print_json(
+            {
+                "objects": [str(handle) for handle in collected.objects],
+                "records": [str(handle) for handle in collected.records],
+                "results": len(done.results),
+                "bytes": collected.bytes,
+                "left": collected.left,
+                "over_budget": done.exceeded is not None,
+                "dry_run": dry_run,
+            }
+        )
+    else:
+        for handle in collected.objects:
+            print(handle)
+        for handle in collected.records:
+            print(f"{handle}: its files; its record stays")
+        print(done.line("would be deleted" if dry_run else "deleted"))
+    if done.exceeded:
+        tell(f"Over the budget: {done.exceeded}")
 
 
 @artifacts.command()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bardflow.commands.artifact_commands import artifacts
-from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, tell
+from bardflow.commands.console import LOOPBACK, AsJson, prepare_prefect, print_json, tell
 from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import absolute, models
+from bardflow.commands.notify_commands import notifications
 from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError, disk_error
 from bardflow.home import home, project_folder, set_up_computing
@@ -166,8 +167,29 @@ def up(
     bring_up(port, host)
 
 
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show the server, the worker, next and last runs, disk use and champions."""
+    from bardflow.commands.status import gather, text_of
+
+    found = gather()
+    print(found.model_dump_json(indent=2) if as_json else text_of(found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the set-up: versions, home, disk, clock, corpora, recipes, server, settings. Exit status 1 on errors."""
+    from bardflow.commands.doctor import examine, text_of
+
+    checks = examine()
+    print_json([check.model_dump() for check in checks]) if as_json else print(text_of(checks))
+    if any(check.level == "error" for check in checks):
+        raise typer.Exit(1)
+
+
 app.add_typer(corpora, name="corpus")
 app.add_typer(recipes, name="recipe")
+app.add_typer(notifications, name="notify")
 app.add_typer(artifacts)
 app.add_typer(models)
 

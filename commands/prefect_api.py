@@ -251,16 +251,22 @@ def planned_starts(client: httpx.Client, deployments: list[Deployment]) -> dict[
     wanted = [deployment.id for deployment in deployments if deployment.scheduled]
     deadline = time.monotonic() + PLAN_SECONDS
     while True:
-        planned = {}
-        for deployment_id in wanted:
-            question = {
-                "deployments": {"id": {"any_": [deployment_id]}},
-                "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-                "sort": "EXPECTED_START_TIME_ASC",
-                "limit": 1,
-            }
-            for run in ask(client, "/flow_runs/filter", question):
-                planned[deployment_id] = FlowRun.model_validate(run).expected_start_time
+        planned = next_starts(client, wanted)
         if len(planned) == len(wanted) or time.monotonic() > deadline:
             return planned
         time.sleep(0.5)
+
+
+def next_starts(client: httpx.Client, deployments: list[str]) -> dict[str, datetime]:
+    """Return the next planned start of each deployment by its id, for those that have one."""
+    planned = {}
+    for deployment_id in deployments:
+        question = {
+            "deployments": {"id": {"any_": [deployment_id]}},
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": 1,
+        }
+        for run in ask(client, "/flow_runs/filter", question):
+            planned[deployment_id] = FlowRun.model_validate(run).expected_start_time
+    return planned

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 5  # from SIGTERM to SIGKILL for one child (a server waits for open browsers)
 KILL_SECONDS = 15
 LOG_LINES = 20
+LOG_BYTES = 10_000_000
 
 
 class UpError(BardError):
@@ -52,7 +54,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))
-    with log.open("wb") as output:
+    with log.open("ab") as output:  # appending goes on at the new end after `bound_logs`
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=project,
@@ -87,6 +89,17 @@ def kill_session(child: Child) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.process.pid, signal.SIGKILL)
     child.process.wait()
+
+
+def bound_logs(children: list[Child], most: int = LOG_BYTES) -> None:
+    """Move the content of each log above `most` bytes to its `.previous.log`, while its child goes on writing.
+
+    What is written between copying and truncating is lost, as with logrotate's `copytruncate`.
+    """
+    for child in children:
+        if child.log.stat().st_size > most:
+            shutil.copyfile(child.log, child.log.with_suffix(".previous.log"))
+            os.truncate(child.log, 0)
 
 
 def require_alive(child: Child) -> None:

@@ -1,5 +1,6 @@
 """`bard up`: start and supervise a server, a worker and all deployments until Ctrl-C."""
 
+import os
 import shutil
 import socket
 import sys
@@ -35,6 +36,7 @@ from bardflow.commands.processes import (
     PROJECT_PORT,
     Child,
     UpError,
+    bound_logs,
     environment_of,
     kill_all,
     me,
@@ -48,7 +50,7 @@ from bardflow.commands.processes import (
     wait_until,
 )
 from bardflow.commands.runs import LOOK_SECONDS, MemoryWatch, look_after
-from bardflow.home import REPORTS_SITE, healthy, home, project_folder, server_url
+from bardflow.home import HISTORY_DAYS, REPORTS_SITE, healthy, home, project_folder, server_url
 
 # The reports site takes the first free port of this many after the server's port.
 REPORTS_PORTS = 20
@@ -173,6 +175,7 @@ def keep_up(url: str, parts: list[Part]) -> None:
     while True:
         for part in parts:
             part.look()
+        bound_logs([part.child for part in parts])
         if parts[0].is_ready and time.monotonic() >= due:
             # Without an answer of the server, which may just have ended, the runs are looked after the next time.
             with api(url) as client, suppress(UpError, httpx.HTTPError):
@@ -210,7 +213,17 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     url = f"http://{reachable(host)}:{port}/api"
     # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
     address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
-    return start(project, name, ["--no-prompt", "server", "start", *options], address)
+    return start(project, name, ["--no-prompt", "server", "start", *options], address | history_settings())
+
+
+def history_settings() -> dict[str, str]:
+    """Return the settings with which Prefect's server deletes old runs and events, without those that the user set.
+
+    Prefect deletes events after 7 days, and by default no runs.
+    """
+    vacuum = "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    settings = {f"{vacuum}_ENABLED": "events,flow_runs", f"{vacuum}_RETENTION_PERIOD": str(HISTORY_DAYS * 86_400)}
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import IO, Any
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bardflow.errors import BardError, disk_error
 from bardflow.storage.copies import COPIES, DRAFTS
-from bardflow.storage.garbage import named, reached
+from bardflow.storage.garbage import KEEP_NAMED, named, reached
 from bardflow.storage.handles import KINDS, Digest, text_of
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, require_layout
 from bardflow.storage.refs import NAME, Refs
@@ -96,7 +97,7 @@ def back_up(root: Path, archive: Path, *, progress: Callable[[int], object] = la
     small += [path for path in _files(root / COPIES / RESULTS) if (root / RESULTS / path.name).is_file()]
     for folder in (refs.folder, store.copies.place(refs.folder), root / "searches", root / COPIES / "searches"):
         small += [path for path in _files(folder) if path.suffix in (".json", ".log")]
-    for handle in sorted(reached(store, named(refs), set(store.handles())), key=text_of):
+    for handle in sorted(reached(store, chain(*named(refs, KEEP_NAMED, "")), set(store.handles())), key=text_of):
         artifacts += _files(store.place(handle))
         small += _files(store.copies.place(store.place(handle)))
     contents = {path.relative_to(root).as_posix(): path.read_bytes() for path in small}

@@ -37,6 +37,8 @@ OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # Said of a file of an artifact that does not belong to it.
 FOREIGN = "is not in the manifest"
+# The file that marks an artifact as a record, and what `harms` says of it.
+REDUCED, RECORD = "reduced", "says that it is a record: a clean-up deleted its files"
 # A file that was changed less than this before it was hashed gets no stamp: another change at once could leave the same
 # times. FAT counts in 2 s.
 SETTLED_NS = 2 * 10**9
@@ -222,6 +224,28 @@ class Store:
             self.copies.remove(self.place(handle))
             self._remove(handle)
 
+    def reduce(self, handle: Handle) -> None:
+        """Reduce an artifact to its record: delete its files, and keep its manifest and origin, which explain it.
+
+        A run that needs the artifact finds it damaged and makes it again, with the same digest.
+        """
+        with self._removing():
+            place = self.place(handle)
+            (place / REDUCED).touch()
+            for path in sorted(place.rglob("*"), reverse=True):
+                if path.is_dir():
+                    path.rmdir()
+                elif path.parent != place or path.name not in (MANIFEST, ORIGIN, REDUCED):
+                    path.unlink()
+
+    def is_record(self, handle: Handle) -> bool:
+        """Whether the artifact was reduced to its record."""
+        return (self.place(handle) / REDUCED).is_file()
+
+    def record_bytes(self, handle: Handle) -> int:
+        """The size of the artifact's manifest and origin, in bytes."""
+        return sum((self.place(handle) / name).stat().st_size for name in (MANIFEST, ORIGIN))
+
     def folder(self, handle: Handle) -> Path:
         """The folder of the artifact's files, which were hashed since they last changed.
 
@@ -249,6 +273,8 @@ class Store:
             return f"damaged ({error.filename} disappeared while it was checked)"
         if harm is not None:
             name, words = harm
+            if words == RECORD:
+                return "a record (a clean-up deleted its files)"
             return words if words.startswith("of ") else f"damaged ({name} {words})"
         # A clock that was set back gives times that lie ahead, and so no stamp.
         if max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
@@ -283,6 +309,9 @@ class Store:
             yield ORIGIN, "is missing or cannot be read"
         except ObjectMissing:
             yield ORIGIN, "does not match its copy"
+        if (place / REDUCED).is_file():
+            yield REDUCED, RECORD
+            return
         names = set(file_names(place)) - {MANIFEST, ORIGIN}
         for name in sorted(manifest.files.keys() - names):
             yield name, "is missing"

@@ -30,6 +30,7 @@ from bardflow.storage.store import (
     FOREIGN,
     MANIFEST,
     ORIGIN,
+    RECORD,
     ObjectMissing,
     Store,
     StoreError,
@@ -202,6 +203,8 @@ def _artifacts(
             yield Finding(where, "is missing", "make again", handle=handle, needed_by=names)
             continue
         for name, words in store.harms(handle):
+            if words == RECORD:
+                continue
             repair: Repair = "make again"
             if words == FOREIGN:
                 repair = "set aside"

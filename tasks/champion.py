@@ -8,11 +8,14 @@ from bardflow.pages.run import Verdict
 from bardflow.storage.handles import Corpus, Evaluation, Model, Report
 from bardflow.storage.refs import Entry, RefMoved
 from bardflow.tasks.evaluation import charges_of, scores_of
+from bardflow.tasks.events import CHAMPION_CHANGED, SCORE_WORSE, TEXT_CHANGED, announce
 from bardflow.tasks.run import refs, store
 from bardflow.tasks.saying import say
 
 # The relative standard deviation of bits per character between seeds (benchmarks/LOG.md, "Luck").
 LUCK = 0.006
+# The beginning of the note about a text that is not the same as before.
+CHANGED = "changed"
 # The shortest prefix of a digest that identifies an entry.
 LEAST_DIGEST = 4
 
@@ -149,6 +152,9 @@ def update_champion(
         return False
     notes = {"recipe": recipe, "report": report.digest, "evaluation": evaluation.digest}
     refs().move(f"{corpus}/champion", model, after=current, by=by, why=verdict.reason, notes=notes)
+    bits = scores_of(evaluation).bits_per_character
+    said = f"{recipe} {model.short} is the champion of {corpus} with {bits:.4f} bits per character: {verdict.reason}"
+    announce(CHAMPION_CHANGED, corpus, said, corpus=corpus, model=model.digest, bits_per_character=bits)
     return True
 
 
@@ -223,15 +229,34 @@ def named_by(to: str, history: list[Entry]) -> list[Entry]:
 def note_text(corpus: str, text: Corpus, *, by: str) -> str:
     """Record the corpus's current text, and return in words what changed since the last run."""
     noted, moved = refs().point(f"{corpus}/text", text, by=by, why=lambda before: changed(before, text))
+    if moved and noted.why.startswith(CHANGED):
+        announce(TEXT_CHANGED, corpus, f"{corpus}: {noted.why}", corpus=corpus, text=text.digest)
     return noted.why if moved else f"unchanged since {noted.at[:16].replace('T', ' ')} UTC"
 
 
 def note_evaluation(corpus: str, model: Model, evaluation: Evaluation, report: Report, *, by: str) -> None:
-    """Give the report on the current text a name, so that it is listed and garbage collection keeps it."""
+    """Give the report on the current text a name, so that it is listed and garbage collection keeps it.
+
+    A score that is worse than the one before by more than `LUCK` is announced.
+    """
     bits = scores_of(evaluation).bits_per_character
+    before = bits_before(corpus, model)
+    if before is not None and bits > before * (1 + LUCK):
+        said = f"the champion {model.short} of {corpus} needs {bits:.4f} bits per character; it needed {before:.4f}"
+        announce(SCORE_WORSE, corpus, said, corpus=corpus, bits_per_character=bits, before=before)
     notes = {"model": model.digest, "evaluation": evaluation.digest}
     why = f"the champion {model.short} scored again: {bits:.4f} bits per character"
     refs().point(f"{corpus}/evaluated", report, by=by, why=lambda before: why, notes=notes)
+
+
+def bits_before(corpus: str, model: Model) -> float | None:
+    """Return the bits per character that the champion needed when it was scored last; None if that is not stored."""
+    for name in ("evaluated", "champion"):
+        entry = refs().head(f"{corpus}/{name}")
+        if entry is not None and model.digest in (entry.digest, entry.notes.get("model")):
+            evaluation = still_there(entry.notes["evaluation"])
+            return None if evaluation is None else scores_of(evaluation).bits_per_character
+    return None
 
 
 def changed(before: Entry | None, text: Corpus) -> str:
@@ -239,10 +264,10 @@ def changed(before: Entry | None, text: Corpus) -> str:
     if before is None:
         return "first seen"
     if store().damage(before.handle):
-        return "changed (the text before is no longer in the store)"
+        return f"{CHANGED} (the text before is no longer in the store)"
     if store().facts(before.handle)["text"] == store().facts(text)["text"]:
         return "the same text, described otherwise"
     old, new = store().facts(before.handle)["survey"], store().facts(text)["survey"]
     names = {"characters": "characters", "distinct": "distinct characters", "documents": "documents", "lines": "lines"}
     moves = [f"{new[key] - old[key]:+,} {word}" for key, word in names.items() if new[key] != old[key]]
-    return f"changed: {', '.join(moves) or 'other characters, same counts'}"
+    return f"{CHANGED}: {', '.join(moves) or 'other characters, same counts'}"

@@ -183,13 +183,14 @@ def measure_baselines(corpus: Corpus) -> Baselines:
 
 
 def unspellable(model: Model, corpus: Corpus) -> str | None:
-    """Return why the model's vocabulary cannot encode the validation set, or None if it can.
+    """Return why the model's vocabulary cannot encode the validation set or the context before it, or None if it can.
 
     Such a model gives the text the probability 0, so its loss would be infinite.
     """
-    tokenizer = load(store().folder(model) / TOKENIZER_FILE)
+    tokenizer, text = load(store().folder(model) / TOKENIZER_FILE), store().folder(corpus)
     try:
-        for _ in encode(tokenizer, read_text(store().folder(corpus), "validation")):
+        last_tokens(tokenizer, text, store().facts(model)["gpt"]["context"] + 1)
+        for _ in encode(tokenizer, read_text(text, "validation")):
             pass
     except UnknownCharacter as unknown:
         return f"its vocabulary has no {unknown.character!r}"

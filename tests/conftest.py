@@ -134,17 +134,22 @@ def prefect_server(server_url: str, tmp_path_factory: pytest.TempPathFactory) ->
         temporary_settings,
     )
 
-    certificate, end, _ = certifi.contents().partition("-----END CERTIFICATE-----\n")
-    file = tmp_path_factory.mktemp("certificates") / "one.pem"
-    file.write_text(certificate + end)
     changed = {
         PREFECT_API_URL: server_url,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-        PREFECT_API_SSL_CERT_FILE: str(file),
+        PREFECT_API_SSL_CERT_FILE: one_certificate(tmp_path_factory.mktemp("certificates")),
     }
     with temporary_settings(changed):
         yield
         EventsWorker.drain_all(timeout=60)
+
+
+def one_certificate(folder: Path) -> str:
+    """The path of a file with one certificate: each of Prefect's clients reads all of them."""
+    certificate, end, _ = certifi.contents().partition("-----END CERTIFICATE-----\n")
+    file = folder / "one.pem"
+    file.write_text(certificate + end)
+    return str(file)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from bardflow.errors import BardError
 from bardflow.flows.evaluate_gpt import evaluate_gpt
+from bardflow.storage.documents import read_text
 from bardflow.storage.garbage import Collected, collect_garbage
 from bardflow.storage.handles import Corpus, Evaluation, Model, Report
 from bardflow.storage.refs import Refs
@@ -206,3 +207,17 @@ def test_a_corpus_that_cannot_be_scored_keeps_no_other_from_it_and_what_was_scor
     assert f"{bits:.4f}" in write_index().read_text(encoding="utf-8"), "the index shows the score of today's text"
     assert evaluate_gpt(["own"]) == {"own": bits}
     assert len(refs().history("own/evaluated")) == 1
+
+
+def test_a_champion_that_cannot_spell_the_context_before_the_validation_set_stops_no_run(project: Path) -> None:
+    first = run()
+    text = project / "texts" / "own.txt"
+    content = text.read_text()
+    cut = store().facts(refs().history("own/text")[0].handle)["survey"]["characters"] * 9 // 10
+    text.write_text(content[: cut - 20] + "β" + content[cut - 19 :])
+    [entry] = refs().history("own/champion")
+    assert evaluate_gpt(["own"]) == {}
+    seen = "".join(read_text(store().folder(refs().history("own/text")[-1].handle), "validation"))
+    assert "β" not in seen, "it is in the training set"
+    second = run()
+    assert second.champion_moved and "'β'" in second.verdict and second.model != first.model == entry.digest

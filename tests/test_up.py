@@ -24,6 +24,7 @@ from bardflow.commands.processes import (
     SUPERVISOR,
     Child,
     UpError,
+    bound_logs,
     environment_of,
     holding,
     require_free,
@@ -454,6 +455,24 @@ def test_out_of_memory_is_told_apart_by_the_kernels_counter_and_a_limit_is_propo
     counters.write_text("nr_free_pages 5\noom_kill 4\n")
     assert ("BARDFLOW_MEMORY_LIMIT" in why(message, memory)) == told
     assert why("Process exited with status code: -9.", MemoryWatch(tmp_path / "none")).endswith("-9.")
+
+
+def test_a_log_that_grew_too_long_is_cut_while_its_process_writes_on(tmp_path: Path) -> None:
+    code = "import sys\nfor line in sys.stdin:\n    print(line.strip() * 100, flush=True)"
+    log = tmp_path / "talker.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=output, text=True)
+    child = Child("talker", process, log)
+    assert process.stdin is not None
+    for number in range(5):
+        process.stdin.write(f"line {number}\n")
+        process.stdin.flush()
+        wait_for(lambda number=number: f"line {number}" in log.read_text(), "the line is there")
+        bound_logs([child], most=1000)
+        assert log.stat().st_size <= 1000
+    process.communicate()
+    assert log.read_text() == "line 4" * 100 + "\n", "nothing before it, no hole either"
+    assert log.with_suffix(".previous.log").read_text() == "".join(f"line {n}" * 100 + "\n" for n in (2, 3))
 
 
 def test_deployments_and_their_next_starts_are_said(served: Project) -> None:

@@ -3,7 +3,7 @@
 from bardflow.model.machine import device, memory
 from bardflow.model.machine.device import Device, Precision, compiles
 from bardflow.model.machine.execution import Execution, compiled
-from bardflow.model.machine.memory import forget_peak, give_back, limit_bytes, peak_bytes, resident_bytes
+from bardflow.model.machine.memory import forget_peak, give_back, limit_bytes, parsed_bytes, peak_bytes, resident_bytes
 
 __all__ = [
     "Device",
@@ -16,6 +16,7 @@ __all__ = [
     "give_back",
     "limit_bytes",
     "memory",
+    "parsed_bytes",
     "peak_bytes",
     "resident_bytes",
 ]

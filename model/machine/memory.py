@@ -36,14 +36,19 @@ def limit_bytes(given: int | str, device: Device) -> int:
     text = str(given).strip().lower()
     if text == "free":
         return free_bytes(device)
-    matched = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text)
-    limit = int(float(matched[1]) * _UNITS[matched[2]]) if matched and matched[2] in _UNITS else 0
+    limit = parsed_bytes(text)
     if limit <= 0:
         raise BadLimit(
             f"memory_limit is {given!r}, but a positive number of bytes is expected, or a text such as 800MB or 2GiB, "
             "or free for what the machine has free"
         )
     return limit
+
+
+def parsed_bytes(text: str) -> int:
+    """Return a number of bytes, given as `800MB`, `2GiB`, `1.5 GB` or `1000`; 0 if the text is something else."""
+    matched = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
+    return int(float(matched[1]) * _UNITS[matched[2]]) if matched and matched[2] in _UNITS else 0
 
 
 def free_bytes(device: Device) -> int:
