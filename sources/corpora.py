@@ -6,6 +6,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from bardflow.sources.addresses import masked
 from bardflow.sources.spec import (
     CORPUS_NAME,
     SOURCES,
@@ -129,7 +130,7 @@ def explained(path: Path, error: ValidationError) -> str:
         elif mistake["type"] == "missing":
             message = "is missing"
         elif not isinstance(mistake["input"], Mapping):
-            message += f" (given: {mistake['input']!r})"
+            message += f" (given: {masked(repr(mistake['input']))})"
         lines.append(f"{field}: {message}")
     return f"{path} does not describe a corpus.\n" + "\n".join(f"  {line}" for line in lines)
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from bardflow.errors import BardError
 from bardflow.identity import AsBefore
+from bardflow.sources.addresses import checked_address
 from bardflow.sources.cleaning import STEP_NAMES
 from bardflow.toml import closest
 
@@ -41,13 +42,14 @@ class CorpusError(BardError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Without the input in error messages: an address that is refused may have a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class UrlSource(_Frozen):
-    """A file at an http(s) address; without `sha256`, its content may change."""
+    """A file at an http(s) address without a password; without `sha256`, its content may change."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
+    url: Annotated[str, AfterValidator(checked_address)]
     sha256: Sha256 | None = None
     max_bytes: int = Field(default=2 * 1024**3, gt=0)
 
