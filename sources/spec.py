@@ -22,6 +22,7 @@ from bardflow.errors import BardError
 from bardflow.identity import AsBefore
 from bardflow.sources.addresses import checked_address
 from bardflow.sources.cleaning import STEP_NAMES
+from bardflow.sources.heading import Heading
 from bardflow.toml import closest
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -124,10 +125,7 @@ class DocumentsSpec(_Frozen):
     @classmethod
     def _heading_compiles(cls, heading: str | None) -> str | None:
         if heading is not None:
-            try:
-                re.compile(heading)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from error
+            Heading(heading)
         return heading
 
     @model_validator(mode="after")
