@@ -1,6 +1,5 @@
 """The command `bard`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import absolute, models
 from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError
+from bardflow.files import parse_json
 from bardflow.home import project_folder, set_up_computing
 
 if TYPE_CHECKING:
@@ -179,8 +179,8 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise BardError(f"--set {text} has no value; write --set FIELD=VALUE, such as --set learning_rate=0.001")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        return name, parse_json(value)
+    except ValueError:
         return name, value
 
 

@@ -213,7 +213,10 @@ class Store:
             raise ObjectMissing(
                 f"{handle} is damaged ({MANIFEST} does not match its digest); run the flow that makes it again"
             )
-        return Manifest.model_validate_json(content)
+        try:
+            return Manifest.model_validate_json(content)
+        except ValidationError as error:
+            raise ObjectMissing(f"{handle} is of another layout, and layout {LAYOUT} is the one read here") from error
 
     def facts(self, handle: Handle) -> dict[str, Any]:
         """The facts in the artifact's manifest."""
