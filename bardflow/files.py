@@ -12,7 +12,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         OSError: it cannot be read.
         ValueError: it is larger, or is no regular file (a pipe would be waited for).
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path.name} is not a regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)

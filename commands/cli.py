@@ -155,7 +155,9 @@ def plan(
 @app.command()
 def up(
     port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
-    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+    host: Annotated[
+        str, typer.Option(help="The address where it listens; others than 127.0.0.1 need a password.")
+    ] = LOOPBACK,
 ) -> None:
     """Start the Prefect server with its UI, a worker and all deployments; Ctrl-C stops them."""
     from bardflow.commands.up import up as bring_up

@@ -1,5 +1,6 @@
 """`bard up`: start and supervise a server, a worker and all deployments until Ctrl-C."""
 
+import os
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ from bardflow.commands.processes import (
     reachable,
     require_alive,
     require_free,
+    require_password,
     start,
     stop,
     supervised_by,
@@ -61,8 +63,10 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     from the cache. The same holds for runs of a killed `bard up`.
 
     Raises:
-        UpError: `bard up` already runs in this project, the port is in use, or a part did not start or ended.
+        UpError: others can reach the host and no password is set, `bard up` already runs in this project, the port is
+            in use, or a part did not start or ended.
     """
+    require_password(host)
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
     with only_one(url), supervising(), stopped_by_signals():
@@ -147,8 +151,6 @@ def bring_up(project: Path, host: str, port: int, url: str, children: list[Child
         planned = planned_starts(client, deployments)
         wait_until(lambda: answers(where), reports, children, START_SECONDS)
     print(status(url, where, deployments, planned, declared(project)), flush=True)
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
 
 
 def shut_down(url: str, children: list[Child]) -> None:
@@ -181,7 +183,12 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     url = f"http://{reachable(host)}:{port}/api"
     # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
     address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
-    return start(project, name, ["--no-prompt", "server", "start", *options], address)
+    # By default, Prefect lets the pages of any web site use its API through a browser on this machine.
+    if "PREFECT_SERVER_CORS_ALLOWED_ORIGINS" not in os.environ:
+        own = sorted({f"http://{name}:{port}" for name in ("127.0.0.1", "localhost", reachable(host))})
+        address["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(own)
+    arguments = ["--no-prompt", "server", "start", *options]
+    return start(project, name, arguments, address, module="bardflow.commands.prefect_server")
 
 
 def start_worker(project: Path, url: str, reports: str) -> Child:

@@ -249,7 +249,7 @@ HEADERS = st.dictionaries(
 )
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([200, 206, 302, 304, 416, 503]), HEADERS, st.binary(max_size=20), st.booleans())
 def test_any_answer_gives_a_file_or_an_error(status: int, headers: dict[str, bytes], body: bytes, whole: bool) -> None:
     """Twice, because the second request repeats what the first answer said of the file."""
