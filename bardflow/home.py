@@ -67,6 +67,14 @@ def home() -> Path:
     return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
 
 
+def password() -> str | None:
+    """Return `NAME:PASSWORD`, which Prefect's server and the sites ask for, or None if none is set.
+
+    This is Prefect's own setting: PREFECT_SERVER_API_AUTH_STRING, or PREFECT_API_AUTH_STRING, which clients use.
+    """
+    return os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or os.environ.get("PREFECT_API_AUTH_STRING") or None
+
+
 def prefect_environment() -> dict[str, str]:
     """Return Prefect's environment variables for all our processes; set them before `import prefect`.
 
@@ -76,24 +84,31 @@ def prefect_environment() -> dict[str, str]:
     # Prefect creates its folder but not the parent. Without the parent, the server retries forever.
     prefect.mkdir(parents=True, exist_ok=True)
     proxied_not = [text for text in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK) if text]
-    return computing_environment() | {
-        # `bard up` and temporary servers use one database and one result store, so they share cached results.
-        "PREFECT_HOME": str(prefect),
-        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
-        # The default is pickle, which can run code when it is loaded.
-        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        # With plugins, `import prefect` in an event loop prints a traceback; ours is for typed commands only.
-        "PREFECT_PLUGINS_ENABLED": "false",
-        # Prefect stores the lines of this logger among the logs of a run.
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Prefect's clients use HTTP_PROXY even for the server on this machine.
-        "NO_PROXY": ",".join(proxied_not),
-        "no_proxy": ",".join(proxied_not),
-    }
+    # The server asks for the password, and the worker, the flows and the commands give it.
+    secret = password()
+    auth = {"PREFECT_SERVER_API_AUTH_STRING": secret, "PREFECT_API_AUTH_STRING": secret} if secret else {}
+    return (
+        computing_environment()
+        | auth
+        | {
+            # `bard up` and temporary servers use one database and one result store, so they share cached results.
+            "PREFECT_HOME": str(prefect),
+            "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
+            "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
+            # The default is pickle, which can run code when it is loaded.
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            # With plugins, `import prefect` in an event loop prints a traceback; ours is for typed commands only.
+            "PREFECT_PLUGINS_ENABLED": "false",
+            # Prefect stores the lines of this logger among the logs of a run.
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "bardflow",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            # Prefect's clients use HTTP_PROXY even for the server on this machine.
+            "NO_PROXY": ",".join(proxied_not),
+            "no_proxy": ",".join(proxied_not),
+        }
+    )
 
 
 def computing_environment() -> dict[str, str]:

@@ -146,16 +146,20 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the index and all reports until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option(help="Where --serve listens.")] = 4201,
-    host: Annotated[str, typer.Option(help="The address where --serve listens; it asks for no password.")] = LOOPBACK,
+    host: Annotated[
+        str, typer.Option(help="The address where --serve listens; others than 127.0.0.1 need a password.")
+    ] = LOOPBACK,
 ) -> None:
     """Print the path of a report. Without REF, write the index of all reports and print its path."""
     prepare_prefect()
     if serve:
-        from bardflow.commands.processes import reachable, require_free
+        from bardflow.commands.processes import reachable, require_free, require_password
+
+        require_password(host)
+        require_free(host, port)
         from bardflow.commands.web import reports_app
         from bardflow.commands.web import serve as serve_app
 
-        require_free(host, port)
         print(f"reports: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)
         serve_app(reports_app(), host, port)
         return

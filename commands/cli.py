@@ -1,6 +1,5 @@
 """The command `bard`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from bardflow.commands.model_commands import absolute, models
 from bardflow.commands.notify_commands import notifications
 from bardflow.commands.recipe_commands import recipes
 from bardflow.errors import BardError, disk_error
+from bardflow.files import parse_json
 from bardflow.home import home, project_folder, set_up_computing
 
 if TYPE_CHECKING:
@@ -159,7 +159,9 @@ def plan(
 @app.command()
 def up(
     port: Annotated[int, typer.Option(help="The port where the server listens.")] = 4200,
-    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+    host: Annotated[
+        str, typer.Option(help="The address where it listens; others than 127.0.0.1 need a password.")
+    ] = LOOPBACK,
 ) -> None:
     """Start the Prefect server with its UI, a worker and all deployments; Ctrl-C stops them."""
     from bardflow.commands.up import up as bring_up
@@ -204,8 +206,8 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise BardError(f"--set {text} has no value; write --set FIELD=VALUE, such as --set learning_rate=0.001")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        return name, parse_json(value)
+    except ValueError:
         return name, value
 
 

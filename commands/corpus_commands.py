@@ -97,12 +97,12 @@ def add_corpus(
 
     project = project_folder()
     require_new(name, project / "corpora")
-    found_at = source_at(source, project)
     given = {
         **{"encoding": encoding, "rows": form == "text", "cleaning": clean, "documents": cut or heading},
         **{"title": title, "language": language, "duplicates": duplicates},
     }
     try:
+        found_at = source_at(source, project)
         documents = DocumentsSpec(cut=cut or "heading", heading=heading) if cut or heading else None  # type: ignore[arg-type]
         spec = CorpusSpec(
             name=name,

@@ -153,11 +153,13 @@ def import_(
 def serve(
     ref: Ref = "tiny-shakespeare/champion",
     port: Annotated[int, typer.Option(help="The port where the page is.")] = 4300,
-    host: Annotated[str, typer.Option(help="The address where it listens. It asks for no password.")] = LOOPBACK,
+    host: Annotated[
+        str, typer.Option(help="The address where it listens; others than 127.0.0.1 need a password.")
+    ] = LOOPBACK,
 ) -> None:
     """Serve a page to generate text with a model; it shows the most probable next tokens at each position."""
     prepare_prefect()
-    from bardflow.commands.processes import reachable, require_free
+    from bardflow.commands.processes import reachable, require_free, require_password
     from bardflow.commands.web import serve as serve_app
     from bardflow.commands.web import writing_app
     from bardflow.storage.handles import Model
@@ -165,6 +167,7 @@ def serve(
     _, handle = found(ref)
     if not isinstance(handle, Model):
         raise BardError(f"{ref} is a {type(handle).__name__}, but only a Model generates text; give NAME/champion")
+    require_password(host)
     require_free(host, port)
     app = writing_app(ref, handle)
     print(f"{ref}: http://{reachable(host)}:{port} (Ctrl-C stops it)", flush=True)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from bardflow.commands.processes import FLOW_RUN, UpError, end_of, environment_of, start
-from bardflow.home import home
+from bardflow.home import home, password
 
 POOL = "bardflow"
 WORKER = "bardflow"
@@ -60,7 +60,8 @@ class Deployment(BaseModel):
 
 def api(url: str) -> httpx.Client:
     """Return an HTTP client for the server. Importing Prefect's own client takes 1.5 s and 60 MB."""
-    return httpx.Client(base_url=url, timeout=60, trust_env=False)
+    name, _, secret = (password() or "").partition(":")
+    return httpx.Client(base_url=url, timeout=60, trust_env=False, auth=(name, secret) if name else None)
 
 
 def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 import psutil
 
 from bardflow.errors import BardError
-from bardflow.home import held, home, prefect_environment, project_folder, up_lock
+from bardflow.home import held, home, password, prefect_environment, project_folder, up_lock
 
 # The port in `[tool.prefect] api.url` of pyproject.toml, so that a typed `prefect …` reaches the server.
 PROJECT_PORT = 4200
@@ -30,6 +30,7 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 5  # from SIGTERM to SIGKILL for one child (a server waits for open browsers)
 KILL_SECONDS = 15
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOG_LINES = 20
 LOG_BYTES = 10_000_000
 
@@ -338,6 +339,19 @@ def require_free(host: str, port: int) -> None:
             f"Port {port} on {host} is taken{f' by {owner}' if owner else ''}. "
             f"Stop what uses it, or choose another port: `bard up --port {PROJECT_PORT + 1}`."
         ) from error
+
+
+def require_password(host: str) -> None:
+    """Raise UpError if others can reach the host and no password is set, or if the password has another form."""
+    given = password()
+    name, colon, secret = (given or "").partition(":")
+    if given is not None and not (name and colon and secret and given.isascii() and given.isprintable()):
+        raise UpError("PREFECT_SERVER_API_AUTH_STRING should be NAME:PASSWORD, in ASCII characters.")
+    if given is None and host not in LOOPBACK:
+        raise UpError(
+            f"On {host}, others can reach this machine and start runs, so a password is needed. Set one for the UI, "
+            "the API and the sites: export PREFECT_SERVER_API_AUTH_STRING='NAME:PASSWORD'"
+        )
 
 
 def listener(port: int) -> str | None:

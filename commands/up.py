@@ -43,6 +43,7 @@ from bardflow.commands.processes import (
     only_one,
     reachable,
     require_free,
+    require_password,
     start,
     stop,
     supervised_by,
@@ -65,8 +66,10 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     from the cache. The same holds for runs of a killed `bard up`.
 
     Raises:
-        UpError: `bard up` already runs in this project, the port is in use, or a part could not be started.
+        UpError: others can reach the host and no password is set, `bard up` already runs in this project, the port is
+            in use, or a part could not be started.
     """
+    require_password(host)
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
     with only_one(url), supervising():
@@ -160,8 +163,6 @@ def bring_up(project: Path, host: str, port: int, url: str, parts: list[Part]) -
         planned = planned_starts(client, deployments)
         wait_for(reports)
     print(status(url, where, deployments, planned, declared(project)), flush=True)
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"Note: on {host} anyone who reaches this machine can start runs; the server asks for no password.")
 
 
 def keep_up(url: str, parts: list[Part]) -> None:
@@ -213,7 +214,13 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     url = f"http://{reachable(host)}:{port}/api"
     # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
     address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
-    return start(project, name, ["--no-prompt", "server", "start", *options], address | history_settings())
+    # By default, Prefect lets the pages of any web site use its API through a browser on this machine.
+    if "PREFECT_SERVER_CORS_ALLOWED_ORIGINS" not in os.environ:
+        own = sorted({f"http://{name}:{port}" for name in ("127.0.0.1", "localhost", reachable(host))})
+        address["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(own)
+    arguments = ["--no-prompt", "server", "start", *options]
+    settings = address | history_settings()
+    return start(project, name, arguments, settings, module="bardflow.commands.prefect_server")
 
 
 def history_settings() -> dict[str, str]:

@@ -8,11 +8,11 @@ import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from bardflow.commands.web_guard import guarded
 from bardflow.errors import BardError
 from bardflow.home import home
 from bardflow.model.machine import device
@@ -28,8 +28,8 @@ from bardflow.tasks.reporting import html_of
 from bardflow.tasks.run import store
 
 LIKELIEST = 8
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_CHARACTERS = 20_000
+MOST_BYTES = 1_000_000  # of a request: 100,000 characters of a prompt, each escaped, and the settings
 
 
 class Wish(BaseModel):
@@ -90,7 +90,7 @@ def writing_app(name: str, model: Model) -> Starlette:
 
     async def write(request: Request) -> Response:
         try:
-            wish = Wish.model_validate_json(await request.body())
+            wish = Wish.model_validate_json(await body_of(request))
             spec = SamplingSpec(temperature=wish.temperature, top_k=wish.top_k, top_p=wish.top_p, seed=wish.seed)
             [ids] = encode(tokenizer, [wish.prompt or opening(tokenizer)])
         except ValidationError as error:
@@ -124,12 +124,20 @@ def writing_app(name: str, model: Model) -> Starlette:
     return Starlette(routes=[Route("/", show), Route("/write", write, methods=["POST"])])
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
-    """Serve a site until Ctrl-C.
+async def body_of(request: Request) -> bytes:
+    """Return the body of a request.
 
-    On a loopback address, the Host header must be a loopback name. Otherwise another web site could read this one by
-    DNS rebinding.
+    Raises:
+        BardError: it has more than a million bytes.
     """
-    if host in LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
-    uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).run()
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise BardError(f"the request has more than {MOST_BYTES:,} bytes; give a shorter prompt")
+    return body
+
+
+def serve(app: Starlette, host: str, port: int) -> None:
+    """Serve a site, `guarded`, until Ctrl-C."""
+    uvicorn.Server(uvicorn.Config(guarded(app, host), host=host, port=port, log_level="warning")).run()

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
+import regex
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.errors import BardError
 from bardflow.sources.marks import aozora, footnotes
 from bardflow.sources.tally import Lines, Tally
 
@@ -47,7 +49,7 @@ def crlf(lines: Iterator[str], tally: Tally) -> Iterator[str]:
         if "\r" not in line:
             yield line
             continue
-        unified = re.sub(r"\r+\n", "\n", line)
+        unified = re.sub(r"(?<!\r)\r+\n", "\n", line)  # from the first "\r" only: linear
         tally.characters_removed += len(line) - len(unified)
         alone = unified.count("\r")
         tally.characters_removed += alone
@@ -114,9 +116,22 @@ def _drop_rest_of_mark(mark: str, lines: Lines, tally: Tally) -> None:
     lines.drop_blank(tally)
 
 
+# So many combining marks in a row are no text: 30 are enough for all languages (Unicode Annex 15, "Stream-Safe"). The
+# time to order them grows with the square of their number.
+_MARKS = regex.compile(r"(?<!\p{M})\p{M}{1001}")
+
+
 def nfc(lines: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Compose characters (Unicode Normalization Form C)."""
+    """Compose characters (Unicode Normalization Form C).
+
+    Raises BardError for more than 1,000 combining marks in a row.
+    """
     for line in lines:
+        if len(line) > 1_000 and not line.isascii() and (marks := _MARKS.search(line)) is not None:
+            raise BardError(
+                f"A character with more than 1,000 combining marks, at character {marks.start():,} of the line "
+                f"{line[:40]!r}, is no text. Remove it, or leave the cleaning step nfc out."
+            )
         if unicodedata.is_normalized("NFC", line):
             yield line
             continue

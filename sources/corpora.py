@@ -6,6 +6,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from bardflow.sources.addresses import masked
 from bardflow.sources.spec import (
     CORPUS_NAME,
     SOURCES,
@@ -129,9 +130,15 @@ def explained(path: Path, error: ValidationError) -> str:
         elif mistake["type"] == "missing":
             message = "is missing"
         elif not isinstance(mistake["input"], Mapping):
-            message += f" (given: {mistake['input']!r})"
+            message += f" (given: {_shown(mistake['input'])})"
         lines.append(f"{field}: {message}")
     return f"{path} does not describe a corpus.\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _shown(given: object) -> str:
+    """A given value in an error message: without passwords, and cut."""
+    text = masked(repr(given))
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _fields_of(location: list[str], kind: str | None, spec: type[BaseModel]) -> list[str]:

@@ -1,7 +1,6 @@
 """The text of a corpus from its files: decoded, cleaned, cut into documents, and split."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal, NamedTuple
 from bardflow.sources.cleaning import Cleaned, clean, counted
 from bardflow.sources.encoding import decoded, lines
 from bardflow.sources.epub import chapters
+from bardflow.sources.heading import Heading, SlowHeading
 from bardflow.sources.markup import html_text, markdown_text
 from bardflow.sources.rows import RowCounts, row_texts
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
@@ -122,7 +122,7 @@ def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: 
 
 def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts) -> Iterator[Piece]:
     """Pieces of cleaned text of any size, with the numbers of their documents."""
-    heading = None if spec.documents.heading is None else re.compile(spec.documents.heading)
+    heading = None if spec.documents.heading is None else Heading(spec.documents.heading)
     document = 0
     begun = False  # whether the current document has a visible character
     headings = 0
@@ -132,7 +132,7 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: R
         waiting: list[str] = []
         for text in unit:
             visible = not (text == "" or text.isspace())
-            opens = heading is not None and heading.search(text) is not None
+            opens = heading is not None and _opens(spec, heading, text)
             headings += opens
             if visible and begun and (fresh or opens):
                 document += 1
@@ -160,9 +160,20 @@ def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: R
         )
     if heading is not None and not headings:
         raise CorpusError(
-            f"The corpus {spec.name!r}: the heading {heading.pattern!r} matches no line of the cleaned text. "
+            f"The corpus {spec.name!r}: the heading {spec.documents.heading!r} matches no line of the cleaned text. "
             'Correct documents.heading, or use cut = "whole".'
         )
+
+
+def _opens(spec: CorpusSpec, heading: Heading, line: str) -> bool:
+    try:
+        return heading.is_in(line)
+    except SlowHeading as error:
+        raise CorpusError(
+            f"The corpus {spec.name!r}: the heading {spec.documents.heading!r} takes too long to match, here the line "
+            f"{line[:60]!r} of {len(line):,} characters. Avoid repeats within repeats, such as (a+)+, and two repeats "
+            "that can match the same text; begin with ^ and the word that headings begin with."
+        ) from error
 
 
 def _units(

@@ -1,9 +1,11 @@
 """Downloads over HTTP: streamed, retried, resumed, with conditional requests and a check of the sha256."""
 
 import hashlib
+import netrc
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +19,18 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
+from bardflow.sources.addresses import Connections, http_address, masked, without_password
 from bardflow.sources.spec import CorpusError
 
 Progress = Callable[[int, int | None], None]
 
 # HTTP statuses that are retried.
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MOST_REDIRECTS = 10
+_VALIDATORS = ("ETag", "Last-Modified")
+# Encodings of a body that expand a block of the network at most 1,032 times. A block of brotli or zstd, or of two
+# encodings over each other, can expand to terabytes in memory. All are refused by Accept-Encoding.
+_BOUNDED_ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
 class FetchError(CorpusError):
@@ -41,12 +49,20 @@ class ChecksumError(CorpusError):
 
 
 class HttpSpec(BaseModel):
-    """Timeouts in seconds, and retries of a download; `attempts` limits attempts in a row without new bytes."""
+    """Limits of time, in seconds, and retries of a download; `attempts` limits attempts in a row without new bytes.
+
+    `connect_seconds` and `read_seconds` are for one operation on the network, `answer_seconds` for the head of the
+    answer with all redirects, and `total_seconds` for the download with all attempts. A body has to bring
+    `least_bytes` in each `read_seconds`, by default 1 kB a second.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     connect_seconds: float = Field(default=10, gt=0)
     read_seconds: float = Field(default=30, gt=0)
+    answer_seconds: float = Field(default=120, gt=0)
+    total_seconds: float = Field(default=24 * 3600, gt=0)
+    least_bytes: int = Field(default=30_000, ge=0)
     attempts: int = Field(default=4, gt=0)
     first_wait_seconds: float = Field(default=0.5, ge=0)
     longest_wait_seconds: float = Field(default=60, ge=0)
@@ -179,20 +195,28 @@ def download(
     max_bytes: int,
     http: HttpSpec,
     progress: Progress | None,
+    *,
+    own: bool = False,
 ) -> Download:
     """Download `url` into `downloads` and copy it to `target`.
 
     A file in `downloads` is downloaded again only if it changed; a partial file is resumed if the server has the same
-    version. Raises FetchError (unreachable, refused, gone), ChecksumError (the sha256 differs, also after one fresh try
-    if the download was resumed) and CorpusError (more than `max_bytes`).
+    version. `own` says that the user chose the server, so it may have a private address. A user name and password are
+    used and stored nowhere.
+    Raises FetchError (unreachable, refused, gone, at a private address), ChecksumError (the sha256 differs, also after
+    one fresh try if the download was resumed) and CorpusError (more than `max_bytes`).
     """
+    try:
+        url, password = without_password(url)
+    except ValueError as error:
+        raise FetchError(f"{masked(url)} {error}") from error
     cell = _Cell(downloads, url)
     with cell.held():
         if sha256 is not None and (kept := _kept(cell, target, sha256)) is not None:
             return kept
         # A file whose sha256 is not the pinned one is downloaded again, with an unconditional request.
         known = cell.record() if sha256 is None else None
-        transfer = _Transfer(url, cell, known, max_bytes, http, progress)
+        transfer = _Transfer(url, cell, known, max_bytes, http, progress, password, own)
         arrived = transfer.run()
         if known is not None and not arrived:
             return _given(cell, known, target, transferred=False, why=_not_modified(known))
@@ -228,7 +252,15 @@ class _Transfer:
     """A download with retries; afterwards the partial file is complete, unless the server answers "not modified"."""
 
     def __init__(
-        self, url: str, cell: _Cell, known: _Record | None, max_bytes: int, http: HttpSpec, progress: Progress | None
+        self,
+        url: str,
+        cell: _Cell,
+        known: _Record | None,
+        max_bytes: int,
+        http: HttpSpec,
+        progress: Progress | None,
+        password: tuple[str, str] | None,
+        own: bool,
     ) -> None:
         self._url = url
         self._cell = cell
@@ -236,7 +268,10 @@ class _Transfer:
         self._max_bytes = max_bytes
         self._http = http
         self._progress = progress
+        self._password = password
+        self._own = http_address(url).raw_host.decode("ascii") if own else None
         self._fruitless = 0
+        self._deadline = 0.0
         self.resumed = False
 
     def run(self) -> bool:
@@ -244,12 +279,19 @@ class _Transfer:
         self.resumed = False
         self._fruitless = 0
         began = time.monotonic()
+        self._deadline = began + self._http.total_seconds
         timeout = httpx.Timeout(self._http.read_seconds, connect=self._http.connect_seconds)
         # A compressed transfer cannot be resumed.
         headers = {"Accept-Encoding": "identity", "User-Agent": "bardflow"}
         retrying = Retrying(retry=retry_if_exception_type(_Later), stop=self._gives_up, wait=self._pause, reraise=True)
         try:
-            with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
+            with httpx.Client(
+                auth=self._password or _passwords(),
+                timeout=timeout,
+                headers=headers,
+                follow_redirects=True,
+                max_redirects=_MOST_REDIRECTS,
+            ) as client:
                 return bool(retrying(self._attempt, client))
         except _Later as error:
             tries = self._http.attempts
@@ -269,6 +311,7 @@ class _Transfer:
 
     def _attempt(self, client: httpx.Client) -> bool:
         try:
+            self._check_time(time.monotonic())
             return self._try(client)
         except _Later as later:
             self._fruitless = 0 if later.gained else self._fruitless + 1
@@ -282,24 +325,38 @@ class _Transfer:
             start = 0
         headers = _resuming(start, validator) if start and validator else _conditional(self._known)
         before = start
+        connections = Connections(self._own)
+        client.event_hooks = {"request": [connections.check_request]}
+        late = threading.Timer(self._http.answer_seconds, connections.cut)
+        late.daemon = True
+        late.start()
         try:
-            with client.stream("GET", self._url, headers=headers) as response:
+            with client.stream("GET", self._url, headers=headers, extensions={"trace": connections.trace}) as response:
+                late.cancel()
                 if response.status_code == httpx.codes.NOT_MODIFIED and self._known is not None:
                     return False
                 start = self._accept(response, start)
                 self._receive(response, start)
                 return True
-        except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+        except httpx.TooManyRedirects as error:
+            raise FetchError(f"{self._url}: the server redirects more than {_MOST_REDIRECTS} times") from error
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError, OverflowError) as error:
+            # ValueError: of `Connections`, or a host name that Python's socket refuses.
             raise FetchError(f"{self._url}: {_cause(error)}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             gained = self._cell.part_bytes() > before and self._cell.validators().strong is not None
-            raise _Later(_cause(error), wait_seconds=None, gained=gained) from error
+            cause = "the server did not answer in time" if connections.was_cut else _cause(error)
+            raise _Later(cause, wait_seconds=None, gained=gained) from error
+        finally:
+            late.cancel()
 
     def _accept(self, response: httpx.Response, start: int) -> int:
         """Return the file offset of the response's first byte. Raises an error if the response is not usable."""
         status = response.status_code
         if status == httpx.codes.OK:
             self._cell.drop_part()
+            if (encoding := _encoding(response)) not in ("", "identity", *_BOUNDED_ENCODINGS):
+                raise FetchError(f"{self._url}: the server sent the file compressed as {encoding[:40]!r}, unasked")
             if not _encoded(response):
                 _write(self._cell.validators_path, _named(response).model_dump_json())
             return 0
@@ -326,19 +383,37 @@ class _Transfer:
         """Write the response's bytes at `start`; raises _Later if they end too early."""
         encoded = _encoded(response)
         length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() and not encoded else None
+        total = start + int(length) if re.fullmatch("[0-9]{1,18}", length) and not encoded else None
         if response.status_code == httpx.codes.PARTIAL_CONTENT:
             total = _content_range(response)[1] or total
         self._check_size(total or 0)
-        size = start
+        size = counted = start
+        since = time.monotonic()
         with self._cell.part.open("ab" if start else "wb") as file:
             for chunk in response.iter_bytes() if encoded else response.iter_raw():
                 size += file.write(chunk)
                 self._check_size(size)
+                now = time.monotonic()
+                self._check_time(now)
+                if now - since >= self._http.read_seconds:
+                    if size - counted < self._http.least_bytes:
+                        raise _Later(
+                            f"only {size - counted:,} bytes came in {now - since:.0f} s",
+                            wait_seconds=None,
+                            gained=False,
+                        )
+                    since, counted = now, size
                 if self._progress is not None:
                     self._progress(size, total)
         if total is not None and size != total:
             raise _Later(f"{size:,} of {total:,} bytes came", wait_seconds=None, gained=size > start)
+
+    def _check_time(self, now: float) -> None:
+        if now > self._deadline:
+            raise FetchError(
+                f"{self._url}: the download took more than {self._http.total_seconds:,.0f} s. What came is kept, if "
+                "the server can resume: run it again"
+            )
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -363,16 +438,24 @@ def _resuming(start: int, validator: str) -> dict[str, str]:
 
 
 def _named(response: httpx.Response) -> _Validators:
-    return _Validators(etag=response.headers.get("ETag"), last_modified=response.headers.get("Last-Modified"))
+    """The validators of a response, without those that could not be sent back: with other characters than ASCII."""
+    etag, modified = (value if (value := response.headers.get(name, "")).isascii() else "" for name in _VALIDATORS)
+    return _Validators(etag=etag or None, last_modified=modified or None)
+
+
+def _encoding(response: httpx.Response) -> str:
+    return str(response.headers.get("Content-Encoding", "")).strip().lower()
 
 
 def _encoded(response: httpx.Response) -> bool:
-    return response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+    return _encoding(response) not in ("", "identity")
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
     """First byte and total length from `Content-Range: bytes 5-9/10`; None if missing."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(
+        r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "").strip()
+    )
     if match is None:
         return None, None
     first, whole = match.groups()
@@ -382,15 +465,31 @@ def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
 def _retry_after(response: httpx.Response) -> float | None:
     """The seconds in the Retry-After header (RFC 9110, section 10.2.3: a number or a date), or None."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
+    if re.fullmatch("[0-9]{1,18}", value):
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _passwords() -> httpx.Auth | None:
+    """The user names and passwords in the file that NETRC names, else in ~/.netrc, by host.
+
+    Raises FetchError if the file cannot be read; the message repeats no line of it.
+    """
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if not file.is_file():
+        return None
+    try:
+        return httpx.NetRCAuth(str(file))
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        raise FetchError(
+            f"{file}, which has the passwords of web servers, cannot be read; correct or rename it"
+        ) from None
 
 
 def _not_modified(known: _Record) -> str:
@@ -404,6 +503,8 @@ def _cause(error: Exception) -> str:
         httpx.ReadTimeout: "the server fell silent",
         httpx.RemoteProtocolError: "the connection broke off",
     }
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return str(error)
     kind = kinds.get(type(error), type(error).__name__)
     return f"{kind}: {error}" if str(error) else kind
 

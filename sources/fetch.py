@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.sources.addresses import checked_address, http_address, masked, require_public
 from bardflow.sources.download import (
     ChecksumError,
     FetchError,
@@ -116,6 +117,8 @@ def _from_url(
     place = f"{corpus}/{name}"
     tried: list[str] = []
     target = into / name
+    if mirror is not None and "://" in mirror and not _is_url(mirror):
+        raise CorpusError("CORPORA_MIRROR should be a folder, or an address that begins with http:// or https://.")
     got = kept_download(source.url, target, downloads, source.sha256) if source.sha256 else None
     if got is None and mirror is not None and not _is_url(mirror):
         file = Path(mirror) / corpus / name
@@ -125,7 +128,7 @@ def _from_url(
     if got is None and mirror is not None and _is_url(mirror):
         address = f"{mirror.rstrip('/')}/{quote(place)}"
         try:
-            got = download(address, target, downloads, source.sha256, source.max_bytes, http, progress)
+            got = download(address, target, downloads, source.sha256, source.max_bytes, http, progress, own=True)
         except FetchError as error:
             tried.append(str(error))
     if got is None:
@@ -312,9 +315,28 @@ def _on_this_machine(source: DatasetSource, project: Path) -> tuple[str, str | l
     if files is None:
         return name, None
     listed = [files] if isinstance(files, str) else list(files)
+    for file in listed:
+        _require_web_address(file)
     if source.dataset in _FILE_READERS:
         listed = [file if "://" in file else str((project / file).absolute()) for file in listed]
     return name, listed
+
+
+def _require_web_address(file: str) -> None:
+    """Check a file of a dataset that is not a local path: on the Hub, or at a public address without a password.
+
+    The `datasets` library connects by itself, so the address is looked up before and not at the connection.
+    """
+    if "::" in file or ("://" in file and not file.startswith(("http://", "https://", "hf://"))):
+        raise CorpusError(
+            f"source.data_files: {masked(file)!r} is not a file at an address that begins with hf://, https:// or "
+            "http://, nor a path. Download it and give its path."
+        )
+    if file.startswith(("http://", "https://")):
+        try:
+            require_public(http_address(checked_address(file)).host)
+        except ValueError as error:
+            raise CorpusError(f"source.data_files: {masked(file)!r} {error}.") from error
 
 
 def _is_url(mirror: str) -> bool:

@@ -123,6 +123,8 @@ class _Text:
                     raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self.error("values are nested too deeply") from error
+            except ValueError as error:  # a number of more than 4,300 digits
+                raise self.error(str(error)) from error
             else:
                 # A number at the end of a block can go on in the next one: `12e-` is read as 12.
                 if end + 2 < len(self._held) or not self._read_on():

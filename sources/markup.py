@@ -17,7 +17,8 @@ MOST_TAGS = 500_000
 # Extraction of the main text takes time that grows with the square of this depth: 60 ms for 1,000.
 _DEEPEST = 1_000
 
-_HTML = re.compile(r"\ufeff?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+html|<html)\b", re.I | re.S)
+# Possessive: else 40 comments without a page after them would be divided in 2^40 ways.
+_HTML = re.compile(r"\ufeff?\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?>.*?-->)\s*+)*+(?:<!doctype\s+html|<html)\b", re.I | re.S)
 _BLOCK = re.compile(r"<(/?)(?:div|article|section|main)\b", re.I)
 _DECLARED = re.compile(
     rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{1,200}?encoding\s*=\s*["']([\w.:-]+)""", re.I

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bardflow.files import parse_json
 from bardflow.sources.encoding import decoded, lines
 from bardflow.sources.json_list import ALIKE, LONGEST_ROW, listed_objects
 from bardflow.sources.spec import CorpusError, RowsSpec
@@ -112,8 +112,8 @@ def _json_rows(file: RawText, encoding: str) -> Iterator[tuple[str, Mapping[str,
         if not line or line.isspace():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise CorpusError(f"{file.name}, line {number:,} is not JSON: {error}. Correct it, or {ALIKE}.") from error
         if not isinstance(row, dict):
             raise CorpusError(
@@ -193,7 +193,9 @@ def _parquet_rows(file: RawText) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 for row in batch.to_pylist():
                     yield f"row {number:,}", row
                     number += 1
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # an error of the disk; those of the format have no number
             raise CorpusError(
                 f"{file.name} is not a Parquet file, or is damaged: {error}. Replace it, or {ALIKE}."
             ) from error

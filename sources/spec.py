@@ -20,7 +20,9 @@ from pydantic import (
 
 from bardflow.errors import BardError
 from bardflow.identity import AsBefore
+from bardflow.sources.addresses import checked_address
 from bardflow.sources.cleaning import STEP_NAMES
+from bardflow.sources.heading import Heading
 from bardflow.toml import closest
 
 CORPUS_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -41,13 +43,14 @@ class CorpusError(BardError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Without the input in error messages: an address that is refused may have a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class UrlSource(_Frozen):
-    """A file at an http(s) address; without `sha256`, its content may change."""
+    """A file at an http(s) address without a password; without `sha256`, its content may change."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
+    url: Annotated[str, AfterValidator(checked_address)]
     sha256: Sha256 | None = None
     max_bytes: int = Field(default=2 * 1024**3, gt=0)
 
@@ -122,10 +125,7 @@ class DocumentsSpec(_Frozen):
     @classmethod
     def _heading_compiles(cls, heading: str | None) -> str | None:
         if heading is not None:
-            try:
-                re.compile(heading)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from error
+            Heading(heading)
         return heading
 
     @model_validator(mode="after")

@@ -8,12 +8,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from bardflow.storage.copies import DRAFTS, Copies
-from bardflow.storage.handles import KINDS, Handle
+from bardflow.storage.handles import KINDS, Digest, Handle
 from bardflow.storage.layout import require_layout
 from bardflow.storage.store import Store, StoreError, canonical_json, fsync, make_folder, make_read_only
 
@@ -28,14 +28,20 @@ class RefMoved(StoreError):
     """Another process added an entry to the name after the caller read it."""
 
 
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError("there is no such kind of artifact")
+    return kind
+
+
 class Entry(BaseModel):
     """An entry of a name's history: artifact, time, author, reason, and `notes` with any further values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
-    kind: str
-    digest: str
+    kind: Annotated[str, AfterValidator(_known_kind)]
+    digest: Digest
     at: str
     by: str
     why: str

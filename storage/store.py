@@ -337,7 +337,10 @@ class Store:
             raise self._refused(handle, "missing")
         if hashlib.sha256(content).hexdigest() != handle.digest:
             raise self._refused(handle, f"damaged ({MANIFEST} does not match its digest)")
-        return Manifest.model_validate_json(content)
+        try:
+            return Manifest.model_validate_json(content)
+        except ValidationError as error:
+            raise ObjectMissing(f"{handle} is of another layout, and layout {LAYOUT} is the one read here") from error
 
     def facts(self, handle: Handle) -> dict[str, Any]:
         """The facts in the artifact's manifest."""

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
+from pydantic import ValidationError
 
+from bardflow.commands.web import reports_app, writing_app
+from bardflow.commands.web_guard import guarded
+from bardflow.flows.train_gpt import train_gpt
 from bardflow.pages import experiment, index, parts, writing
 from bardflow.pages.run import render
+from bardflow.storage.handles import Model
+from bardflow.tasks.recipes import Overrides
+from bardflow.tasks.run import refs
 from tests.conftest import serving
 from tests.page import a_page
 
@@ -322,4 +330,154 @@ def test_text_is_written_into_the_page_as_it_is_drawn(browser: Any, tmp_path: Pa
         ]  # fmt: skip
         page.get_by_role("button", name="Go on from here").click()
         assert page.locator("#prompt").input_value().endswith("H\n<b>")
+        page.close()
+
+
+# Each would set `window.ran` where it is not escaped.
+SCRIPTS = (
+    "</title></style></script><script>window.ran = 1</script><!--",
+    "\"'><img src=x onerror='window.ran = 1'><svg onload=window.ran=1> --> ]]>",
+    "javascript:window.ran=1",
+    "{{ 7 * 7 }}${window.ran=1}`<a href=javascript:window.ran=1>x</a><iframe srcdoc='<script>parent.ran=1</script>'>",
+)
+
+
+def poisoned(page: Any, text: str) -> Any:
+    """The page with this text in each place that takes any text, but for addresses that we make ourselves."""
+    document = page.model_dump()
+
+    def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        if isinstance(value, str) and (not path or path[-1] != "link"):
+            yield path
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                yield from places(inner, (*path, key))
+        elif isinstance(value, list | tuple):
+            for number, inner in enumerate(value):
+                yield from places(inner, (*path, number))
+
+    def changed(value: Any, path: tuple[Any, ...]) -> Any:
+        if not path:
+            return text
+        key, *rest = path
+        if isinstance(value, dict):
+            return {**value, key: changed(value[key], tuple(rest))}
+        return [changed(inner, tuple(rest)) if number == key else inner for number, inner in enumerate(value)]
+
+    taken = 0
+    for path in list(places(document)):
+        other = changed(document, path)
+        try:
+            type(page).model_validate(other)
+        except ValidationError:
+            continue
+        document, taken = other, taken + 1
+    assert taken >= 3
+    return type(page).model_validate(document)
+
+
+POISONED = {
+    "run": lambda text: render(poisoned(a_page(), text)),
+    "experiment": lambda text: experiment.render(poisoned(an_experiment(), text)),
+    "comparison": lambda text: experiment.render(poisoned(a_comparison(), text)),
+    "index": lambda text: index.render(poisoned(an_index(), text)),
+    "writing": lambda text: writing.render(
+        poisoned(writing.WritingPage(name="own/champion", model="c", parameters=9, context=64, prompt="p"), text)
+    ),
+}
+
+
+def require_no_script_but_ours(page: Any) -> None:
+    """Nothing ran, and the page has one script, and nothing that could run: no handler, frame, or address of code."""
+    # What waits for an answer of the browser, such as the error of an image, has come after two frames.
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate("window.ran") is None
+    assert page.evaluate("document.scripts.length") == 1
+    assert (
+        page.evaluate("document.querySelectorAll('iframe, object, embed, img, base, link, form[action]').length") == 0
+    )
+    found = page.evaluate(
+        """() => [...document.querySelectorAll("*")].flatMap((e) => [...e.attributes].filter((a) =>
+        a.name.startsWith("on") || /href|src|action/.test(a.name) && /^\\s*(javascript|data):/i.test(a.value))
+        .map((a) => e.tagName + " " + a.name))"""
+    )
+    assert found == []
+
+
+# So long names leave no room for the axes of a chart.
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
+@pytest.mark.parametrize("name", POISONED)
+def test_no_text_of_a_page_runs(browser: Any, name: str, tmp_path: Path) -> None:
+    for text in (" ".join(SCRIPTS), "javascript:window.ran=1"):
+        path = tmp_path / "page.html"
+        path.write_text(POISONED[name](text), encoding="utf-8")
+        page, said = opened(browser, path.as_uri())
+        require_no_script_but_ours(page)
+        assert said == []  # neither a request nor a violation of the policy
+        page.close()
+
+
+def test_the_policy_stops_a_script_that_came_into_a_page(browser: Any, tmp_path: Path) -> None:
+    """The second line of defence, for a text that was not escaped; also for a file from disk."""
+    path = tmp_path / "page.html"
+    inside = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'><base href='http://evil.example/'>"
+    path.write_text(
+        render(a_page()).replace("<main>", f"<main>{inside}<a id=evil href='javascript:window.ran=1'>x</a>")
+    )
+    page, said = opened(browser, path.as_uri())
+    page.evaluate("document.getElementById('evil').click()")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate("window.ran") is None
+    assert not page.evaluate("document.baseURI.includes('evil')")
+    assert any("Content Security Policy" in line for line in said)
+    page.close()
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_corpus_full_of_scripts_runs_none_in_its_report_the_index_and_the_page_to_write(
+    browser: Any, project: Path
+) -> None:
+    for number, script in enumerate(SCRIPTS):
+        name = script.replace("/", "∕") + f"{number}.txt"
+        text = "".join(f"{script} {n}\n{'the old bard sings ' * (n % 3 + 1)}\n" for n in range(120))
+        (project / "texts" / name).write_text(text, encoding="utf-8")
+    (project / "texts" / "own.txt").unlink()
+    table = {
+        "title": SCRIPTS[0],
+        "licence": SCRIPTS[1],
+        "source": {"path": "texts"},
+        "documents": {"cut": "heading", "heading": "^</title>|^javascript:"},
+        "published": [{"name": SCRIPTS[3], "bits_per_character": 2.0, "note": SCRIPTS[2]}],
+    }
+    (project / "corpora" / "own.toml").write_bytes(tomli_w.dumps(table).encode())
+    settings = {
+        "steps": 4,
+        "leg_steps": 2,
+        "width": 16,
+        "context": 16,
+        "batch": 4,
+        "samples": 1,
+        "sample_characters": 80,
+    }
+    outcome = train_gpt("own", "tiny", Overrides.model_validate(settings | {"prompt": SCRIPTS[0]}))
+    page, said = opened(browser, Path(outcome.report).as_uri())
+    require_no_script_but_ours(page)
+    assert said == [] and SCRIPTS[0] in page.inner_text("h1")
+    page.close()
+    head = refs().head("own/champion")
+    assert head is not None
+    with serving(guarded(reports_app(), "127.0.0.1")) as address:
+        page, _ = opened(browser, f"{address}/")
+        require_no_script_but_ours(page)
+        page.click("a[href*=report]")
+        page.wait_for_url("**/report.html")
+        require_no_script_but_ours(page)
+        page.close()
+    with serving(guarded(writing_app(SCRIPTS[3], Model(digest=head.digest)), "127.0.0.1")) as address:
+        page, _ = opened(browser, f"{address}/")
+        page.fill("#prompt", SCRIPTS[1])
+        page.fill("#characters", "200")
+        page.click("#go")
+        page.wait_for_selector("#more:enabled")
+        require_no_script_but_ours(page)
         page.close()

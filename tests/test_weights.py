@@ -182,5 +182,5 @@ def test_a_state_that_cannot_be_read_is_refused_with_its_folder(content: bytes, 
 def test_a_config_that_is_no_table_is_refused(tmp_path: Path) -> None:
     save_model(build(SPECS["modern"], 23), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(NotAModel, match="TypeError"):
+    with pytest.raises(NotAModel, match="no object of JSON"):
         load_model(tmp_path)

@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bardflow.errors import BardError
+from bardflow.files import read_json
 from bardflow.identity import identity, restored
 from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build, network
 from bardflow.model.training.loop import Snapshot
 
 # The key that `transformers` needs. There is only one, because safetensors writes several in random order.
 METADATA = {"format": "pt"}
+# The largest number in a config.json: some lists are made of so many items before a network is.
+LARGEST_NUMBER = 1 << 24
 
 
 class NotAModel(BardError):
@@ -40,24 +43,57 @@ def load_model(folder: Path) -> GPT:
         if not (folder / name).is_file():
             raise NotAModel(f"{folder} is not a model folder: it has no {name}; give one that `save_model` wrote")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
+        config = read_json(folder / "config.json")
         spec = spec_of(config)
+        require_as_large(spec, rows_of(config), [folder / "model.safetensors"])
+        weights = load_file(folder / "model.safetensors")
         with torch.random.fork_rng(devices=[]):
             gpt = build(spec, config["vocab_size"])
         gpt.load_transformers(weights)
-    except (KeyError, TypeError, ValueError, SafetensorError, WrongWeights) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError, WrongWeights) as error:
         raise NotAModel(f"{folder} holds no model that `save_model` wrote: {type(error).__name__} {error}") from error
     return gpt
 
 
-def spec_of(config: dict[str, Any]) -> GPTSpec:
+def rows_of(config: dict[str, Any]) -> int:
+    """Return the rows of the table of tokens.
+
+    Raises:
+        KeyError, ValueError: `vocab_size` is missing or is no number of rows.
+    """
+    rows = config["vocab_size"]
+    if not isinstance(rows, int) or rows < 1:
+        raise ValueError(f"vocab_size is {rows!r}, but a number of tokens is expected")
+    return rows
+
+
+def require_as_large(spec: GPTSpec, rows: int, files: list[Path]) -> None:
+    """Check that files can have the weights of a network, before it takes their memory: a weight has at least a byte.
+
+    Raises:
+        ValueError: they are too small for this spec and these rows of the table of tokens.
+    """
+    # The table, and in each block two matrices of the MLP and two of the attention.
+    least = spec.width * (rows + 2 * spec.layers * (spec.inner + spec.channels * spec.heads))
+    size = sum(file.stat().st_size for file in files)
+    if least > size:
+        raise ValueError(
+            f"its config.json is of a network with {least:,} weights or more, but its weights have {size:,} bytes"
+        )
+
+
+def spec_of(config: Any) -> GPTSpec:
     """Return the spec of a `config.json`.
 
     Raises:
         ValueError: the architecture, or a value of a field, is not supported.
         KeyError: a field is missing.
     """
+    if not isinstance(config, dict):
+        raise ValueError("it is no object of JSON")
+    for field, value in config.items():
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"{field} is {value}, and numbers up to {LARGEST_NUMBER:,} are read here")
     architectures = get_args(GPTSpec.model_fields["architecture"].annotation)
     kinds = {kind: name for name in architectures for kind in network(name).MODEL_TYPES}
     if (name := kinds.get(config["model_type"])) is None:
@@ -115,7 +151,7 @@ def load_snapshot(folder: Path) -> Snapshot:
         NotAModel: one of the files is missing or has other content.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = read_json(folder / "state.json")
         return Snapshot(
             step=state["step"],
             gpt=restored(GPTSpec, state["gpt"]),

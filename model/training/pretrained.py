@@ -1,6 +1,5 @@
 """Pretrained models: reading folders in the format of `transformers`, and beginning a training from one."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bardflow.files import read_json
 from bardflow.model.networks import GPT, GPTSpec, WrongWeights, build, fill
-from bardflow.model.training.checkpoints import NotAModel, Stored, load_model, spec_of
+from bardflow.model.training.checkpoints import NotAModel, Stored, load_model, require_as_large, rows_of, spec_of
 from bardflow.model.training.loop import Snapshot
 
 CONFIG = "config.json"
@@ -37,11 +37,11 @@ def spec_at(folder: Path) -> GPTSpec:
 def _read_config(folder: Path) -> tuple[GPTSpec, int]:
     """Return the network and the number of rows of the table of tokens."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return spec_of(config), int(config["vocab_size"])
+        config = read_json(folder / CONFIG)
+        return spec_of(config), rows_of(config)
     except FileNotFoundError as error:
         raise NotAModel(f"{folder} is not a model folder: it has no {CONFIG}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         reason = f"{CONFIG} has no {error}" if isinstance(error, KeyError) else str(error)
         raise NotAModel(
             f"{folder} cannot be read as a model: {reason}. Models of the types gpt2, llama, qwen2, qwen3 and nanochat "
@@ -61,10 +61,11 @@ def load_pretrained(folder: Path, tokens: int | None = None) -> GPT:
     spec, rows = _read_config(folder)
     files = weight_files(folder)
     try:
+        require_as_large(spec, rows, files)
         with torch.random.fork_rng(devices=[]):
             gpt = build(spec, rows)
         gpt.load_transformers(_Adapted(files, list(gpt.to_transformers()[1])))
-    except (SafetensorError, WrongWeights) as error:
+    except (SafetensorError, WrongWeights, ValueError, OSError) as error:
         raise NotAModel(f"{folder} cannot be read as a model: {error}") from error
     strange = [name for name, weight in gpt.state_dict().items() if not torch.isfinite(weight).all()]
     if strange:
@@ -108,11 +109,11 @@ def weight_files(folder: Path) -> list[Path]:
             )
         )
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()), key=str)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise NotAModel(f"{folder / INDEX} is damaged: {type(error).__name__} {error}") from error
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
             raise NotAModel(f"{folder / INDEX} names {name!r}, which is not a file beside it")
     return [folder / name for name in names]
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from bardflow.model.vocabulary.spec import BYTES, VocabularyError
 
+MOST_IDS = 1 << 24  # there is a list of all ids
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(BYTES))  # the names in the library's byte fallback
 
 
@@ -33,7 +34,9 @@ class Spelling(NamedTuple):
 def spelling(tokenizer: Tokenizer) -> Spelling:
     """Return what each token spells alone, from the tokenizer's decoder. The tokenizer must not change afterwards."""
     vocab = tokenizer.get_vocab()
-    tokens = [b""] * (max(vocab.values(), default=-1) + 1)
+    if (largest := max(vocab.values(), default=-1)) >= MOST_IDS:
+        raise VocabularyError(f"a token has the id {largest:,}, and ids below {MOST_IDS:,} are read; number them anew")
+    tokens = [b""] * (largest + 1)
     steps = decoder_steps(tokenizer)
     kinds = [step["type"] for step in steps]
     if "ByteLevel" in kinds:

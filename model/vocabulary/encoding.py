@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bardflow.model.vocabulary.decoding import Spelling, decoder_steps, spelling, vocabulary_size
-from bardflow.model.vocabulary.spec import NotLossless, NotText, UnknownCharacter, VocabularyError
+from bardflow.model.vocabulary.spec import NotLossless, NotText, UnknownCharacter, VocabularyError, library_errors
 from bardflow.model.vocabulary.words import pages
 
 # Text is encoded in batches of pages with about _BATCH characters. An encoding takes about 90 bytes for each character
@@ -77,7 +77,8 @@ def _batches(pages: Iterable[_Page]) -> Iterator[list[_Page]]:
 def _encode_batch(
     tokenizer: Tokenizer, batch: list[_Page], dtype: TokenType, spelled: Spelling
 ) -> Iterator[tuple[int, TokenIds]]:
-    encodings = tokenizer.encode_batch_fast([text for _, _, text in batch], add_special_tokens=False)
+    with library_errors("the tokenizers library cannot encode a text with this tokenizer: {}"):
+        encodings = tokenizer.encode_batch_fast([text for _, _, text in batch], add_special_tokens=False)
     for (number, offset, text), encoding in zip(batch, encodings, strict=True):
         ids = encoding.ids
         came_back = b"".join([spelled.tokens[i] for i in ids])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from bardflow.files import read_json
 from bardflow.model.vocabulary.decoding import spelling
-from bardflow.model.vocabulary.spec import VocabularyError
+from bardflow.model.vocabulary.spec import VocabularyError, library_errors
 
 TOKENIZER_FILE = "tokenizer.json"
 LISTING_FILE = "vocabulary.txt"
+LARGEST_TOKENIZER = 1 << 28  # Gemma 3's has 33 MB
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -39,13 +43,18 @@ def load(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise VocabularyError(f"{path} is not a file; expected the {TOKENIZER_FILE} of a vocabulary.")
-    try:
+    with _library(path):
+        if path.stat().st_size > LARGEST_TOKENIZER:
+            raise ValueError(f"it has more than {LARGEST_TOKENIZER:,} bytes")
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no more specific class
-        raise VocabularyError(
-            f"{path} is not a {TOKENIZER_FILE} that the tokenizers library opens ({error}). Learn the vocabulary "
-            "again, or give a file that this library or transformers wrote."
-        ) from error
+
+
+def _library(path: Path) -> AbstractContextManager[None]:
+    shown = str(path).replace("{", "{{").replace("}", "}}")
+    return library_errors(
+        f"{shown} is not a {TOKENIZER_FILE} that the tokenizers library opens ({{}}). Learn the vocabulary again, or "
+        "give a file that this library or transformers wrote."
+    )
 
 
 def vocabulary_from_file(path: Path) -> Tokenizer:
@@ -60,6 +69,8 @@ def vocabulary_from_file(path: Path) -> Tokenizer:
             added tokens have other ids than the library gives them, or its decoder joins tokens so that a token's text
             depends on its neighbours.
     """
+    if path.is_file():
+        _require_whole_tables(path)
     tokenizer = load(path)
     if not tokenizer.get_vocab():
         raise VocabularyError(f"{path} has no tokens. Give a tokenizer that was trained.")
@@ -68,13 +79,31 @@ def vocabulary_from_file(path: Path) -> Tokenizer:
             f"{path} has dropout = {tokenizer.model.dropout:.3g}, so the same text has other tokens each time. Set "
             "dropout in its model to null."
         )
-    _require_the_ids_of_the_file(tokenizer, path)
+    with _library(path):
+        _require_the_ids_of_the_file(tokenizer, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokenizer.num_special_tokens_to_add(is_pair=False):
         tokenizer.post_processor = None
-    _require_plain_joining(tokenizer, path)
+    with _library(path):
+        _require_plain_joining(tokenizer, path)
     return tokenizer
+
+
+def _require_whole_tables(path: Path) -> None:
+    """Check the tables of SentencePiece's normalizer, because the library ends the process for one that is too short.
+
+    A table begins with the size of its first part: 4 bytes, the lowest first.
+    """
+    with _library(path):
+        ahead = [read_json(path, LARGEST_TOKENIZER)]
+        while ahead:
+            value = ahead.pop()
+            if isinstance(value, dict) and isinstance(table := value.get("precompiled_charsmap"), str):
+                data = base64.b64decode(table)
+                if len(data) < 4 or int.from_bytes(data[:4], "little") > len(data) - 4:
+                    raise ValueError("its precompiled_charsmap is too short")
+            ahead.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
 def _require_the_ids_of_the_file(tokenizer: Tokenizer, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +18,20 @@ LEAST = {"bpe": BYTES, "bpe-char": BYTES, "unigram": BYTES, "wordpiece": 2 * BYT
 
 class VocabularyError(BardError):
     """A vocabulary cannot be learned, opened or applied."""
+
+
+@contextmanager
+def library_errors(said: str) -> Iterator[None]:
+    """Raise each error of the tokenizers library as VocabularyError; in `said`, `{}` stands for its message."""
+    try:
+        yield
+    except VocabularyError:
+        raise
+    except BaseException as error:  # the library raises no more specific class
+        # A panic of its Rust code is no Exception, and has a class without a public name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise VocabularyError(said.format(error)) from error
 
 
 class UnknownCharacter(VocabularyError):

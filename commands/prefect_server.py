@@ -1,0 +1,26 @@
+"""Prefect's command line with a server that refuses requests of other web sites: `… prefect_server server start`.
+
+Prefect's server takes a request without a Content-Type for JSON, which a browser sends to it from any page, and takes
+any Host header. So a web page could start runs or clear the database.
+"""
+
+import os
+from typing import Any
+
+import prefect.server.api.server as prefect_server
+from prefect.cli import app
+
+from bardflow.commands.web_guard import checked
+
+create_app = prefect_server.create_app
+
+
+def create_checked_app(*given: Any, **named: Any) -> Any:
+    """Return Prefect's server behind the checks; the UI may be opened by any name of this machine's own."""
+    origins = os.environ.get("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "").split(",")
+    return checked(create_app(*given, **named), os.environ["PREFECT_SERVER_API_HOST"], origins)
+
+
+if __name__ == "__main__":
+    prefect_server.create_app = create_checked_app
+    app()
