@@ -226,9 +226,10 @@ def side_by_side(names: list[str], corpus: str, context: int | None, as_json: bo
     with running_flows():
         report = compare_models(names, corpus, context)
     page = ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
-    table = page.parts[0].tables[0]
+    table, described = page.parts[0].tables
     if as_json:
-        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        columns = (*table.columns, *described.columns)
+        rows = [dict(zip(columns, (*a, *b), strict=True)) for a, b in zip(table.rows, described.rows, strict=True)]
         print_json({"corpus": corpus, "answer": page.answer, "models": rows, "report": report})
         return
     # The run has logged the answer in sentences, and the report's path.

@@ -30,7 +30,7 @@ class _Scored(NamedTuple):
     bits: float
 
 
-@task(version="1", cache_policy=CACHE_BY_INPUTS)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def publish_models(
     names: list[str], evaluations: list[Evaluation], models: list[Model], corpus: Corpus, baselines: Baselines
 ) -> Report:
@@ -42,7 +42,7 @@ def publish_models(
     best = min(scored, key=lambda one: one.bits)
     against = {one.name: _compared(one.evaluation, best.evaluation) for one in scored if one is not best}
     facts = store().facts(corpus)
-    parts = [_table(scored, best, against), _others(scored, baselines)]
+    parts = [_scores(scored, best, against), _others(scored, baselines)]
     if len(scored) > 1:
         rival = min((one for one in scored if one is not best), key=lambda one: one.bits)
         parts.append(_differences(best, rival, corpus))
@@ -88,30 +88,35 @@ def _answers(scored: list[_Scored], best: _Scored, against: dict[str, Comparison
     return said
 
 
-def _table(scored: list[_Scored], best: _Scored, against: dict[str, Comparison]) -> Part:
+def _scores(scored: list[_Scored], best: _Scored, against: dict[str, Comparison]) -> Part:
+    """Return the scores in one table and the models in another: as one, it would be wider than a page."""
     rows: list[tuple[Cell, ...]] = []
+    models: list[tuple[Cell, ...]] = []
     for one in scored:
-        scores, facts = scores_of(one.evaluation), _facts(one.evaluation)
-        rows.append(
-            (
-                one.name, f"{one.bits:.4f}", interval(against[one.name]) if one.name in against else "the best",
-                _score(scores.sliding_bits_per_character), f"{scores.bits_per_byte:.4f}",
-                f"{scores.nats_per_token:.4f}", scores.tokens, round(scores.characters / scores.tokens, 3),
-                *facts,
-            )
-        )  # fmt: skip
+        scores = scores_of(one.evaluation)
+        difference = interval(against[one.name]) if one.name in against else "the best"
+        sliding = _score(scores.sliding_bits_per_character)
+        rows.append((one.name, f"{one.bits:.4f}", difference, sliding, f"{scores.bits_per_byte:.4f}"))
+        tokens = (f"{scores.nats_per_token:.4f}", scores.tokens, round(scores.characters / scores.tokens, 3))
+        models.append((one.name, *_facts(one.evaluation), *tokens))
     table = Table(
         title="Scores",
-        columns=(
-            "model", "bits per character", "against the best", "overlapping windows", "bits per byte",
-            "nats per token", "tokens", "characters per token", "architecture", "parameters", "vocabulary", "context",
-        ),
+        columns=("model", "bits per character", "against the best", "overlapping windows", "bits per byte"),
         rows=tuple(rows),
         best=scored.index(best),
         note="Over the whole validation set, every character charged, in disjoint windows of the context. Against the "
         "best: the difference and its 95 % interval by a paired block bootstrap, for these weights.",
+    )
+    described = Table(
+        title="Models",
+        columns=(
+            "model", "architecture", "parameters", "vocabulary", "context", "nats per token", "tokens",
+            "characters per token",
+        ),
+        rows=tuple(models),
+        note="Nats per token cannot be compared between vocabularies. Tokens are those of the validation set.",
     )  # fmt: skip
-    return Part(title="Scores", tables=(table,))
+    return Part(title="Scores", tables=(table, described))
 
 
 def _score(bits: float | None) -> str | None:
@@ -140,20 +145,19 @@ def _differences(best: _Scored, rival: _Scored, corpus: Corpus) -> Part:
     """Return the passages where the two best models differ most, in both directions."""
     ours, theirs = (charges_of(one.evaluation).astype(np.float64) / np.log(2) for one in (best, rival))
     text = "".join(read_text(store().folder(corpus), "validation"))
-    tables = []
+    tables: list[Table] = []
+    nowhere: list[str] = []
     for better, worse, own, other in ((best, rival, ours, theirs), (rival, best, theirs, ours)):
         rows = tuple(
             (text[start : start + PASSAGE], f"{_mean(own, start):.2f}", f"{_mean(other, start):.2f}")
             for start in most_different(other - own)
         )
-        tables.append(
-            Table(
-                title=f"Where {better.name} is better than {worse.name}",
-                columns=("passage", "bits per character", "of the other"),
-                rows=rows,
-            )
-        )
-    return Part(title="Where they differ most", tables=tuple(tables))
+        if rows:
+            title = f"Where {better.name} is better than {worse.name}"
+            tables.append(Table(title=title, columns=("passage", "bits per character", "of the other"), rows=rows))
+        else:
+            nowhere.append(f"No passage of {PASSAGE} characters is predicted better by {better.name}.")
+    return Part(title="Where they differ most", findings=tuple(nowhere), tables=tuple(tables))
 
 
 def most_different(excess: Bits) -> list[int]:

@@ -145,7 +145,8 @@ def test_a_pretrained_model_stands_beside_the_champion(tmp_path: Path, caplog: p
     page = page_at(report)
     rows = {row[0]: row for row in page.parts[0].tables[0].rows}
     assert rows["own/champion"][1] == f"{trained.bits_per_character:.4f}"
-    assert rows[str(folder)][8] == "gpt2" and rows[str(folder)][11] == 64
+    models = {row[0]: row for row in page.parts[0].tables[1].rows}
+    assert models[str(folder)][1] == "gpt2" and models[str(folder)][4] == 64
     best = min(rows.values(), key=lambda row: float(str(row[1])))
     assert page.answer[0] == f"{best[0]} needs the fewest bits per character: {best[1]}."
     assert [part.title for part in page.parts][-2:] == [f"Samples of {folder}", "Samples of own/champion"]
