@@ -21,7 +21,8 @@ class Part:
     """A child process that is started again when it ends; the first pause is 1 s, and each further one twice as long.
 
     `begin` starts the child, and `ready` returns whether it does its work. Without `needs` being ready, it is not
-    started again. A part that is `spare` is never given up, because the others work without it.
+    started again. A part that has never been ready and ends by itself, not by a signal, is given up at once, any other
+    after five starts in a row that failed. One that is `spare` was once ready and is never given up.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Part:
         self._due: float | None = None  # when to start again
         self._ended = 0  # ends in a row, without a calm time between them
         self._failed = 0  # starts in a row after which the part was never ready
+        self._was_ready = False
 
     def look(self) -> None:
         """Start the part again if it has ended and its pause is over.
@@ -53,9 +55,10 @@ class Part:
             return
         status = self.child.process.poll()
         if status is not None:
-            self._end(now, f"ended by itself (exit status {status})")
+            self._end(now, f"ended by itself (exit status {status})", killed=status < 0)
         elif not self.is_ready:
             self.is_ready = self.ready()
+            self._was_ready = self._was_ready or self.is_ready
             if self.is_ready and self._ended:
                 tell(f"{self.child.name}: up again")
             elif not self.is_ready and now - self._begun > READY_SECONDS:
@@ -69,15 +72,29 @@ class Part:
         except (OSError, UpError) as error:
             self._end(now, f"did not start ({error})")
 
-    def _end(self, now: float, how: str) -> None:
+    def _end(self, now: float, how: str, *, killed: bool = False) -> None:
         self._failed = 0 if self.is_ready else self._failed + 1
-        if self._failed >= STARTS and not self._spare:
+        if not self._was_ready and not killed:
+            raise UpError(f"The {self.child.name} {how}. {end_of(self.child.log)}")
+        if self._failed >= STARTS and not (self._spare and self._was_ready):
             raise UpError(f"The {self.child.name} {how}; {STARTS} starts in a row failed. {end_of(self.child.log)}")
         self._ended = 1 if self.is_ready and now - self._begun > CALM_SECONDS else self._ended + 1
         self.is_ready = False
         pause = min(2 ** (self._ended - 1), LONGEST_PAUSE_SECONDS)
         self._due = now + pause
         tell(f"{self.child.name}: {how}; starting it again in {pause} s. Its log: {self.child.log}")
+
+
+def wait_for(awaited: Part, parts: list[Part]) -> None:
+    """Wait until a part is ready, while all parts are looked after.
+
+    Raises:
+        UpError: a part could not be started.
+    """
+    while not awaited.is_ready:
+        for part in parts:
+            part.look()
+        time.sleep(0.2)
 
 
 @contextmanager

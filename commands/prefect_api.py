@@ -163,7 +163,10 @@ def make_pool(client: httpx.Client) -> None:
         "description": "Flow runs as processes on this machine, by `bard up`.",
         "concurrency_limit": 1,
     }
-    response = client.post("/work_pools/", json=pool)
+    try:
+        response = client.post("/work_pools/", json=pool)
+    except httpx.HTTPError as error:
+        raise UpError(f"The server did not answer: {error!r}. Its log is in {home() / 'logs'}.") from error
     if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
         raise UpError(f"The server refused the work pool {POOL!r}: {response.status_code} {response.text}")
 
@@ -202,8 +205,10 @@ def deploy(client: httpx.Client, project: Path) -> list[Deployment]:
     Raises:
         UpError: Prefect refused the file or skipped an entry; the message has the end of its log.
     """
-    child = start(project, "deploy", ["--no-prompt", "deploy", "--all"], {"PREFECT_API_URL": str(client.base_url)})
-    exit_status = child.process.wait()
+    exit_status = -1
+    while exit_status < 0:  # killed, and not by an error of its own
+        child = start(project, "deploy", ["--no-prompt", "deploy", "--all"], {"PREFECT_API_URL": str(client.base_url)})
+        exit_status = child.process.wait()
     if exit_status != 0:
         raise UpError(f"Prefect could not deploy {project / 'prefect.yaml'}. {end_of(child.log)}")
     deployments = all_deployments(client)

@@ -103,32 +103,10 @@ def bound_logs(children: list[Child], most: int = LOG_BYTES) -> None:
             os.truncate(child.log, 0)
 
 
-def require_alive(child: Child) -> None:
-    """Raise UpError with the end of the child's log if the child has ended."""
-    exit_status = child.process.poll()
-    if exit_status is not None:
-        raise UpError(f"The {child.name} ended by itself (exit status {exit_status}). {end_of(child.log)}")
-
-
 def end_of(log: Path) -> str:
     """Return the last lines of a log, for an error message."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
     return f"The end of {log}:\n" + "\n".join(f"    {line}" for line in lines or ["(empty)"])
-
-
-def wait_until(condition: Callable[[], bool], awaited: Child, children: list[Child], seconds: float) -> None:
-    """Wait until the child `awaited` makes the condition true, while all children stay alive.
-
-    Raises:
-        UpError: a child ended, or the time is over; the message has the end of its log.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for child in children:
-            require_alive(child)
-        if time.monotonic() > deadline:
-            raise UpError(f"Not ready after {seconds:.0f} s: the {awaited.name}. {end_of(awaited.log)}")
-        time.sleep(0.2)
 
 
 # Supervisors

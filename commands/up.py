@@ -3,17 +3,19 @@
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
 from bardflow.commands.parts import LOOK_SECONDS as PART_SECONDS
-from bardflow.commands.parts import Part, kept_up, tell
+from bardflow.commands.parts import Part, kept_up, tell, wait_for
 from bardflow.commands.prefect_api import (
     PLAN_SECONDS,
     POOL,
@@ -48,14 +50,14 @@ from bardflow.commands.processes import (
     stop,
     supervised_by,
     supervising,
-    wait_until,
 )
 from bardflow.commands.runs import LOOK_SECONDS, MemoryWatch, look_after
 from bardflow.home import HISTORY_DAYS, REPORTS_SITE, healthy, home, project_folder, server_url
 
 # The reports site takes the first free port of this many after the server's port.
 REPORTS_PORTS = 20
-START_SECONDS = 120  # a server on a new home was healthy after 8-22 s on 2 busy cores
+
+T = TypeVar("T")
 
 
 def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
@@ -109,7 +111,7 @@ def server() -> Iterator[str]:
             lambda: healthy(url),
         )
         try:
-            wait_until(part.ready, part.child, [part.child], START_SECONDS)
+            wait_for(part, [part])
             with kept_up(part):
                 yield url
         finally:
@@ -133,10 +135,6 @@ def running_flows() -> Iterator[None]:
 
 def bring_up(project: Path, host: str, port: int, url: str, parts: list[Part]) -> None:
     """Start all parts in order and print the status. Each is added to `parts`, so a failure stops all of them."""
-
-    def wait_for(awaited: Part) -> None:
-        wait_until(awaited.ready, awaited.child, [part.child for part in parts], START_SECONDS)
-
     print(f"Starting Prefect's server on {url.removesuffix('/api')} …", flush=True)
     server = Part(lambda: start_server(project, host, port, "server", []), lambda: healthy(url))
     parts.append(server)
@@ -144,25 +142,59 @@ def bring_up(project: Path, host: str, port: int, url: str, parts: list[Part]) -
     where = f"http://{reachable(host)}:{own}"
     reports = Part(lambda: start_reports(project, host, own), lambda: answers(where), spare=True)
     parts.append(reports)
-    wait_for(server)
+    print("Deploying prefect.yaml …", flush=True)
+    deployments = while_up(server, parts, lambda: set_up(project, url))
+    worker = while_up(
+        server,
+        parts,
+        lambda: Part(
+            lambda: start_worker(project, url, where), lambda: worker_answers(url, worker.since), needs=server
+        ),
+    )
+    parts.append(worker)
+    wait_for(worker, parts)
+    planned = while_up(server, parts, lambda: next_starts(url, deployments))
+    wait_for(reports, parts)
+    print(status(url, where, deployments, planned, declared(project)), flush=True)
 
+
+def while_up(server: Part, parts: list[Part], work: Callable[[], T]) -> T:
+    """Do some work with the server, once more if the server ended meanwhile, and return its result.
+
+    Raises:
+        UpError: the work failed, and the server had not ended; or a part could not be started.
+    """
+    while True:
+        wait_for(server, parts)
+        child = server.child
+        try:
+            return work()
+        except UpError:
+            try:
+                child.process.wait(2)  # it may be about to end
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                server.look()
+                continue
+            raise
+
+
+def set_up(project: Path, url: str) -> list[Deployment]:
+    """Set interrupted runs back to Scheduled, create the work pool, and deploy prefect.yaml."""
     with api(url) as client:
         resumed = reschedule(client, runs_under_way(client))
         if resumed:
             print(f"Interrupted runs, started again: {names(resumed)}", flush=True)
         make_pool(client)
         make_automation(client)
-        print("Deploying prefect.yaml …", flush=True)
-        deployments = deploy(client, project)
+        return deploy(client, project)
 
-        worker = Part(
-            lambda: start_worker(project, url, where), lambda: worker_answers(url, worker.since), needs=server
-        )
-        parts.append(worker)
-        wait_for(worker)
-        planned = planned_starts(client, deployments)
-        wait_for(reports)
-    print(status(url, where, deployments, planned, declared(project)), flush=True)
+
+def next_starts(url: str, deployments: list[Deployment]) -> dict[str, datetime]:
+    """Return each deployment's next planned start by id."""
+    with api(url) as client:
+        return planned_starts(client, deployments)
 
 
 def keep_up(url: str, parts: list[Part]) -> None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from bardflow.commands.parts import Part
+from bardflow.commands.parts import wait_for as wait_for_part
 from bardflow.commands.prefect_api import POOL, api, deploy, make_pool
 from bardflow.commands.processes import (
     FLOW_RUN,
@@ -29,7 +30,6 @@ from bardflow.commands.processes import (
     holding,
     require_free,
     supervising,
-    wait_until,
 )
 from bardflow.commands.project import ProjectError, create_project
 from bardflow.commands.runs import MemoryWatch, look_after, why
@@ -101,7 +101,7 @@ PATIENCE_SECONDS = 600
 UP = f"""
 import sys
 from bardflow.commands import parts, prefect_api, runs, up
-prefect_api.PLAN_SECONDS = up.START_SECONDS = parts.READY_SECONDS = {PATIENCE_SECONDS}
+prefect_api.PLAN_SECONDS = parts.READY_SECONDS = {PATIENCE_SECONDS}
 runs.PAUSES_SECONDS = (1, 1, 1)
 up.up(int(sys.argv[1]))
 """
@@ -363,20 +363,27 @@ def test_a_signal_that_is_ignored_ends_nothing(tmp_path: Path, monkeypatch: pyte
         signal.signal(signal.SIGHUP, before)
 
 
-def test_what_was_not_ready_in_time_is_named_with_its_own_log(tmp_path: Path) -> None:
-    children = []
-    for name in ("server", "reports", "worker"):
+def test_a_part_that_never_worked_is_named_with_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bardflow.commands.parts.READY_SECONDS", 0)
+    parts = []
+    for name, code in (("server", "input()"), ("reports", "raise SystemExit(3)")):
         log = tmp_path / f"{name}.log"
         log.write_text(f"what the {name} said\n")
-        children.append(Child(name, subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE), log))
+        command = [sys.executable, "-c", code]
+        child = Child(name, subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True), log)
+        parts.append(Part(lambda child=child: child, lambda: False, spare=True))
     try:
-        with pytest.raises(UpError, match=r"(?s)Not ready after 0 s: the reports\..*what the reports said"):
-            wait_until(lambda: False, children[1], children, 0)
+        with pytest.raises(UpError, match=r"(?s)The server was not ready after 0 s\..*what the server said"):
+            wait_for_part(parts[0], parts)
+        parts[1].child.process.wait()
+        with pytest.raises(
+            UpError, match=r"(?s)The reports ended by itself \(exit status 3\)\..*what the reports said"
+        ):
+            wait_for_part(parts[1], parts[1:])
     finally:
-        for child in children:
-            child.process.communicate(b"\n")
-    with pytest.raises(UpError, match=r"(?s)The server ended by itself.*what the server said"):
-        wait_until(lambda: False, children[1], children, 60)
+        for part in parts:
+            part.child.process.kill()
+            part.child.process.communicate()
 
 
 def test_a_part_that_ends_is_started_again_after_growing_pauses_and_given_up_if_it_cannot_start(
@@ -392,14 +399,19 @@ def test_a_part_that_ends_is_started_again_after_growing_pauses_and_given_up_if_
 
     works.touch()
     part = Part(begin, works.exists)
+
+    def is_ready() -> bool:
+        part.look()
+        return part.is_ready
+
     for pause in (1, 2, 2):
-        wait_for(lambda: part.look() or part.is_ready, "the part is ready")
+        wait_for(is_ready, "the part is ready")
         part.child.process.kill()
-        wait_for(lambda: part.look() or not part.is_ready, "its end is seen")
+        wait_for(lambda: not is_ready(), "its end is seen")
         assert f"part: ended by itself (exit status -9); starting it again in {pause} s" in capsys.readouterr().err
     works.unlink()
     with pytest.raises(UpError, match=r"(?s)exit status 7\); 5 starts in a row failed.*no such colour"):
-        wait_for(part.look, "it is given up")
+        wait_for(is_ready, "it is given up")
 
 
 @pytest.fixture

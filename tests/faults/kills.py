@@ -43,9 +43,9 @@ BARD = [sys.executable, "-m", "bardflow"]
 # `bard up` with short pauses before a crashed run is run again.
 UP = """
 import sys
-from bardflow.commands import prefect_api, runs, up
+from bardflow.commands import parts, prefect_api, runs, up
 runs.PAUSES_SECONDS = (1, 2, 3)
-prefect_api.PLAN_SECONDS = up.START_SECONDS = 600
+prefect_api.PLAN_SECONDS = parts.READY_SECONDS = 600
 up.up(int(sys.argv[1]))
 """
 DEPLOYMENT = """
@@ -97,13 +97,13 @@ class Project:
 
     def require_nothing_left(self) -> dict[str, int]:
         """Check that the store is whole and that nothing is left, after garbage collection; return counts."""
-        drafts = len(list((self.home / "drafts").iterdir()))
+        drafts = len(list((self.home / "drafts").glob("*")))
         collected = subprocess.run([*BARD, "gc"], env=self.environment, cwd=self.folder, capture_output=True, text=True)
         assert collected.returncode == 0, collected.stderr
         store = Store(self.home)
         damaged = {str(handle): damage for handle in store.handles() if (damage := store.damage(handle))}
         assert not damaged, damaged
-        assert not list((self.home / "drafts").iterdir())
+        assert not list((self.home / "drafts").glob("*"))
         wait_for(lambda: not self.processes(), "no process is left")
         locks = [lock for lock in self.home.rglob("*.lock") if held(lock)]
         assert not locks, locks
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--commands", type=int, help="how many of the kills are of `bard train`; by default a third")
     parser.add_argument("--folder", type=Path, help="where the projects are made; by default a temporary folder")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kills-"))
@@ -270,7 +271,7 @@ def main() -> None:
         print(f"{time.monotonic() - begun:6.0f} s  {by}, training {seed}: {dict(killed)}, {model[:12]}", flush=True)
 
     seed = 0
-    while total.total() < given.kills / 3:
+    while total.total() < (given.kills // 3 if given.commands is None else given.commands):
         seed += 1
         check(seed, "bard train", *trained_by_command(commands, seed, chance.randint(2, 5), chance))
     with brought_up(flows, port) as up:
