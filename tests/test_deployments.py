@@ -111,7 +111,7 @@ def test_the_deployments_are_those_that_users_are_told_of() -> None:
     titles = set(every)
     scheduled = {"train-gpt/default", "train-gpt/three-kingdoms", "refresh-corpora/daily", "evaluate-gpt/daily"}
     experiments = {f"{name}/default" for name in ("compare-vocabularies", "compare-models", "scaling-ladder", "search")}
-    assert titles == scheduled | experiments
+    assert titles == scheduled | experiments | {"verify-home/default"}
     assert {title for title, d in zip(every, DEPLOYMENTS, strict=True) if d.schedules} == scheduled
 
 
