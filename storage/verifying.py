@@ -257,7 +257,7 @@ def _results(root: Path) -> Iterator[Finding]:
         where, content, intact = path.relative_to(root), read_or_none(path), copies.read(path)
         if content is None:
             if intact is not None:
-                yield Finding(where, "is missing; its task would run again", "from its copy")
+                yield Finding(where, "is missing; its task would run again", "from its copy", harmful=False)
         elif intact is not None:
             if content != intact:
                 yield Finding(where, "does not match its copy; its task would run again", "from its copy")
@@ -341,8 +341,10 @@ def _searches(root: Path) -> Iterator[Finding]:
         known.add(path)
         intact = copies.read(path)
         content = read_or_none(path)
-        if intact is not None and (content is None or not content.startswith(intact)):
-            yield Finding(path.relative_to(root), "is missing or does not begin with its copy", "from its copy")
+        if intact is not None and content is None:
+            yield Finding(path.relative_to(root), "is missing", "from its copy", harmful=False)
+        elif intact is not None and content is not None and not content.startswith(intact):
+            yield Finding(path.relative_to(root), "does not begin with its copy", "from its copy")
     for path in sorted({*(root / "searches").glob("*.log")} - known):
         try:
             for entry in path.read_bytes().split(b"\n")[:-1]:  # the last line may just be written

@@ -40,14 +40,19 @@ class Decision(NamedTuple):
 
 
 def champion(corpus: str) -> Champion | None:
-    """Return the corpus's champion, or None if there is none or its model is missing or damaged."""
+    """Return the corpus's champion, or None if there is none or its model is missing.
+
+    Raises:
+        storage.store.ObjectMissing: the model is damaged; as long as it can be repaired, no worse one replaces it.
+    """
     entry = refs().head(f"{corpus}/champion")
     if entry is None:
         return None
     model = Model(digest=entry.digest)
-    if harm := store().damage(model):
-        say(f"{corpus}/champion points at {model}, which is {harm}: so the corpus counts as having no champion")
+    if store().damage(model) == "missing":
+        say(f"{corpus}/champion points at {model}, which is missing: so the corpus counts as having no champion")
         return None
+    store().folder(model)
     return Champion(model, entry)
 
 

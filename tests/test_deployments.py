@@ -112,7 +112,7 @@ def test_the_deployments_are_those_that_users_are_told_of() -> None:
     trained = {"train-gpt/default", "train-gpt/three-kingdoms"}
     scheduled = trained | {"refresh-corpora/daily", "evaluate-gpt/daily", "clean-up/nightly"}
     experiments = {f"{name}/default" for name in ("compare-vocabularies", "compare-models", "scaling-ladder", "search")}
-    assert titles == scheduled | experiments
+    assert titles == scheduled | experiments | {"verify-home/default"}
     assert {title for title, d in zip(every, DEPLOYMENTS, strict=True) if d.schedules} == scheduled
 
 
