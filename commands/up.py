@@ -184,7 +184,9 @@ def start_server(project: Path, host: str, port: int, name: str, options: list[s
     url = f"http://{reachable(host)}:{port}/api"
     # With `--port` alone, or with the address in pyproject.toml, the UI would call port 4200.
     address = {"PREFECT_API_URL": url, "PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
-    return start(project, name, ["--no-prompt", "server", "start", *options], address | history_settings())
+    settings = address | history_settings()
+    arguments = ["--no-prompt", "server", "start", *options]
+    return start(project, name, arguments, settings, module="bardflow.commands.prefect_server")
 
 
 def history_settings() -> dict[str, str]:

@@ -18,7 +18,7 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.storage.refs import Refs
 from bardflow.tasks.recipes import Overrides
 from tests.conftest import served_by
-from tests.test_train_gpt import QUICK
+from tests.quick import QUICK
 from tests.test_up import free_port
 
 

@@ -306,7 +306,7 @@ def test_a_log_that_grew_too_long_is_cut_while_its_process_writes_on(tmp_path: P
     log = tmp_path / "talker.log"
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=output, text=True)
-    child = Child("talker", process, log)  # type: ignore[arg-type]
+    child = Child("talker", process, log)
     assert process.stdin is not None
     for number in range(5):
         process.stdin.write(f"line {number}\n")
