@@ -101,9 +101,8 @@ def packages() -> Iterator[Check]:
             found = f"{need.name} {version or 'is not installed'}{f': {why}' if why else ''}"
             yield error("packages", found, f"pip install '{need.name}{need.specifier}'")
     yield ok("packages", f"{checked} checked")
-    for group in ("prefect.plugins", "prefect.collections"):
-        if "bardflow" not in {point.name for point in metadata.entry_points(group=group)}:
-            yield warning("packages", f"bardflow is not registered in {group}", "install bardflow again: ./install.sh")
+    if "bardflow" not in {point.name for point in metadata.entry_points(group="prefect.plugins")}:
+        yield warning("packages", "Prefect does not know bardflow's plugin", "install bardflow again: ./install.sh")
 
 
 def storage() -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""A block with an address for notifications. Prefect's server loads it by the entry point `prefect.collections`."""
+"""A block with an address for notifications, which Prefect's server has to know (`prefect_server.py`)."""
 
 from prefect.blocks.notifications import AppriseNotificationBlock
 

@@ -1,4 +1,6 @@
-"""Prefect's command line with a server that refuses requests of other web sites: `… prefect_server server start`.
+"""Prefect's command line, for a server that refuses requests of other web sites and knows our block.
+
+Call it as `python -m bardflow.commands.prefect_server server start`.
 
 Prefect's server takes a request without a Content-Type for JSON, which a browser sends to it from any page, and takes
 any Host header. So a web page could start runs or clear the database.
@@ -10,7 +12,11 @@ from typing import Any
 import prefect.server.api.server as prefect_server
 from prefect.cli import app
 
+# The server looks for a block's class when an automation sends a notification.
+from bardflow.commands.notification_block import NotificationAddress
 from bardflow.commands.web_guard import checked
+
+__all__ = ["NotificationAddress"]
 
 create_app = prefect_server.create_app
 

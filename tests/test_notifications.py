@@ -16,13 +16,14 @@ from aiosmtpd.controller import Controller
 
 from bardflow.commands import cli
 from bardflow.commands.notify_commands import KINDS, NotifyError, apprise_address
+from bardflow.commands.up import server
 from bardflow.errors import BardError
 from bardflow.flows.clean_up import clean_up
 from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.flows.refresh_corpora import refresh_corpora
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.tasks.recipes import Overrides
-from tests.conftest import served_by
+from tests.conftest import give_database, served_by
 from tests.test_up import free_port, wait_for
 
 SECRET = "open-sesame-7c1"
@@ -94,9 +95,15 @@ def mailbox() -> Iterator[tuple[Mailbox, int]]:
 
 @pytest.fixture
 def bard(
-    project: Path, server_url: str, answers: None, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    prefect_database: Path,
+    prefect_server: None,
+    answers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Iterator[Callable[..., int]]:
-    """Type a `bard` command beside a running server; returns its exit status."""
+    """Type a `bard` command beside a running server with automations; returns its exit status."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     def typed(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["bard", *arguments])
@@ -106,8 +113,17 @@ def bard(
             return int(ended.code or 0)
         return 0
 
-    with served_by(project / "home", server_url):
-        yield typed
+    give_database(tmp_path / "server", prefect_database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARDFLOW_HOME", str(tmp_path / "server"))
+        serving = server()
+        url = serving.__enter__()
+    try:
+        with temporary_settings({PREFECT_API_URL: url}), served_by(project / "home", url):
+            yield typed
+    finally:
+        monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "server"))
+        serving.__exit__(None, None, None)
 
 
 def test_news_reach_a_web_hook_and_a_mailbox_and_secrets_no_file(
