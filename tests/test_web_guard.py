@@ -108,7 +108,7 @@ def test_where_a_password_is_set_each_request_needs_it(header: str, monkeypatch:
     with TestClient(guarded(ECHO, "0.0.0.0"), base_url="http://machine.example") as client:
         for method in ("GET", "POST", "HEAD", "OPTIONS"):
             given = [("Authorization", header.encode("latin-1", "replace"))] if header else []
-            refused = client.request(method, "/", headers=given)  # type: ignore[arg-type]
+            refused = client.request(method, "/", headers=given)
             assert refused.status_code == 401 and "Basic" in refused.headers["WWW-Authenticate"]
             assert "done" not in refused.text
         assert client.get("/", auth=("me", SECRET)).text == "done"
