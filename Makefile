@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/corpora),)
 export CORPORA_MIRROR ?= $(abspath ../shared/corpora)
 endif
 
-.PHONY: help train plan test lint up install clean
+.PHONY: help train plan test faults lint up install clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ up: .venv/installed ## server with UI, worker and all deployments; Ctrl-C stops 
 
 test: .venv/installed-dev lint ## lint, types and tests
 	@.venv/bin/python -m pytest
+
+faults: .venv/installed-dev ## tests that kill processes, fill disks and start other servers (several minutes)
+	@.venv/bin/python -m pytest -m faults
 
 lint: .venv/installed-dev ## ruff and mypy
 	@.venv/bin/ruff check .

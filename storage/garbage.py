@@ -94,7 +94,7 @@ def collect_garbage(
     for handle in by_age:
         if handle not in needed and not fits():
             objects.append(handle)
-            freed += size(store.place(handle))
+            freed += sum(size(place) for place in store.places(handle))
     # What former champions were made from is most of their size: each checkpoint has the optimizer's state.
     reducible = needed - whole - set(former) if total is not None else set()
     for handle in by_age:

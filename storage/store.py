@@ -242,6 +242,11 @@ class Store:
         """Whether the artifact was reduced to its record."""
         return (self.place(handle) / REDUCED).is_file()
 
+    def places(self, handle: Handle) -> list[Path]:
+        """All paths that belong to the artifact: its folder, the copies of its files, and its stamp."""
+        place = self.place(handle)
+        return [place, self.copies.place(place), self._stamp_place(handle)]
+
     def record_bytes(self, handle: Handle) -> int:
         """The size of the artifact's manifest and origin, in bytes."""
         return sum((self.place(handle) / name).stat().st_size for name in (MANIFEST, ORIGIN))
@@ -292,7 +297,8 @@ class Store:
         elif hashlib.sha256(content).hexdigest() != handle.digest:
             yield MANIFEST, "does not match its digest"
             content = None
-        content = content or self.copies.read(path)
+        if content is None:
+            content = self.copies.read(path)
         if content is None or hashlib.sha256(content).hexdigest() != handle.digest:
             return
         try:

@@ -88,6 +88,8 @@ class Run:
         Raises:
             RuntimeError: called outside of `with Run() as run`; garbage collection could delete the artifacts.
         """
+        if self._lock is None:
+            raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
         with one_at_a_time(task, *args, **kwargs):
             handle, ran = self.result(task, *args, **kwargs)
             rebuilt = None

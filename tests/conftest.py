@@ -78,7 +78,10 @@ path = "texts/own.txt"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by how long their file takes."""
+    """Mark the tests in `faults/`, and order all by how long their file takes."""
+    for item in items:
+        if item.path.parent.name == "faults":
+            item.add_marker("faults")
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

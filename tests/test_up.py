@@ -329,7 +329,9 @@ with supervising():
 """
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", "hung"])
+@pytest.mark.parametrize(
+    "how", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", pytest.param("hung", marks=pytest.mark.faults)]
+)
 def test_however_a_command_ends_it_leaves_no_process_that_it_started(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +388,7 @@ def test_a_part_that_never_worked_is_named_with_its_own_log(tmp_path: Path, monk
             part.child.process.communicate()
 
 
+@pytest.mark.faults
 def test_a_part_that_ends_is_started_again_after_growing_pauses_and_given_up_if_it_cannot_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -583,6 +586,7 @@ def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) 
     assert [line for line in notes if line != "tick"] == ["begin", "end"]
 
 
+@pytest.mark.faults
 def test_a_killed_part_is_back_and_the_run_under_way_finishes_by_itself(served: Project) -> None:
     run_id = served.begin()
     for part, word in (("worker", "worker"), ("server", "server"), ("reports", "--serve")):
@@ -601,6 +605,7 @@ def test_a_killed_part_is_back_and_the_run_under_way_finishes_by_itself(served: 
     assert served.run(run_id)["run_count"] == 3
 
 
+@pytest.mark.faults
 def test_a_run_that_is_cancelled_ends_even_if_it_hears_no_signal(served: Project) -> None:
     run_id = served.begin("--param", "deaf=true")
     processes = served.flow_processes(run_id)

@@ -133,7 +133,7 @@ class Year:
             draft = path.with_name("aged")
             draft.write_bytes(canonical_json(content))
             draft.replace(path)
-        for path in (self.home / "prefect" / "results").iterdir():
+        for path in (self.home / "prefect" / "results").glob("*"):
             status = path.stat()
             os.utime(path, (status.st_atime - 86_400, status.st_mtime - 86_400))
         with closing(sqlite3.connect(self.home / "prefect" / "prefect.db", timeout=120)) as database, database:
