@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from bardflow.home import held
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
 from tests.conftest import make_project
+from tests.test_up import free_port, wait_for
 
 LEGS = 10
 FIELDS = {"steps": 10 * LEGS, "leg_steps": 10, "width": 16, "context": 16, "batch": 4}
@@ -111,19 +112,6 @@ class Project:
         twice = {leg: count for leg, count in self.legs.items() if count > 1}
         assert not twice, f"trained twice: {twice}"
         return {"legs": len(self.legs), "drafts before garbage collection": drafts}
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    latest = time.monotonic() + PATIENCE_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < latest, f"{what}: not within {PATIENCE_SECONDS} s"
-        time.sleep(0.1)
-    return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def word_of(process: psutil.Process) -> str:
