@@ -342,7 +342,13 @@ def test_however_a_command_ends_it_leaves_no_process_that_it_started(
     )
     number = signal.SIGTERM if how == "hung" else signal.Signals[how]
     command = [sys.executable, "-c", COMMAND, how]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
+    # Under nohup or in the background of a shell, the tests ignore signals, and so would the command.
+    with subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: number != signal.SIGKILL and signal.signal(number, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"started\n"
         started = wait_for(lambda: found if len(found := left_by(tmp_path)) == 2 else None, "both children run")
         process.send_signal(number)
