@@ -15,8 +15,9 @@ from bardflow.commands.processes import UpError
 from bardflow.home import healthy, held, home, up_lock
 from bardflow.storage.garbage import size
 from bardflow.storage.handles import KINDS, Evaluation
+from bardflow.storage.manifests import StoreError
 from bardflow.storage.refs import Refs
-from bardflow.storage.store import Store, StoreError
+from bardflow.storage.store import Store
 
 RUNS = 8
 # A worker sends a heartbeat every 30 s; Prefect counts one as offline after three of them.

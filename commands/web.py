@@ -21,7 +21,8 @@ from bardflow.model.training import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode, load
 from bardflow.pages import writing
 from bardflow.storage.handles import Model, Report
-from bardflow.storage.store import Store, StoreError
+from bardflow.storage.manifests import StoreError
+from bardflow.storage.store import Store
 from bardflow.tasks.evaluation import opening
 from bardflow.tasks.index import write_index
 from bardflow.tasks.reporting import html_of

@@ -21,12 +21,14 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bardflow.errors import BardError, disk_error
-from bardflow.storage.copies import COPIES, DRAFTS
+from bardflow.storage.copies import COPIES
+from bardflow.storage.disk import DRAFTS, fsync, make_folder, make_read_only, set_aside
 from bardflow.storage.garbage import KEEP_NAMED, named, reached
 from bardflow.storage.handles import KINDS, Digest, text_of
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, require_layout
+from bardflow.storage.manifests import file_facts
 from bardflow.storage.refs import NAME, Refs
-from bardflow.storage.store import DIGEST, Store, file_facts, fsync, make_folder, make_read_only, set_aside
+from bardflow.storage.store import DIGEST, Store
 from bardflow.storage.verifying import RESULTS, bring_up_to_date, results, verify
 
 INDEX = "bardflow-backup.json"

@@ -5,45 +5,13 @@ number. The first line of a copy is the sha256 of the rest. So a file that diffe
 is intact, and the copy shows that a file is missing.
 """
 
-import hashlib
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from tempfile import mkstemp
 
-DRAFTS = "drafts"
+from bardflow.storage.disk import DRAFTS, sealed, unsealed, write_whole
+
 COPIES = "copies"
-
-
-def sealed(content: bytes) -> bytes:
-    """Return the content after a line with its sha256."""
-    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-
-
-def unsealed(content: bytes) -> bytes | None:
-    """Return what `sealed` was given, or None if a byte of it was changed since."""
-    digest, _, rest = content.partition(b"\n")
-    return rest if hashlib.sha256(rest).hexdigest().encode() == digest else None
-
-
-def write_whole(path: Path, content: bytes, drafts: Path) -> None:
-    """Write a file so that readers see all of it or nothing; `drafts` is a folder on the same file system.
-
-    This does not call fsync: what is written so can be made again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drafts.mkdir(parents=True, exist_ok=True)
-    number, draft = mkstemp(dir=drafts, prefix=f"{os.getpid()}-writing-")
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-            with suppress(OSError):  # some file systems have no modes
-                os.fchmod(number, 0o644)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink()
-        raise
 
 
 class Copies:

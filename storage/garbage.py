@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bardflow.storage.handles import Evaluation, Handle, Model, Report
 from bardflow.storage.lineage import handle_of
+from bardflow.storage.manifests import StoreError
 from bardflow.storage.refs import Entry, Refs, read_entry
-from bardflow.storage.store import Store, StoreError
+from bardflow.storage.store import Store
 
 # The keys of an entry's notes that have a digest as value, with the kinds of the artifacts.
 NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from bardflow.errors import BardError
-from bardflow.storage.copies import COPIES, DRAFTS, Copies, write_whole
+from bardflow.storage.copies import COPIES, Copies
+from bardflow.storage.disk import DRAFTS, SET_ASIDE, write_whole
 
 LAYOUT_FILE = "layout.json"
 # 1: versions before `bard verify`, without this file. 2: with copies and stamps.
 HOME_LAYOUT = 2
 STAMPS = "stamps"
-SET_ASIDE = "set-aside"
 # All files and folders of a home; `bard verify` lists others as foreign.
 HOME_NAMES = {
     "objects", "refs", DRAFTS, "downloads", "searches", "locks", "logs", "prefect", "supervisors", COPIES, STAMPS,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from bardflow.storage.handles import KINDS, Handle
-from bardflow.storage.store import Manifest, Origin, Store, StoreError
+from bardflow.storage.manifests import Manifest, Origin, StoreError
+from bardflow.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ def lineage(store: Store, handle: Handle) -> list[Ancestor]:
     """Return the artifact and all its direct and indirect inputs, each once, sources first.
 
     Raises:
-        storage.store.ObjectMissing: one of them is missing.
+        storage.manifests.ObjectMissing: one of them is missing.
     """
     found: list[Ancestor] = []
     met: set[Handle] = set()

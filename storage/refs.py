@@ -12,10 +12,12 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from bardflow.storage.copies import DRAFTS, Copies
+from bardflow.storage.copies import Copies
+from bardflow.storage.disk import DRAFTS, fsync, make_folder, make_read_only
 from bardflow.storage.handles import KINDS, Digest, Handle
 from bardflow.storage.layout import require_layout
-from bardflow.storage.store import Store, StoreError, canonical_json, fsync, make_folder, make_read_only
+from bardflow.storage.manifests import StoreError, canonical_json
+from bardflow.storage.store import Store
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
 MOVES = "[0-9]*.json"

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -17,24 +16,43 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from bardflow.errors import BardError, disk_error
-from bardflow.storage.copies import DRAFTS, Copies, sealed, unsealed, write_whole
+from bardflow.errors import disk_error
+from bardflow.storage.copies import Copies
+from bardflow.storage.disk import (
+    DRAFTS,
+    file_names,
+    fsync,
+    make_folder,
+    make_read_only,
+    read_or_none,
+    restore,
+    sealed,
+    set_aside,
+    set_mode,
+    unsealed,
+    write_whole,
+)
 from bardflow.storage.handles import KINDS, Handle, kind_of, text_of
-from bardflow.storage.layout import SET_ASIDE, STAMPS, require_layout
-
-LAYOUT = 1
-MANIFEST = "manifest.json"
-ORIGIN = "origin.json"
+from bardflow.storage.layout import STAMPS, require_layout
+from bardflow.storage.manifests import (
+    LAYOUT,
+    MANIFEST,
+    ORIGIN,
+    Manifest,
+    ObjectMissing,
+    Origin,
+    StoreError,
+    canonical_json,
+    file_facts,
+)
 
 H = TypeVar("H", bound=Handle)
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # Errors of a rename onto an existing artifact: a folder with files or (if damaged) a file.
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
-# Errors of file systems without modes.
-NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # Said of a file of an artifact that does not belong to it.
 FOREIGN = "is not in the manifest"
 # The file that marks an artifact as a record, and what `harms` says of it.
@@ -45,49 +63,6 @@ SETTLED_NS = 2 * 10**9
 
 # Size, mtime_ns, ctime_ns and inode of each file of an artifact, by name.
 Stamp = dict[str, list[int]]
-
-
-class StoreError(BardError):
-    """An artifact is not in the store, or is damaged."""
-
-
-class ObjectMissing(StoreError):
-    """The artifact of a handle is missing or damaged."""
-
-
-class FileFacts(BaseModel):
-    """A file of an artifact: its size in bytes and its sha256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """The content of an artifact. Its sha256, as canonical JSON, is the artifact's digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    layout: int
-    facts: dict[str, Any]
-    files: dict[str, FileFacts]
-
-
-class Origin(BaseModel):
-    """How an artifact was made; not part of the digest, so that equal content has equal digests."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    inputs: dict[str, str]
-    spec: dict[str, Any]
-    run: str | None
-    commit: str | None
-    packages: dict[str, str]
-    at: str
-    measured: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -462,35 +437,6 @@ def _handles_in(objects: Path) -> Iterator[Handle]:
                     yield handle_class(digest=name)
 
 
-def canonical_json(value: Any) -> bytes:
-    """Encode a value as canonical JSON: sorted keys, indented by two spaces, UTF-8, with a final line end.
-
-    Raises:
-        StoreError: a number is NaN or infinite, or a text has undecodable bytes.
-    """
-    try:
-        return (json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
-    except UnicodeEncodeError as error:
-        around = error.object[max(0, error.start - 40) : error.end + 40]
-        raise StoreError(f"only UTF-8 text can be stored, but {around!r} has other bytes") from error
-    except ValueError as error:
-        raise StoreError(f"only finite numbers can be stored, not {str(value)[:300]}") from error
-
-
-def file_names(folder: Path) -> list[str]:
-    """The relative paths of all files below a folder, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def read_or_none(path: Path) -> bytes | None:
-    """The content of a file, or None if there is no such file."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-
-
 def stamp_of(folder: Path) -> Stamp:
     """The stamp of the artifact in a folder."""
     stamp: Stamp = {}
@@ -498,60 +444,3 @@ def stamp_of(folder: Path) -> Stamp:
         found = (folder / name).lstat()
         stamp[name] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     return stamp
-
-
-def restore(path: Path, content: bytes, drafts: Path) -> None:
-    """Replace a damaged file by its intact content."""
-    write_whole(path, content, drafts)
-    make_read_only(path)
-    fsync(path)
-
-
-def set_aside(root: Path, path: Path) -> Path:
-    """Move a file or folder of a home to the same path under `set-aside/`, with a number if that is taken."""
-    to = root / SET_ASIDE / path.relative_to(root)
-    for number in itertools.count(1):
-        place = to if number == 1 else to.with_name(f"{to.name}.{number}")
-        if not os.path.lexists(place):
-            make_folder(place.parent)
-            path.rename(place)
-            return place
-    raise AssertionError
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, and fsync each."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        fsync(folder.parent)
-
-
-def make_read_only(path: Path) -> None:
-    """Make a file read-only, if the file system supports it."""
-    set_mode(path, 0o444)
-
-
-def set_mode(path: Path, mode: int) -> None:
-    """Set the mode of a file or folder, if the file system has modes (FAT and some network mounts do not)."""
-    try:
-        path.chmod(mode)
-    except OSError as error:
-        if error.errno not in NO_MODES:
-            raise
-
-
-def file_facts(path: Path) -> FileFacts:
-    """Size and sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(bytes=path.stat().st_size, sha256=digest)
-
-
-def fsync(path: Path) -> None:
-    """Call fsync on a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bardflow.storage.copies import DRAFTS, Copies, unsealed, write_whole
+from bardflow.storage.copies import Copies
+from bardflow.storage.disk import DRAFTS, make_read_only, read_or_none, set_aside, unsealed, write_whole
 from bardflow.storage.garbage import delete, needing, size, stale_drafts
 from bardflow.storage.handles import KINDS, Handle, text_of
 from bardflow.storage.layout import (
@@ -24,20 +25,9 @@ from bardflow.storage.layout import (
     require_layout,
 )
 from bardflow.storage.lineage import handle_of
+from bardflow.storage.manifests import MANIFEST, ORIGIN, ObjectMissing, StoreError
 from bardflow.storage.refs import MOVES, NAME, Refs, read_entry
-from bardflow.storage.store import (
-    DIGEST,
-    FOREIGN,
-    MANIFEST,
-    ORIGIN,
-    RECORD,
-    ObjectMissing,
-    Store,
-    StoreError,
-    make_read_only,
-    read_or_none,
-    set_aside,
-)
+from bardflow.storage.store import DIGEST, FOREIGN, RECORD, Store
 
 RESULTS = Path("prefect") / "results"
 # Cached results have the key as name; other results, such as those of flows, have a random name and no copy.

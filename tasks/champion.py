@@ -43,7 +43,7 @@ def champion(corpus: str) -> Champion | None:
     """Return the corpus's champion, or None if there is none or its model is missing.
 
     Raises:
-        storage.store.ObjectMissing: the model is damaged; as long as it can be repaired, no worse one replaces it.
+        storage.manifests.ObjectMissing: the model is damaged; as long as it can be repaired, no worse one replaces it.
     """
     entry = refs().head(f"{corpus}/champion")
     if entry is None:

@@ -73,7 +73,7 @@ def clean_up_home(policy: Policy, *, dry_run: bool = False) -> CleanUp:
     """Delete what the policy does not keep and cached results without their artifact; waits for active runs to end.
 
     Raises:
-        storage.store.StoreError: an entry or an origin cannot be read. Nothing is deleted then.
+        storage.manifests.StoreError: an entry or an origin cannot be read. Nothing is deleted then.
     """
     with collecting_garbage():
         collected = collect_garbage(store(), refs(), policy, dry_run=dry_run)

@@ -13,8 +13,8 @@ from bardflow.model.vocabulary import TOKENIZER_FILE
 from bardflow.pages.run import Scores
 from bardflow.storage.handles import Corpus, Model
 from bardflow.storage.lineage import lineage
+from bardflow.storage.manifests import Origin
 from bardflow.storage.refs import Entry
-from bardflow.storage.store import Origin
 from bardflow.tasks.base_model import BaseSpec, located, write_model
 from bardflow.tasks.locks import using_store
 from bardflow.tasks.run import commit, refs, store, versions

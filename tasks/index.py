@@ -15,9 +15,10 @@ from bardflow.pages import index as pages
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.sources.corpora import corpus_names, load_corpus
 from bardflow.sources.spec import RESERVED_NAMES, CorpusError
+from bardflow.storage.disk import set_mode
 from bardflow.storage.handles import Evaluation, Handle, Report
+from bardflow.storage.manifests import StoreError
 from bardflow.storage.refs import Entry
-from bardflow.storage.store import StoreError, set_mode
 from bardflow.tasks.reporting import PAGE, link_to, page_of
 from bardflow.tasks.run import refs, store
 

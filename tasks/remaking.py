@@ -14,7 +14,7 @@ from bardflow.model.machine import Execution
 from bardflow.model.planning import Machine, Parts, Plan
 from bardflow.storage.handles import Handle, Model
 from bardflow.storage.lineage import handle_of
-from bardflow.storage.store import ORIGIN, Origin
+from bardflow.storage.manifests import ORIGIN, Origin
 from bardflow.tasks import (
     base_model,
     comparing,

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 
 from bardflow.home import home, project_folder
 from bardflow.storage.handles import Handle, text_of
+from bardflow.storage.manifests import Origin
 from bardflow.storage.refs import Refs
-from bardflow.storage.store import Origin, Store
+from bardflow.storage.store import Store
 from bardflow.storage.verifying import bring_up_to_date
 from bardflow.tasks.caching import CacheByInputs
 from bardflow.tasks.locks import making, using_store

@@ -18,9 +18,8 @@ from bardflow.errors import BardError
 from bardflow.home import home
 from bardflow.pages.experiment import ExperimentPage
 from bardflow.pages.parts import Cell, Chart, Line, Part, Table
-from bardflow.storage.copies import write_whole
+from bardflow.storage.disk import read_or_none, write_whole
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Model, Report, TokenShards
-from bardflow.storage.store import read_or_none
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.evaluation import scores_of
 from bardflow.tasks.experiments import keep_experiment

@@ -38,10 +38,12 @@ os.environ.update(
 settings.register_profile("bardflow", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("bardflow")
 
+pytest_plugins = ["tests.project_up"]
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 # The longest files first, so that no process is left with one of them at the end.
-LONG = ("test_cli.py", "test_train_gpt.py", "test_up.py", "test_training.py", "test_experiments.py")
+LONG = ("test_cli.py", "test_train_gpt.py", "test_up.py", "test_experiments.py", "test_browser.py", "test_training.py")
 
 from bardflow.model.networks import GPTSpec  # noqa: E402
 from bardflow.tasks.recipes import load_recipe  # noqa: E402
@@ -105,24 +107,47 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[str]:
-    """The API address of a real Prefect server with a database of its own.
+    """The API address of a real Prefect server with a database of its own, one for all processes of the tests.
 
     It keeps flow runs, but no events and task runs: recording these takes two thirds of a server's CPU time, and only
     the tests of `bard up` look at them, on servers of their own.
     """
+    shared = prefect_database.parent
+    address, starting = shared / "server.url", FileLock(shared / "server.lock")
+    using = FileLock(shared / f"server-used-by-{os.getpid()}.lock")
+    with starting:
+        own = None if address.exists() else flow_run_server(shared / "server", prefect_database)
+        if own is not None:
+            address.write_text(own.__enter__())
+        using.acquire()
+    yield address.read_text()
+    using.release()
+    if own is not None:
+        with starting:  # from here on a process starts another one
+            address.unlink()
+        for user in shared.glob("server-used-by-*.lock"):
+            with FileLock(user):
+                pass
+        own.__exit__(None, None, None)
+
+
+@contextmanager
+def flow_run_server(home: Path, database: Path) -> Iterator[str]:
+    """A server for flow runs alone."""
     from bardflow.commands.up import server
 
-    here = tmp_path_factory.mktemp("server")
-    give_database(here, prefect_database)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("BARDFLOW_HOME", str(here))
-    for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
-        patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-    with server() as url:
-        patch.undo()
-        yield url
-        patch.setenv("BARDFLOW_HOME", str(here))
-    patch.undo()
+    if not home.exists():
+        give_database(home, database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARDFLOW_HOME", str(home))
+        for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
+            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+        serving = server()
+        url = serving.__enter__()
+    yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BARDFLOW_HOME", str(home))
+        serving.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")

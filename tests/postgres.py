@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.test_up import free_port
+from tests.project_up import free_port
 
 USER, PASSWORD, NAME = "prefect", "a-password-of-a-test", "prefect"
 

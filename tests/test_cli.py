@@ -336,16 +336,18 @@ def test_a_text_at_an_address_is_added_and_trained_with_no_code(tmp_path: Path, 
 
 
 def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(
-    tmp_path: Path, server_url: str
+    bard: Any, tmp_path: Path, server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path / "project")
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(project))
+    monkeypatch.setenv("BARDFLOW_HOME", str(project / "home"))
     gone = 'title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n'
     (project / "corpora" / "tiny-shakespeare.toml").write_text(gone)
     (project / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
     quick = ("--recipe", "tiny", "--set", "steps=2", "--set", "leg_steps=2")
     with served_by(project / "home", server_url):
-        named = typed(project, "train", "tiny-shakespeare", *quick)
-        unnamed = typed(project, "train", *quick)
+        named = bard("train", "tiny-shakespeare", *quick)
+        unnamed = bard("train", *quick)
     assert named.code == 1 and named.out == ""
     for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
         assert word in named.err, word

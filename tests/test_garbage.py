@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from bardflow.storage.garbage import Collected, Policy, collect_garbage
 from bardflow.storage.handles import Checkpoint, Corpus, Evaluation, Handle, Model, Report, Source, text_of
 from bardflow.storage.lineage import lineage
+from bardflow.storage.manifests import Origin, StoreError
 from bardflow.storage.refs import Refs
-from bardflow.storage.store import Origin, Store, StoreError
+from bardflow.storage.store import Store
 
 # Names get the real time, so ages are measured from it.
 NOW = datetime.now(UTC)

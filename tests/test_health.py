@@ -18,8 +18,8 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.storage.refs import Refs
 from bardflow.tasks.recipes import Overrides
 from tests.conftest import served_by
+from tests.project_up import free_port
 from tests.quick import QUICK
-from tests.test_up import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,8 @@ import pytest
 
 from bardflow.storage.handles import Checkpoint, Corpus, Handle, Source, TokenShards, Vocabulary
 from bardflow.storage.lineage import handle_of, lineage
-from bardflow.storage.store import (
-    LAYOUT,
-    MANIFEST,
-    ORIGIN,
-    Manifest,
-    ObjectMissing,
-    Store,
-    canonical_json,
-)
+from bardflow.storage.manifests import LAYOUT, MANIFEST, ORIGIN, Manifest, ObjectMissing, canonical_json
+from bardflow.storage.store import Store
 from tests.test_store import origin
 
 

@@ -8,8 +8,9 @@ from threading import Barrier
 import pytest
 
 from bardflow.storage.handles import Corpus, Handle, Model, Report, Vocabulary
+from bardflow.storage.manifests import Origin, StoreError
 from bardflow.storage.refs import Entry, RefMoved, Refs, resolve
-from bardflow.storage.store import Origin, Store, StoreError
+from bardflow.storage.store import Store
 
 NAME = "three-kingdoms/champion"
 ORIGIN = Origin(task="make@1", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bardflow.storage.datasets_layout import BATCH_ROWS
+from bardflow.storage.disk import file_names
 from bardflow.storage.documents import DocumentsFacts, read_documents, read_text, write_documents
 from bardflow.storage.shards import ShardSpec, TokenArray, TokenIds, read_shards, write_shards
-from bardflow.storage.store import file_names
 
 U16, U32 = np.dtype(np.uint16), np.dtype(np.uint32)
 both = pytest.mark.parametrize("dtype", [U16, U32], ids=str)

@@ -16,24 +16,22 @@ from time import sleep
 import pytest
 from pydantic import ValidationError
 
-from bardflow.storage.copies import sealed
+from bardflow.storage.disk import file_names, sealed
 from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary, text_of
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, layout_content, note_layout, require_layout
 from bardflow.storage.lineage import handle_of
-from bardflow.storage.refs import Refs
-from bardflow.storage.store import (
+from bardflow.storage.manifests import (
     LAYOUT,
     MANIFEST,
     ORIGIN,
     Manifest,
     ObjectMissing,
     Origin,
-    Store,
     StoreError,
     canonical_json,
-    file_names,
-    stamp_of,
 )
+from bardflow.storage.refs import Refs
+from bardflow.storage.store import Store, stamp_of
 
 FILES = {"tokenizer.json": b'{"a": 1}\n', "nested/deep/vocabulary.txt": "合久必分\n".encode(), "empty": b""}
 
@@ -178,7 +176,8 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> No
         import itertools, sys
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
-        from bardflow.storage.store import Origin, Store
+        from bardflow.storage.manifests import Origin
+        from bardflow.storage.store import Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         for number in itertools.count():
@@ -244,7 +243,8 @@ def test_two_processes_that_write_one_thing_agree(store: Store) -> None:
         import sys
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
-        from bardflow.storage.store import Origin, Store
+        from bardflow.storage.manifests import Origin
+        from bardflow.storage.store import Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         print("ready", flush=True)

@@ -24,7 +24,7 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.outcome import Outcome
 from bardflow.storage.backup import restore
 from bardflow.storage.handles import KINDS, Handle
-from bardflow.storage.store import ObjectMissing, StoreError
+from bardflow.storage.manifests import ObjectMissing, StoreError
 from bardflow.storage.verifying import repaired, verify
 from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store

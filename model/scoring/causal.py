@@ -61,9 +61,9 @@ def open_causal(folder: Path, *, context: int | None = None) -> tuple[CausalMode
         from transformers.utils import logging
     except ImportError as error:
         raise NotScorable(f"this needs the transformers library: {installing('hub')}") from error
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, local_files_only=True

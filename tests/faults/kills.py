@@ -33,7 +33,7 @@ from bardflow.home import held
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
 from tests.conftest import make_project
-from tests.test_up import free_port, wait_for
+from tests.project_up import free_port, wait_for
 
 LEGS = 10
 FIELDS = {"steps": 10 * LEGS, "leg_steps": 10, "width": 16, "context": 16, "batch": 4}

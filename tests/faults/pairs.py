@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bardflow.storage.refs import Refs
 from tests.faults.kills import BARD, DEPLOYMENT, FIELDS, PATIENCE_SECONDS, Project, Up, brought_up
-from tests.test_up import free_port, wait_for
+from tests.project_up import free_port, wait_for
 
 MOVER = """
 import sys

@@ -15,7 +15,8 @@ import pytest
 from bardflow.errors import BardError, DiskError, disk_error
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.storage.handles import Vocabulary
-from bardflow.storage.store import Origin, Store
+from bardflow.storage.manifests import Origin
+from bardflow.storage.store import Store
 from bardflow.storage.verifying import verify
 from bardflow.tasks.recipes import Overrides
 from tests.conftest import CHECKOUT, make_project

@@ -24,7 +24,7 @@ from bardflow.flows.refresh_corpora import refresh_corpora
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.tasks.recipes import Overrides
 from tests.conftest import give_database, served_by
-from tests.test_up import free_port, wait_for
+from tests.project_up import free_port, wait_for
 
 SECRET = "open-sesame-7c1"
 QUICK = Overrides.model_validate({"samples": 1, "sample_characters": 20})

@@ -11,8 +11,8 @@ import pytest
 from bardflow.commands.prefect_api import all_deployments, api, ask
 from tests.conftest import make_project
 from tests.postgres import PASSWORD, postgres, programs
+from tests.project_up import PATIENCE_SECONDS, UP, free_port, wait_for
 from tests.quick import QUICK
-from tests.test_up import PATIENCE_SECONDS, UP, free_port, wait_for
 
 HERE = programs()
 

@@ -27,8 +27,9 @@ from bardflow.home import prefect_environment
 from bardflow.storage.garbage import delete, size
 from bardflow.storage.handles import Handle
 from bardflow.storage.lineage import lineage
+from bardflow.storage.manifests import canonical_json
 from bardflow.storage.refs import Refs
-from bardflow.storage.store import Store, canonical_json
+from bardflow.storage.store import Store
 from tests.conftest import make_project, one_certificate, own_text
 
 CHANGED, NEW_SYMBOL, TUNED = 0.15, 0.3, 0.1
