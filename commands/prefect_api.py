@@ -19,6 +19,7 @@ UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
 AUTOMATION = "bardflow: lost runs are crashed"
 HEARTBEAT_SECONDS = 30  # as in prefect.yaml; the least that Prefect takes
 LOST_HEARTBEATS = 10
+BUSY_PAUSES_SECONDS = (0.2, 0.5, 1, 2, 4)
 PLAN_SECONDS = 20  # the scheduler looks at changed deployments every 5 s
 
 
@@ -58,10 +59,24 @@ class Deployment(BaseModel):
     scheduled: bool
 
 
+class PatientTransport(httpx.HTTPTransport):
+    """Sends a request again that the server answers with 503: so it says that its database was locked."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for pause in BUSY_PAUSES_SECONDS:
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
+            response.close()
+            time.sleep(pause)
+        return super().handle_request(request)
+
+
 def api(url: str) -> httpx.Client:
     """Return an HTTP client for the server. Importing Prefect's own client takes 1.5 s and 60 MB."""
     name, _, secret = (password() or "").partition(":")
-    return httpx.Client(base_url=url, timeout=60, trust_env=False, auth=(name, secret) if name else None)
+    auth = (name, secret) if name else None
+    return httpx.Client(base_url=url, timeout=60, trust_env=False, auth=auth, transport=PatientTransport())
 
 
 def ask(client: httpx.Client, path: str, question: dict[str, Any]) -> Any:

@@ -79,6 +79,19 @@ def bard(
         yield call
 
 
+@pytest.fixture
+def elsewhere(bard: Any, tmp_path: Path, server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Another project, in which nothing was trained; `bard` is called there."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    project = make_project(tmp_path / "project")
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(project))
+    monkeypatch.setenv("BARDFLOW_HOME", str(project / "home"))
+    results = {PREFECT_LOCAL_STORAGE_PATH: project / "home" / "prefect" / "results"}
+    with served_by(project / "home", server_url), temporary_settings(results):
+        yield project
+
+
 def test_a_training_ends_with_scores_a_sample_the_report_and_the_champion(
     trained: tuple[Path, dict[str, Any], str],
 ) -> None:
@@ -100,7 +113,7 @@ def test_a_repeated_training_trains_nothing_also_after_garbage_collection(
     planned = json.loads(bard("gc", "--dry-run", "--json").out)
     collected = json.loads(bard("gc", "--json").out)
     assert collected["objects"] == planned["objects"] != []
-    said = typed(trained[0], *ARGUMENTS)
+    said = bard(*ARGUMENTS)
     assert said.code == 0 and "missing" not in said.err, said.err
     assert "nothing trained" in said.out and "corpus unchanged" in said.out
     assert f"{trained[1]['bits_per_character']:.4f} bits per character" in said.out
@@ -322,32 +335,25 @@ def served(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_text_at_an_address_is_added_and_trained_with_no_code(tmp_path: Path, served: str, server_url: str) -> None:
-    project = make_project(tmp_path / "project")
-    said = typed(project, "corpus", "add", "ballad", "--from", served, "--json")
+def test_a_text_at_an_address_is_added_and_trained_with_no_code(elsewhere: Path, served: str, bard: Any) -> None:
+    said = bard("corpus", "add", "ballad", "--from", served, "--json")
     assert said.code == 0, said.err
     added = json.loads(said.out)
     assert added["survey"]["characters"] == len(own_text()) and added["fetched"]["address"] == served
-    with served_by(project / "home", server_url):
-        quick = ("--recipe", "tiny", "--set", "steps=4", "--set", "leg_steps=4", "--json")
-        said = typed(project, "train", "ballad", *quick)
+    said = bard("train", "ballad", "--recipe", "tiny", "--set", "steps=4", "--set", "leg_steps=4", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["corpus"] == "ballad"
 
 
 def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(
-    bard: Any, tmp_path: Path, server_url: str, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Path, bard: Any
 ) -> None:
-    project = make_project(tmp_path / "project")
-    monkeypatch.setenv("BARDFLOW_PROJECT", str(project))
-    monkeypatch.setenv("BARDFLOW_HOME", str(project / "home"))
     gone = 'title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n'
-    (project / "corpora" / "tiny-shakespeare.toml").write_text(gone)
-    (project / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
+    (elsewhere / "corpora" / "tiny-shakespeare.toml").write_text(gone)
+    (elsewhere / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')
     quick = ("--recipe", "tiny", "--set", "steps=2", "--set", "leg_steps=2")
-    with served_by(project / "home", server_url):
-        named = bard("train", "tiny-shakespeare", *quick)
-        unnamed = bard("train", *quick)
+    named = bard("train", "tiny-shakespeare", *quick)
+    unnamed = bard("train", *quick)
     assert named.code == 1 and named.out == ""
     for word in ("http://127.0.0.1:9/gone.txt", "CORPORA_MIRROR", "synthetic"):
         assert word in named.err, word
@@ -358,26 +364,24 @@ def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_g
 
 
 def test_a_killed_training_goes_on_from_its_last_leg_and_ends_with_the_same_model(
-    tmp_path: Path, trained: tuple[Path, dict[str, Any], str], server_url: str
+    elsewhere: Path, bard: Any, trained: tuple[Path, dict[str, Any], str]
 ) -> None:
-    project = make_project(tmp_path / "project")
-    with served_by(project / "home", server_url):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bardflow.commands.cli", *ARGUMENTS],
-            stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(project),
-        )  # fmt: skip
-        assert process.stderr is not None
-        story = []
-        for line in process.stderr:
-            story.append(line)
-            if line.startswith("train_leg"):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stderr.close()
-        assert process.returncode == -signal.SIGKILL, "".join(story)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bardflow.commands.cli", *ARGUMENTS],
+        stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment(elsewhere),
+    )  # fmt: skip
+    assert process.stderr is not None
+    story = []
+    for line in process.stderr:
+        story.append(line)
+        if line.startswith("train_leg"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL, "".join(story)
 
-        said = typed(project, *ARGUMENTS, "--json")
+    said = bard(*ARGUMENTS, "--json")
     assert said.code == 0, said.err
     legs = [line.split()[1] for line in said.err.splitlines() if line.startswith("train_leg")]
     assert legs[0] == "cached" and "done" in legs

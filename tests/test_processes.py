@@ -23,6 +23,7 @@ from bardflow.commands.runs import MemoryWatch, look_after, why
 from bardflow.home import HomeError, held, project_folder, server_url
 from tests.conftest import CHECKOUT
 from tests.project_up import PATIENCE_SECONDS, left_by, wait_for
+from tests.site import Site, refusing, serving
 
 
 def test_a_taken_port_is_an_error_that_names_the_process_and_the_way_out() -> None:
@@ -277,3 +278,12 @@ def test_a_log_that_grew_too_long_is_cut_while_its_process_writes_on(tmp_path: P
     process.communicate()
     assert log.read_text() == "line 4" * 100 + "\n", "nothing before it, no hole either"
     assert log.with_suffix(".previous.log").read_text() == "".join(f"line {n}" * 100 + "\n" for n in (2, 3))
+
+
+def test_a_request_that_a_busy_server_refuses_is_sent_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bardflow.commands.prefect_api.BUSY_PAUSES_SECONDS", (0, 0))
+    site.answers = [refusing(503, Content_Length="0"), refusing(503, Content_Length="0"), serving(b"[1]")]
+    with api(site.url) as client:
+        assert client.get("/health").json() == [1] and len(site.asked) == 3
+        site.answers = [refusing(503, Content_Length="0")]
+        assert client.get("/health").status_code == 503 and len(site.asked) == 6

@@ -44,7 +44,7 @@ def token_ids(draw: st.DrawFn, size: int) -> list[int]:
 
 
 @ANY_KIND
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(st.data())
 def test_what_a_stream_gives_is_what_decoding_all_gives(kind: str, data: st.DataObject) -> None:
     tokenizer = learned(kind)
@@ -94,7 +94,7 @@ def test_a_stream_refuses_an_id_that_the_vocabulary_lacks(kind: str, token: int)
 
 
 @ANY_KIND
-@settings(max_examples=15)
+@settings(max_examples=4)
 @given(st.integers(1, 60), st.integers(0, 1000), st.sampled_from([0.0, 0.8, 5.0]))
 def test_texts_are_what_their_tokens_decode_to_cut_to_the_asked_length(
     kind: str, characters: int, seed: int, temperature: float
