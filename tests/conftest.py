@@ -1,10 +1,9 @@
 """What several test files need: a Prefect server, a project folder for each test, one thread, and the real texts."""
 
+import gc
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -42,8 +41,13 @@ pytest_plugins = ["tests.project_up"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-# The longest files first, so that no process is left with one of them at the end.
-LONG = ("test_cli.py", "test_train_gpt.py", "test_up.py", "test_experiments.py", "test_browser.py", "test_training.py")
+# The longest files first, so that no process is left with one of them at the end; the second needs no server, which the
+# first waits for.
+LONG = (
+    "test_cli.py", "test_training.py", "test_train_gpt.py", "test_browser.py", "test_experiments.py",
+    "test_champions.py", "test_up.py", "test_docs.py", "test_base.py", "test_pages.py", "test_mixture.py",
+    "test_house.py", "test_verify.py",
+)  # fmt: skip
 
 from bardflow.model.networks import GPTSpec  # noqa: E402
 from bardflow.tasks.recipes import load_recipe  # noqa: E402
@@ -87,36 +91,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
-@pytest.fixture(scope="session")
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as Prefect's server makes it: that takes seconds, so it is made once and new homes get a copy."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    made = shared / "prefect.db"
-    with FileLock(shared / "prefect.db.lock"):
-        if not made.exists():
-            begun = shared / "begun"
-            code = "from bardflow.commands.up import server\nwith server(): pass"
-            environment = os.environ | {"BARDFLOW_HOME": str(begun), "BARDFLOW_PROJECT": str(CHECKOUT)}
-            subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-            with closing(sqlite3.connect(begun / "prefect" / "prefect.db")) as database:
-                database.execute("VACUUM INTO ?", (str(made),))
-    return made
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported, at which it would look again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[str]:
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API address of a real Prefect server with a database of its own, one for all processes of the tests.
 
     It keeps flow runs, but no events and task runs: recording these takes two thirds of a server's CPU time, and only
     the tests of `bard up` look at them, on servers of their own.
     """
-    shared = prefect_database.parent
+    shared = shared_folder(tmp_path_factory)
     address, starting = shared / "server.url", FileLock(shared / "server.lock")
     using = FileLock(shared / f"server-used-by-{os.getpid()}.lock")
     with starting:
-        own = None if address.exists() else flow_run_server(shared / "server", prefect_database)
+        own = None if address.exists() else flow_run_server(shared / "server")
         if own is not None:
             address.write_text(own.__enter__())
         using.acquire()
@@ -131,19 +123,32 @@ def server_url(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path)
         own.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="session")
+def prefect_database(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as Prefect's server makes it, without runs: that takes seconds, so other homes get a copy."""
+    return shared_folder(tmp_path_factory) / "prefect.db"
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the tests have."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @contextmanager
-def flow_run_server(home: Path, database: Path) -> Iterator[str]:
-    """A server for flow runs alone."""
+def flow_run_server(home: Path) -> Iterator[str]:
+    """A server for flow runs alone. Its database is copied, before it has any, to a file beside its home."""
     from bardflow.commands.up import server
 
-    if not home.exists():
-        give_database(home, database)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BARDFLOW_HOME", str(home))
         for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         serving = server()
         url = serving.__enter__()
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        (home.parent / "prefect.db").unlink(missing_ok=True)
+        database.execute("VACUUM INTO ?", (str(home.parent / "prefect.db"),))
     yield url
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BARDFLOW_HOME", str(home))
