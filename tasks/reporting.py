@@ -40,7 +40,7 @@ Section = Callable[[Model, Evaluation, Corpus], Part | None]
 SECTIONS: tuple[Section, ...] = (mixture_section, memorised_section, duplicates_section)
 
 
-@task(version="4", cache_policy=CACHE_BY_INPUTS)
+@task(version="5", cache_policy=CACHE_BY_INPUTS)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -78,7 +78,7 @@ def publish_report(
     return keep_page(page)
 
 
-@task(version="4", cache_policy=CACHE_BY_INPUTS)
+@task(version="5", cache_policy=CACHE_BY_INPUTS)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
