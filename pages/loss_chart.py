@@ -121,8 +121,9 @@ def _room(low: float, high: float) -> float:
     """The pixels that the labels beside an axis with these limits need: an axis label and numbers of 12 px."""
     formatter = ScalarFormatter()
     formatter.create_dummy_axis()
+    assert formatter.axis is not None
     formatter.axis.set_view_interval(low, high)
-    numbers = formatter.format_ticks(MaxNLocator(6).tick_values(low, high))
+    numbers = formatter.format_ticks(list(MaxNLocator(6).tick_values(low, high)))
     return 28 + 7.7 * max(map(len, numbers))
 
 
