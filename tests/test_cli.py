@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -346,8 +347,9 @@ def test_a_text_at_an_address_is_added_and_trained_with_no_code(elsewhere: Path,
 
 
 def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_gives_way(
-    elsewhere: Path, bard: Any
+    elsewhere: Path, bard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
     gone = 'title = "Gone"\n[source]\nurl = "http://127.0.0.1:9/gone.txt"\n'
     (elsewhere / "corpora" / "tiny-shakespeare.toml").write_text(gone)
     (elsewhere / "corpora" / "synthetic.toml").write_text('title = "Made up"\n[source]\nsynthetic = 20_000\n')

@@ -155,7 +155,7 @@ def in_one_leg(gpt: GPTSpec, spec: TrainingSpec, device: Device, execution: Exec
 
 
 @pytest.mark.parametrize(("gpt", "optimizer", "precision", "dropout", "execution"), LEGS)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(cuts=st.sets(st.integers(1, 8), min_size=1, max_size=3))
 def test_two_legs_equal_one(
     gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, execution: Execution, cuts: set[int]
