@@ -365,6 +365,7 @@ def test_an_unreachable_corpus_that_was_named_is_an_error_and_one_that_was_not_g
     assert "bits per character" in unnamed.out
 
 
+@pytest.mark.faults
 def test_a_killed_training_goes_on_from_its_last_leg_and_ends_with_the_same_model(
     elsewhere: Path, bard: Any, trained: tuple[Path, dict[str, Any], str]
 ) -> None:

@@ -251,6 +251,7 @@ def test_a_trial_that_patience_ended_is_complete_and_not_pruned() -> None:
     assert states == {"COMPLETE"}
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("answers")
 def test_garbage_collection_meanwhile_takes_nothing_from_an_experiment(
     monkeypatch: pytest.MonkeyPatch,

@@ -114,7 +114,8 @@ with supervising():
 
 
 @pytest.mark.parametrize(
-    "how", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", pytest.param("hung", marks=pytest.mark.faults)]
+    "how",
+    ["SIGTERM", *(pytest.param(how, marks=pytest.mark.faults) for how in ("SIGINT", "SIGHUP", "SIGKILL", "hung"))],
 )
 def test_however_a_command_ends_it_leaves_no_process_that_it_started(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -138,6 +138,7 @@ def test_commands_do_not_listen_beyond_this_machine_without_a_password(command: 
     assert done.returncode == 1 and "a password is needed" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.faults
 def test_prefects_api_has_the_password_and_answers_no_other_site(
     tmp_path: Path, project: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
