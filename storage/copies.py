@@ -41,10 +41,6 @@ class Copies:
         """Whether there is an intact copy of a file, with other content."""
         return self.read(path) not in (None, content)
 
-    def names(self, folder: Path, pattern: str) -> set[str]:
-        """The names of the files of a folder that have a copy."""
-        return {path.name for path in self.place(folder).glob(pattern)}
-
     def remove(self, path: Path) -> None:
         """Delete the copy of a file, or of all files of a folder; no error if there is none."""
         place = self.place(path)

@@ -20,7 +20,7 @@ from bardflow.storage.manifests import StoreError, canonical_json
 from bardflow.storage.store import Store
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+")
-MOVES = "[0-9]*.json"
+ENTRY = re.compile(r"[0-9].*\.json")
 RESTORED = "`bard verify --repair` restores it"
 # Errors of file systems without hard links: FAT and exFAT, some FUSE and network mounts, Android.
 NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -108,8 +108,12 @@ class Refs:
             notes=notes or {},
         )
         content = canonical_json(entry.model_dump())
+        place = folder / f"{entry.number:06}.json"
         make_folder(folder)
         make_folder(self.drafts)
+        moved = RefMoved(f"{name} was changed by another run in the meantime; nothing was stored, so run it again")
+        if os.path.lexists(place):  # this takes less time than an fsync and `_create`, which decides
+            raise moved
         number, draft = mkstemp(dir=self.drafts, prefix=f"{os.getpid()}-moving-")
         try:
             with os.fdopen(number, "wb") as file:
@@ -117,16 +121,14 @@ class Refs:
                 file.flush()
                 os.fsync(file.fileno())
             make_read_only(Path(draft))
-            self._create(Path(draft), folder / f"{entry.number:06}.json")
+            self._create(Path(draft), place)
         except FileExistsError:
-            raise RefMoved(
-                f"{name} was changed by another run in the meantime; nothing was stored, so run it again"
-            ) from None
+            raise moved from None
         finally:
             with suppress(FileNotFoundError):
                 Path(draft).unlink()
         fsync(folder)
-        self.copies.write(folder / f"{entry.number:06}.json", content)
+        self.copies.write(place, content)
         return entry
 
     def point(
@@ -191,18 +193,20 @@ class Refs:
             {
                 path.parent.relative_to(folder).as_posix()
                 for folder in (self.folder, copied)
-                for path in folder.rglob(MOVES)
+                for path in folder.rglob("*.json")
+                if ENTRY.fullmatch(path.name)
             }
         )
 
     def entry_files(self, name: str) -> list[Path]:
         """The files of the name's entries, oldest first; they may be damaged."""
-        return sorted((self.folder / checked(name)).glob(MOVES))
+        folder = self.folder / checked(name)
+        return [folder / file for file in sorted(entry_names(folder))]
 
     def _moves(self, name: str) -> list[Path]:
         folder = self.folder / checked(name)
         # Copies are listed first: a new entry gets its copy after it.
-        copied = self.copies.names(folder, MOVES)
+        copied = entry_names(self.copies.place(folder))
         moves = self.entry_files(name)
         if missing := copied - {path.name for path in moves}:
             raise StoreError(f"{folder / min(missing)} is missing, an entry of the name {name}; {RESTORED}")
@@ -212,6 +216,14 @@ class Refs:
         if self.copies.differs(path, path.read_bytes()):
             raise StoreError(f"{path} is damaged (it does not match its copy), an entry of a name; {RESTORED}")
         return read_entry(path)
+
+
+def entry_names(folder: Path) -> set[str]:
+    """The names of the files in a folder that are entries by their names; a history has thousands of them."""
+    try:
+        return {path.name for path in folder.iterdir() if ENTRY.fullmatch(path.name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def checked(name: str) -> str:

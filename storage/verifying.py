@@ -26,7 +26,7 @@ from bardflow.storage.layout import (
 )
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.manifests import MANIFEST, ORIGIN, ObjectMissing, StoreError
-from bardflow.storage.refs import MOVES, NAME, Refs, read_entry
+from bardflow.storage.refs import NAME, Refs, entry_names, read_entry
 from bardflow.storage.store import DIGEST, FOREIGN, RECORD, Store
 
 RESULTS = Path("prefect") / "results"
@@ -213,7 +213,7 @@ def _entries(root: Path) -> Iterator[Finding]:
     for name in refs.names():
         folder, names = refs.folder / name, (name,)
         files = {path.name for path in refs.entry_files(name)}
-        copied = refs.copies.names(folder, MOVES)
+        copied = entry_names(refs.copies.place(folder))
         for file in sorted(files | copied):
             path = folder / file
             where, content = path.relative_to(root), read_or_none(path)

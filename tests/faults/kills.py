@@ -92,6 +92,9 @@ class Project:
         fields = [word for name, value in {**FIELDS, "seed": seed}.items() for word in ("--set", f"{name}={value}")]
         return self.start([*BARD, "train", corpus, "--recipe", "tiny", "--json", *fields])
 
+    def checkpoints(self) -> int:
+        return len(list((self.home / "objects" / "checkpoint").glob("*")))
+
     def note_legs(self, said: str) -> None:
         """Count how often each leg was done; one that is done once comes from the cache afterwards."""
         self.legs.update(re.findall(r"^train_leg +done +(\S+ \S+|\S+)", said, re.MULTILINE))
@@ -144,7 +147,9 @@ def trained_by_command(project: Project, seed: int, kills: int, chance: random.R
     """Train with `bard train`, killed `kills` times and started again; return the model and what was killed."""
     killed: Counter[str] = Counter()
     while True:
-        process = project.train(seed)
+        process, before = project.train(seed), project.checkpoints()
+        if killed.total() < kills and chance.random() < 0.7:  # else it is killed while it starts or resumes
+            wait_for(lambda p=process, n=before: project.checkpoints() > n or p.poll() is not None, "a checkpoint")
         while killed.total() < kills:
             try:
                 process.wait(chance.choice([0.5, 1.0]) * chance.uniform(0, MOST_SECONDS))

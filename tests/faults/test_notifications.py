@@ -103,7 +103,10 @@ def bard(
     tmp_path: Path,
 ) -> Iterator[Callable[..., int]]:
     """Type a `bard` command beside a running server with automations; returns its exit status."""
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    EventsWorker.drain_all(timeout=60)  # one that has begun sends to the server of its beginning
 
     def typed(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["bard", *arguments])
@@ -121,6 +124,7 @@ def bard(
     try:
         with temporary_settings({PREFECT_API_URL: url}), served_by(project / "home", url):
             yield typed
+            EventsWorker.drain_all(timeout=60)
     finally:
         monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "server"))
         serving.__exit__(None, None, None)
