@@ -34,7 +34,9 @@ os.environ.update(
 )
 
 # A machine that is busy with other things makes no test fail: an example may take as long as it takes.
-settings.register_profile("bardflow", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile(
+    "bardflow", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("bardflow")
 
 pytest_plugins = ["tests.project_up"]
