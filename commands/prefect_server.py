@@ -22,9 +22,16 @@ create_app = prefect_server.create_app
 
 
 def create_checked_app(*given: Any, **named: Any) -> Any:
-    """Return Prefect's server behind the checks; the UI may be opened by any name of this machine's own."""
+    """Return Prefect's server behind the checks; the UI may be opened by any name of this machine's own.
+
+    Only the app that is served is asked for with `final`. The server itself uses the app in its own process, without
+    checks and by a host name of its own: for the actions of automations, such as notifications.
+    """
+    app = create_app(*given, **named)
+    if not named.get("final"):
+        return app
     origins = os.environ.get("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "").split(",")
-    return checked(create_app(*given, **named), os.environ["PREFECT_SERVER_API_HOST"], origins)
+    return checked(app, os.environ["PREFECT_SERVER_API_HOST"], origins)
 
 
 if __name__ == "__main__":
