@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bardflow.home import prefect_environment
+from bardflow.storage.copies import Copies
 from bardflow.storage.garbage import delete, size
 from bardflow.storage.handles import Handle
 from bardflow.storage.lineage import lineage
@@ -128,12 +129,14 @@ class Year:
 
     def a_day_passes(self) -> None:
         """Move all stored times back by a day."""
+        copies = Copies(self.home)
         for path in [*self.home.glob("refs/**/[0-9]*.json"), *self.home.glob("objects/*/*/origin.json")]:
             content = json.loads(path.read_bytes())
             content["at"] = (datetime.fromisoformat(content["at"]) - timedelta(days=1)).isoformat(timespec="seconds")
             draft = path.with_name("aged")
             draft.write_bytes(canonical_json(content))
             draft.replace(path)
+            copies.write(path, canonical_json(content))
         for path in (self.home / "prefect" / "results").glob("*"):
             status = path.stat()
             os.utime(path, (status.st_atime - 86_400, status.st_mtime - 86_400))
