@@ -164,7 +164,8 @@ class Project:
 
     def begin(self, *arguments: str) -> str:
         """A run of the flow `wait` that is under way; returns its id."""
-        (self.home / "gate").unlink(missing_ok=True)
+        for file in ("gate", "waiting"):
+            (self.home / file).unlink(missing_ok=True)
         created = self.prefect("deployment", "run", "wait", *arguments)
         assert created.returncode == 0, created.stdout
         self.wait_for_begin()
