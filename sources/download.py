@@ -1,25 +1,23 @@
 """Downloads over HTTP: streamed, retried, resumed, with conditional requests and a check of the sha256."""
 
-import hashlib
 import netrc
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from bardflow.sources.addresses import Connections, http_address, masked, without_password
+from bardflow.sources.download_folder import DownloadFolder, Record, Validators, sha256_of, write_atomically
 from bardflow.sources.spec import CorpusError
 
 Progress = Callable[[int, int | None], None]
@@ -78,35 +76,6 @@ class Download(NamedTuple):
     why: str
 
 
-class _Record(BaseModel):
-    """The record of a complete file, written last: its address, size, sha256 and validators."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str
-    bytes: int
-    sha256: str
-    etag: str | None
-    last_modified: str | None
-    fetched_at: str
-
-
-class _Validators(BaseModel):
-    """The server's validators of the file (RFC 9110, section 8.8)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    etag: str | None = None
-    last_modified: str | None = None
-
-    @property
-    def strong(self) -> str | None:
-        """The value for If-Range: a strong ETag, else the date. A weak ETag does not guarantee equal bytes."""
-        if self.etag is not None and not self.etag.startswith("W/"):
-            return self.etag
-        return self.last_modified if self.etag is None else None
-
-
 class _Later(Exception):
     """A failed attempt that may be retried."""
 
@@ -116,75 +85,13 @@ class _Later(Exception):
         self.gained = gained
 
 
-class _Cell:
-    """The folder of one address in `downloads`: the complete file, its record, and a partial file."""
-
-    def __init__(self, downloads: Path, url: str) -> None:
-        self.folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:32]
-        self.part = self.folder / "part"
-        self.record_path = self.folder / "record.json"
-        self.validators_path = self.folder / "part.json"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Lock the folder; the kernel releases the lock when the process ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
-            yield
-
-    def body(self, sha256: str) -> Path:
-        return self.folder / f"body-{sha256}"
-
-    def record(self) -> _Record | None:
-        """The record of the complete file, or None if there is none or its hash differs."""
-        try:
-            record = _Record.model_validate_json(self.record_path.read_bytes())
-            return record if _sha256(self.body(record.sha256)) == record.sha256 else None
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def part_bytes(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def validators(self) -> _Validators:
-        try:
-            return _Validators.model_validate_json(self.validators_path.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return _Validators()
-
-    def drop_part(self) -> None:
-        self.validators_path.unlink(missing_ok=True)
-        self.part.unlink(missing_ok=True)
-
-    def keep(self, url: str, sha256: str) -> _Record:
-        """Make the partial file the complete file: fsync, rename, then the record."""
-        validators = self.validators()
-        record = _Record(
-            url=url,
-            bytes=self.part_bytes(),
-            sha256=sha256,
-            etag=validators.etag,
-            last_modified=validators.last_modified,
-            fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        with self.part.open("rb+") as file:
-            os.fsync(file.fileno())
-        self.part.replace(self.body(sha256))
-        _write(self.record_path, record.model_dump_json())
-        self.validators_path.unlink(missing_ok=True)
-        for old in self.folder.glob("body-*"):
-            if old != self.body(sha256):
-                old.unlink()
-        return record
-
-
 def kept_download(url: str, target: Path, downloads: Path, sha256: str) -> Download | None:
     """Copy the file with this sha256 to `target` if it was downloaded before, without a network request."""
-    cell = _Cell(downloads, url)
-    if not cell.folder.is_dir():
+    folder = DownloadFolder(downloads, url)
+    if not folder.path.is_dir():
         return None
-    with cell.held():
-        return _kept(cell, target, sha256)
+    with folder.held():
+        return _kept(folder, target, sha256)
 
 
 def download(
@@ -210,41 +117,41 @@ def download(
         url, password = without_password(url)
     except ValueError as error:
         raise FetchError(f"{masked(url)} {error}") from error
-    cell = _Cell(downloads, url)
-    with cell.held():
-        if sha256 is not None and (kept := _kept(cell, target, sha256)) is not None:
+    folder = DownloadFolder(downloads, url)
+    with folder.held():
+        if sha256 is not None and (kept := _kept(folder, target, sha256)) is not None:
             return kept
         # A file whose sha256 is not the pinned one is downloaded again, with an unconditional request.
-        known = cell.record() if sha256 is None else None
-        transfer = _Transfer(url, cell, known, max_bytes, http, progress, password, own)
+        known = folder.record() if sha256 is None else None
+        transfer = _Transfer(url, folder, known, max_bytes, http, progress, password, own)
         arrived = transfer.run()
         if known is not None and not arrived:
-            return _given(cell, known, target, transferred=False, why=_not_modified(known))
-        got = _sha256(cell.part)
+            return _given(folder, known, target, transferred=False, why=_not_modified(known))
+        got = sha256_of(folder.part)
         if sha256 is not None and got != sha256 and transfer.resumed:
             # The partial file may be the start of another version.
-            cell.drop_part()
+            folder.drop_part()
             transfer.run()
-            got = _sha256(cell.part)
+            got = sha256_of(folder.part)
         if sha256 is not None and got != sha256:
-            size = cell.part_bytes()
-            cell.drop_part()
+            size = folder.part_bytes()
+            folder.drop_part()
             raise ChecksumError.of(url, pinned=sha256, got=got, size=size)
-        record = cell.keep(url, got)
+        record = folder.keep(url, got)
         again = ", the same as before" if known is not None and known.sha256 == got else ""
-        return _given(cell, record, target, transferred=True, why=f"fetched {record.bytes:,} bytes{again}")
+        return _given(folder, record, target, transferred=True, why=f"fetched {record.bytes:,} bytes{again}")
 
 
-def _kept(cell: _Cell, target: Path, sha256: str) -> Download | None:
-    record = cell.record()
+def _kept(folder: DownloadFolder, target: Path, sha256: str) -> Download | None:
+    record = folder.record()
     if record is None or record.sha256 != sha256:
         return None
-    return _given(cell, record, target, transferred=False, why="the pinned sha256 is already here")
+    return _given(folder, record, target, transferred=False, why="the pinned sha256 is already here")
 
 
-def _given(cell: _Cell, record: _Record, target: Path, *, transferred: bool, why: str) -> Download:
+def _given(folder: DownloadFolder, record: Record, target: Path, *, transferred: bool, why: str) -> Download:
     # A copy, not a hard link: damage to one must not damage the other.
-    shutil.copyfile(cell.body(record.sha256), target)
+    shutil.copyfile(folder.body(record.sha256), target)
     return Download(record.url, record.bytes, record.sha256, transferred, why)
 
 
@@ -254,8 +161,8 @@ class _Transfer:
     def __init__(
         self,
         url: str,
-        cell: _Cell,
-        known: _Record | None,
+        folder: DownloadFolder,
+        known: Record | None,
         max_bytes: int,
         http: HttpSpec,
         progress: Progress | None,
@@ -263,7 +170,7 @@ class _Transfer:
         own: bool,
     ) -> None:
         self._url = url
-        self._cell = cell
+        self._folder = folder
         self._known = known
         self._max_bytes = max_bytes
         self._http = http
@@ -318,10 +225,10 @@ class _Transfer:
             raise
 
     def _try(self, client: httpx.Client) -> bool:
-        start = self._cell.part_bytes()
-        validator = self._cell.validators().strong
+        start = self._folder.part_bytes()
+        validator = self._folder.validators().strong
         if start and validator is None:
-            self._cell.drop_part()
+            self._folder.drop_part()
             start = 0
         headers = _resuming(start, validator) if start and validator else _conditional(self._known)
         before = start
@@ -344,7 +251,7 @@ class _Transfer:
             # ValueError: of `Connections`, or a host name that Python's socket refuses.
             raise FetchError(f"{self._url}: {_cause(error)}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            gained = self._cell.part_bytes() > before and self._cell.validators().strong is not None
+            gained = self._folder.part_bytes() > before and self._folder.validators().strong is not None
             cause = "the server did not answer in time" if connections.was_cut else _cause(error)
             raise _Later(cause, wait_seconds=None, gained=gained) from error
         finally:
@@ -354,25 +261,25 @@ class _Transfer:
         """Return the file offset of the response's first byte. Raises an error if the response is not usable."""
         status = response.status_code
         if status == httpx.codes.OK:
-            self._cell.drop_part()
+            self._folder.drop_part()
             if (encoding := _encoding(response)) not in ("", "identity", *_BOUNDED_ENCODINGS):
                 raise FetchError(f"{self._url}: the server sent the file compressed as {encoding[:40]!r}, unasked")
             if not _encoded(response):
-                _write(self._cell.validators_path, _named(response).model_dump_json())
+                write_atomically(self._folder.validators_path, _named(response).model_dump_json())
             return 0
         if status == httpx.codes.PARTIAL_CONTENT and start:
-            kept, named = self._cell.validators(), _named(response)
+            kept, named = self._folder.validators(), _named(response)
             changed = any(
                 then is not None and now is not None and then != now
                 for then, now in ((kept.etag, named.etag), (kept.last_modified, named.last_modified))
             )
             if changed or _encoded(response) or _content_range(response)[0] != start:
-                self._cell.drop_part()
+                self._folder.drop_part()
                 raise _Later("the server went on with another file than it began with", wait_seconds=0, gained=False)
             self.resumed = True
             return start
         if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            self._cell.drop_part()
+            self._folder.drop_part()
             raise _Later("the server refused to go on with the file", wait_seconds=0, gained=False)
         answer = f"the server answered {status} {response.reason_phrase}".rstrip()
         if status in _LATER:
@@ -389,7 +296,7 @@ class _Transfer:
         self._check_size(total or 0)
         size = counted = start
         since = time.monotonic()
-        with self._cell.part.open("ab" if start else "wb") as file:
+        with self._folder.part.open("ab" if start else "wb") as file:
             for chunk in response.iter_bytes() if encoded else response.iter_raw():
                 size += file.write(chunk)
                 self._check_size(size)
@@ -417,14 +324,14 @@ class _Transfer:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            self._cell.drop_part()
+            self._folder.drop_part()
             raise CorpusError(
                 f"{self._url} has {size:,} bytes or more, and max_bytes = {self._max_bytes:,} allows fewer. "
                 "Raise source.max_bytes if that is the file you want."
             )
 
 
-def _conditional(known: _Record | None) -> dict[str, str]:
+def _conditional(known: Record | None) -> dict[str, str]:
     headers = {}
     if known is not None and known.etag is not None:
         headers["If-None-Match"] = known.etag
@@ -437,10 +344,10 @@ def _resuming(start: int, validator: str) -> dict[str, str]:
     return {"Range": f"bytes={start}-", "If-Range": validator}
 
 
-def _named(response: httpx.Response) -> _Validators:
+def _named(response: httpx.Response) -> Validators:
     """The validators of a response, without those that could not be sent back: with other characters than ASCII."""
     etag, modified = (value if (value := response.headers.get(name, "")).isascii() else "" for name in _VALIDATORS)
-    return _Validators(etag=etag or None, last_modified=modified or None)
+    return Validators(etag=etag or None, last_modified=modified or None)
 
 
 def _encoding(response: httpx.Response) -> str:
@@ -492,7 +399,7 @@ def _passwords() -> httpx.Auth | None:
         ) from None
 
 
-def _not_modified(known: _Record) -> str:
+def _not_modified(known: Record) -> str:
     by = "ETag" if known.etag is not None else "Last-Modified"
     return f"not modified since {known.fetched_at} ({by})"
 
@@ -507,15 +414,3 @@ def _cause(error: Exception) -> str:
         return str(error)
     kind = kinds.get(type(error), type(error).__name__)
     return f"{kind}: {error}" if str(error) else kind
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
