@@ -103,10 +103,11 @@ def bard(
     tmp_path: Path,
 ) -> Iterator[Callable[..., int]]:
     """Type a `bard` command beside a running server with automations; returns its exit status."""
+    from prefect.events.clients import NullEventsClient
     from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    EventsWorker.drain_all(timeout=60)  # one that has begun sends to the server of its beginning
+    EventsWorker.set_client_override(None)
 
     def typed(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["bard", *arguments])
@@ -124,8 +125,9 @@ def bard(
     try:
         with temporary_settings({PREFECT_API_URL: url}), served_by(project / "home", url):
             yield typed
-            EventsWorker.drain_all(timeout=60)
+            EventsWorker.drain_all(timeout=60)  # a worker sends to the server of its first event
     finally:
+        EventsWorker.set_client_override(NullEventsClient)
         monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "server"))
         serving.__exit__(None, None, None)
 
