@@ -1,5 +1,6 @@
 """Laws of duplicates: equal and similar documents are found, and after dropping none is left in or across the sets."""
 
+import inspect
 import json
 import random
 import subprocess
@@ -148,9 +149,14 @@ def test_what_is_found_does_not_depend_on_where_pieces_end(drawn: list[tuple[int
 
 
 def test_what_is_found_is_the_same_in_every_process() -> None:
+    # Only the functions: this file's own imports take seconds.
     probe = (
-        "from tests.test_duplicates import *\n"
-        "found = find_duplicates(labelled([prose(s, s % 7) for s in range(40)], [prose(s, 2) for s in range(40)]))\n"
+        "import random\nfrom collections.abc import Sequence\n"
+        "from bardflow.sources.documents import Part, Piece\n"
+        "from bardflow.sources.duplicates import find_duplicates\n"
+        "Labelled = list[tuple[Part, Piece]]\n"
+        + "\n".join(map(inspect.getsource, (words, prose, labelled)))
+        + "found = find_duplicates(labelled([prose(s, s % 7) for s in range(40)], [prose(s, 2) for s in range(40)]))\n"
         "print(found.counts.model_dump_json(), sorted(found.repeated))"
     )
     outputs = {
