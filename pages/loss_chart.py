@@ -106,7 +106,7 @@ def _drawn(
             spine.set_visible(False)
     axes.spines["bottom"].set_visible(True)
     axes.spines["bottom"].set_color(GRID)
-    # matplotlib's own layout draws everything once more to measure it, which takes two thirds of the time.
+    # matplotlib's own layout draws everything once more to measure it, which takes two fifths of the time.
     low, high = axes.get_ylim()
     figure.subplots_adjust(
         left=_room(low, high) / width,

@@ -26,7 +26,7 @@ from bardflow.storage.disk import DRAFTS, fsync, make_folder, make_read_only, se
 from bardflow.storage.garbage import KEEP_NAMED, named, reached
 from bardflow.storage.handles import KINDS, Digest, text_of
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, require_layout
-from bardflow.storage.manifests import file_facts
+from bardflow.storage.manifests import FileFacts, file_facts
 from bardflow.storage.refs import NAME, Refs
 from bardflow.storage.store import DIGEST, Store
 from bardflow.storage.verifying import RESULTS, bring_up_to_date, results, verify
@@ -49,12 +49,9 @@ class BackupError(BardError):
     """A backup cannot be written, or a file is not an intact backup."""
 
 
-class Stored(BaseModel):
-    """A file of the backup: its size in bytes and its sha256."""
+class Stored(FileFacts):
+    """A file of the backup, with a sha256 that is checked: a stranger may have written the index."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
     sha256: Digest
 
 
