@@ -26,7 +26,7 @@ from bardflow.storage.handles import Model
 from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs
 from tests.conftest import give_database, serving
-from tests.test_hostile import files_of
+from tests.hostile import files_of
 
 SECRET = "correct-horse-battery"
 HERE = "http://127.0.0.1:4300"
