@@ -8,7 +8,7 @@ from bardflow.storage.handles import Checkpoint, Corpus, Handle, Source, TokenSh
 from bardflow.storage.lineage import handle_of, lineage
 from bardflow.storage.manifests import LAYOUT, MANIFEST, ORIGIN, Manifest, ObjectMissing, canonical_json
 from bardflow.storage.store import Store
-from tests.test_store import origin
+from tests.artifacts import origin
 
 
 def made(store: Store, kind: type[Handle], number: int, **inputs: Handle) -> Handle:
