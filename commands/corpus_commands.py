@@ -194,7 +194,7 @@ def rows_line(added: "Added") -> str:
 def duplicates_line(found: "Duplicates") -> str:
     """The numbers of exact and near duplicates, where they are, what is done with them, and an example."""
     if not found.total:
-        return f"none among {found.documents:,} documents"
+        return "none"
     across = f", of which {found.across.total:,} in both sets" * bool(found.across.total)
     done = "dropped; to keep them: --duplicates keep" if found.dropped else "kept; to drop them: --duplicates drop"
     line = f"{found.exact:,} exact and {found.total - found.exact:,} near{across} ({done})"

@@ -192,10 +192,13 @@ def base_of(checkpoint: Checkpoint) -> Model | None:
 
 
 def base_in_words(base: Model) -> str:
-    """Describe a model to begin from: its address, or the text that it was trained on."""
+    """Describe a model to begin from: its address, or the text that it was trained on.
+
+    Of a folder only the name is given: the path may name the user, and models would differ with it.
+    """
     made = store().origin(base)
     if (address := made.measured.get("address")) is not None:
-        return f"{address} ({base.short})"
+        return f"{address if HUB.fullmatch(address) else Path(address).expanduser().resolve().name} ({base.short})"
     return f"a model of {store().facts(handle_of(made.inputs['corpus']))['title']} ({base.short})"
 
 

@@ -104,7 +104,7 @@ def arguments(task: Task[Any, Any], origin: Origin) -> dict[str, Any]:
 def plan_as_before(origin: Origin) -> Plan:
     """The plan of a leg, with the execution that it had: another one changes the result by rounding."""
     measured = origin.measured
-    parts = dict.fromkeys(Parts.model_fields, 0) | {"base": measured["planned_peak_bytes"]}
+    parts = dict.fromkeys(Parts.model_fields, 0) | {"program": measured["planned_peak_bytes"]}
     return Plan(
         execution=Execution.model_validate(measured["execution"]),
         machine=Machine(device=measured["device"], precision=measured["precision"], base=0),

@@ -104,7 +104,7 @@ class Run:
                     say(f"{handle} was damaged: its manifest and origin are restored from their copies")
             store().copy(handle)  # a killed run may have left it without
         self.calls.append(TaskCall(task.name, handle, ran, rebuilt))
-        say(f"{task.name:<18} {'done' if ran else 'cached':<7} {handle}")
+        say(f"{task.name:<19} {'done' if ran else 'cached':<7} {handle}")
         return handle
 
     def result(self, task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, bool]:

@@ -39,7 +39,7 @@ class LlamaGPT(GPT):
         on_cpu, elsewhere = 10.2 + 5 * wide + 4 * inner, 7 + 4 * wide + 4 * inner
         if spec.query_key_norm:
             on_cpu, elsewhere = on_cpu + 4 * (wide + narrow), elsewhere + 3 * wide + 2 * narrow
-        return Kept(on_cpu=on_cpu, elsewhere=elsewhere, holes=0.55, attention_mask=False)
+        return Kept(on_cpu=on_cpu, elsewhere=elsewhere, fragmentation=0.55, attention_mask=False)
 
     @staticmethod
     def check(spec: GPTSpec) -> None:

@@ -29,7 +29,7 @@ class ModernGPT(GPT):
         """As `GPT.kept`."""
         # On a CPU in bf16: two norms' outputs, rotated queries and keys, values (with ones), attention's output twice
         # and 4 C of the MLP.
-        return Kept(on_cpu=11.2, elsewhere=24.0, holes=0.9, attention_mask=False)
+        return Kept(on_cpu=11.2, elsewhere=24.0, fragmentation=0.9, attention_mask=False)
 
     @staticmethod
     def check(spec: GPTSpec) -> None:

@@ -37,13 +37,14 @@ class Kept(NamedTuple):
     """What a block saves for the backward pass, as measured by benchmarks/memory_plan.py.
 
     `on_cpu` and `elsewhere` count saved numbers per token, divided by the width: with the functions for bf16 on a CPU,
-    and with torch's own. `holes` is the unused memory between tensors on a CPU in bf16, as a share of temporary memory.
+    and with torch's own. `fragmentation` is the unused memory between tensors on a CPU in bf16, as a share of temporary
+    memory.
     `attention_mask` is whether dropout saves a mask of heads x context for each token.
     """
 
     on_cpu: float
     elsewhere: float
-    holes: float
+    fragmentation: float
     attention_mask: bool
 
 

@@ -49,14 +49,14 @@ class Parts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base: int
+    program: int
     weights: int
     gradients: int
     optimizer: int
     activations: int
     logits: int
     workspace: int
-    holes: int
+    fragmentation: int
 
     @property
     def total(self) -> int:
@@ -171,8 +171,8 @@ def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: 
         least = min(plans, key=needed)
         raise TooLittleMemory(
             f"memory_limit is {limit:,} bytes, but the least that would do for this training is {needed(least):,} "
-            f"({least.peak.base:,} of them the program itself): give that much, or a smaller model; without a limit it "
-            f"takes {needed(plans[0]):,}"
+            f"({least.peak.program:,} of them the program itself): give that much, or a smaller model; without a limit "
+            f"it takes {needed(plans[0]):,}"
         )
     return min(fitting, key=lambda plan: slowness(plan.execution, gpt, fastest))
 
@@ -241,8 +241,8 @@ def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, executio
 
     def parts(**given: int) -> Parts:
         passing = sum(given.get(part, 0) for part in ("activations", "logits", "workspace"))
-        holes = holes_bytes(gpt, machine, execution, passing, 4 * total)
-        held = {"base": machine.base, "optimizer": state, "holes": holes}
+        unused = fragmentation_bytes(gpt, machine, execution, passing, 4 * total)
+        held = {"program": machine.base, "optimizer": state, "fragmentation": unused}
         return Parts(**dict.fromkeys(Parts.model_fields, 0) | held | given)
 
     largest = orthogonalising_bytes(gpt, number, machine) if OPTIMIZERS[training.optimizer].stacked else 0
@@ -331,7 +331,7 @@ def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     return number * (BLOCK_WIDTHS * C + 2 * table)
 
 
-def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: int, gradients: int) -> int:
+def fragmentation_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: int, gradients: int) -> int:
     """Return the unused bytes between allocations (fragmentation) when `passing` bytes are temporary tensors.
 
     glibc never compacts its heap. With mmap for every large tensor there was no fragmentation, but a step took twice as
@@ -341,12 +341,12 @@ def holes_bytes(gpt: GPTSpec, machine: Machine, execution: Execution, passing: i
     """
     if machine.device != "cpu":
         return 0
-    share = network(gpt.architecture).kept(gpt).holes if on_our_own(machine) else HOLES
-    return int(max(passing * share, gradients * HOLES_BETWEEN[execution.optimizer_state]))
+    share = network(gpt.architecture).kept(gpt).fragmentation if on_our_own(machine) else FRAGMENTATION
+    return int(max(passing * share, gradients * FRAGMENTATION_OF_GRADIENTS[execution.optimizer_state]))
 
 
 # Unused bytes as a share of torch's temporary tensors, and as a share of all gradients by the optimizer state's type.
-HOLES = 0.55
-HOLES_BETWEEN = {"f32": 0.7, "bf16": 1.0}
+FRAGMENTATION = 0.55
+FRAGMENTATION_OF_GRADIENTS = {"f32": 0.7, "bf16": 1.0}
 # Temporary numbers for each token while the gradient of a block is computed, in multiples of the width.
 BLOCK_WIDTHS = 10
