@@ -86,34 +86,41 @@ def train(
 ) -> None:
     """Train a GPT on a corpus, evaluate it and write a report."""
     prepare_prefect()
+    from bardflow.commands.up import running_flows
     from bardflow.sources.corpora import load_corpus
     from bardflow.sources.download import FetchError
-    from bardflow.tasks.base_model import shape_of
-    from bardflow.tasks.planning import checked_limit
-    from bardflow.tasks.recipes import overrides_from
-    from bardflow.tasks.recipes import recipe as recipe_named
 
-    # Check the input before a server is started.
-    given = dict(assignment(text) for text in set_)
-    overrides = overrides_from(given if base is None else {**given, "base_model": absolute(base)})
-    chosen = recipe_named(recipe, overrides)
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
-    if chosen.base.model is not None:
-        shape_of(chosen.base, chosen.gpt)
-    checked_limit(memory_limit, chosen.training)
-    from bardflow.commands.up import running_flows
-    from bardflow.flows.train_gpt import train_gpt
+    given = dict(assignment(text) for text in set_)
+
+    def checked() -> tuple[str, dict[str, Any]]:
+        """Check the recipe, its base and the memory limit, and return the recipe's name and the overrides."""
+        from bardflow.flows import train_gpt  # noqa: F401
+        from bardflow.pages import lineage_drawing, loss_chart  # noqa: F401, because matplotlib takes 0.6 s to import
+        from bardflow.tasks.base_model import shape_of
+        from bardflow.tasks.planning import checked_limit
+        from bardflow.tasks.recipes import overrides_from
+        from bardflow.tasks.recipes import recipe as recipe_named
+
+        overrides = overrides_from(given if base is None else {**given, "base_model": absolute(base)})
+        chosen = recipe_named(recipe, overrides)
+        if chosen.base.model is not None:
+            shape_of(chosen.base, chosen.gpt)
+        checked_limit(memory_limit, chosen.training)
+        return chosen.name, overrides
 
     unreachable: FetchError | None = None
-    with running_flows():
+    with running_flows(checked) as (name, overrides):
+        from bardflow.flows.train_gpt import train_gpt
+
         try:
-            outcome = train_gpt(corpus or DEFAULT_CORPUS, chosen.name, overrides, memory_limit)
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, name, overrides, memory_limit)
         except FetchError as error:
             if corpus is not None:
                 raise
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so the built-in one is used, {FALLBACK_CORPUS}.\n")
-            outcome = train_gpt(FALLBACK_CORPUS, chosen.name, overrides, memory_limit)
+            outcome = train_gpt(FALLBACK_CORPUS, name, overrides, memory_limit)
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
     if unreachable is not None:
         tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")

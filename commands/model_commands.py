@@ -213,18 +213,24 @@ def side_by_side(names: list[str], corpus: str, context: int | None, as_json: bo
     """Run the flow `compare-models` and print its answer."""
     prepare_prefect()
     from bardflow.commands.up import running_flows
-    from bardflow.flows.compare_models import compare_models
-    from bardflow.pages.experiment import ExperimentPage
     from bardflow.sources.corpora import load_corpus
-    from bardflow.tasks.base_model import BaseSpec, located
 
     names = [absolute(name) for name in names]
-    # Check the input before a server is started.
     load_corpus(corpus, project_folder() / "corpora")
-    for name in names:
-        located(BaseSpec(model=name))
-    with running_flows():
+
+    def located_all() -> None:
+        from bardflow.flows import compare_models  # noqa: F401
+        from bardflow.tasks.base_model import BaseSpec, located
+
+        for name in names:
+            located(BaseSpec(model=name))
+
+    with running_flows(located_all):
+        from bardflow.flows.compare_models import compare_models
+
         report = compare_models(names, corpus, context)
+    from bardflow.pages.experiment import ExperimentPage
+
     page = ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
     table, described = page.parts[0].tables
     if as_json:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -90,47 +90,65 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
 def server() -> Iterator[str]:
     """Yield the API address of a server for one command: that of a running `bard up`, else of a temporary server.
 
+    Raises:
+        UpError: the temporary server did not start.
+    """
+    with starting_server() as ready:
+        yield ready()
+
+
+@contextmanager
+def starting_server() -> Iterator[Callable[[], str]]:
+    """Start the server of `server()`, and yield a function that waits until it is ready and returns its API address.
+
     Prefect starts its own temporary server only if no address is set. But pyproject.toml sets one, and an empty
     PREFECT_API_URL breaks Prefect's event client (3.8.8: "Service 'EventsWorker' failed"). Set the address in the
     environment, with `prefect_environment()`, before `import prefect`.
 
-    Raises:
-        UpError: the temporary server did not start.
+    The function raises UpError if the temporary server did not start.
     """
     running = server_url()
     if running is not None:
-        yield running
+        yield lambda: running
         return
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     options = ["--no-scheduler", "--no-late-runs"]
-    with supervising():
+    with supervising(), ExitStack() as stack:
         part = Part(
             lambda: start_server(project_folder(), "127.0.0.1", port, "temporary-server", options),
             lambda: healthy(url),
         )
-        try:
+        stack.callback(lambda: stop(part.child))
+
+        def ready() -> str:
             wait_for(part, [part])
-            with kept_up(part):
-                yield url
-        finally:
-            stop(part.child)
+            stack.enter_context(kept_up(part))
+            return url
+
+        yield ready
 
 
 @contextmanager
-def running_flows() -> Iterator[None]:
-    """Let this process run flows on `server()`, and wait at the end until their last log lines and states are there."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def running_flows(prepare: Callable[[], Any] = lambda: None) -> Iterator[Any]:
+    """Let this process run flows on `server()`, and wait at the end until their last log lines and states are there.
 
-    with server() as url, temporary_settings({PREFECT_API_URL: url}):
-        try:
-            yield
-        finally:
-            APILogHandler().flush()
-            EventsWorker.drain_all(timeout=5)
+    While the server starts, which takes seconds, `prepare` imports what the flows need, which takes seconds too, and
+    checks the input. Its result is yielded.
+    """
+    with starting_server() as ready:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogHandler
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        prepared = prepare()
+        with temporary_settings({PREFECT_API_URL: ready()}):
+            try:
+                yield prepared
+            finally:
+                APILogHandler().flush()
+                EventsWorker.drain_all(timeout=5)
 
 
 def bring_up(project: Path, host: str, port: int, url: str, parts: list[Part]) -> None:
