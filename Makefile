@@ -47,6 +47,6 @@ clean: ## remove .venv (not the artifacts, which lie in .bardflow)
 	@PYTHON='$(PYTHON)' ./install.sh
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml constraints.txt install.sh
 	@PYTHON='$(PYTHON)' ./install.sh dev
-	@touch $@
+	@touch .venv/installed $@
