@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import certifi
 import pytest
+import torch
 from filelock import FileLock
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, register_random, settings
 
 if TYPE_CHECKING:
     from bardflow.storage.store import Store
@@ -38,6 +39,33 @@ settings.register_profile(
     "bardflow", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("bardflow")
+
+
+class TorchRandom:
+    """torch's global random numbers, which Hypothesis seeds before each example."""
+
+    def seed(self, number: int) -> None:
+        """Begin a sequence of numbers."""
+        torch.manual_seed(number)
+
+    def getstate(self) -> torch.Tensor:
+        """Return where the sequence is."""
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        """Go on from there."""
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis keeps only a weak reference
+register_random(TORCH_RANDOM)  # it takes anything with these methods
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Give a test the same random numbers whichever tests ran before it in this process."""
+    torch.manual_seed(0)
+
 
 pytest_plugins = ["tests.project_up"]
 
