@@ -198,7 +198,8 @@ def base_in_words(base: Model) -> str:
     """
     made = store().origin(base)
     if (address := made.measured.get("address")) is not None:
-        return f"{address if HUB.fullmatch(address) else Path(address).expanduser().resolve().name} ({base.short})"
+        folder = project_folder() / Path(address).expanduser()
+        return f"{address if HUB.fullmatch(address) else folder.resolve().name} ({base.short})"
     return f"a model of {store().facts(handle_of(made.inputs['corpus']))['title']} ({base.short})"
 
 
