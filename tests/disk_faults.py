@@ -14,9 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 from bardflow.errors import DiskError, disk_error
 from bardflow.storage.garbage import stale_drafts
+from bardflow.storage.refs import Entry, Refs
+from bardflow.storage.store import Draft, H, Store
 from bardflow.storage.verifying import verify
 
 DISK_BYTES = 16 * 2**20
@@ -60,19 +64,59 @@ def run_while_full(run: Callable[[], object], disk: Path, home: Path, step: int)
     Each error must be one of a full disk, and the home must be intact each time.
     """
     filler, failed = fill(disk, 0), Counter[str]()
-    while True:
-        try:
-            run()
-            return failed
-        except Exception as error:
-            known = error if isinstance(error, DiskError) else disk_error(error, home)
-            if known is None or "the disk is full" not in str(known):
-                raise
-            failed[where(error)] += 1
+    while (error := error_of(run, home)) is not None:
+        failed[where(error)] += 1
         os.truncate(filler, max(0, filler.stat().st_size - step))
-        harmful = [finding for finding in verify(home) if finding.harmful]
-        assert not harmful, harmful
-        assert stale_drafts(home / "drafts") == []
+        require_intact(home)
+    return failed
+
+
+def run_filled_before_each(run: Callable[[], object], disk: Path, home: Path) -> list[str]:
+    """Run until it completes, on a disk that fills up just before each kind of artifact and each name is written.
+
+    Returns the kinds and names before which the disk was full. The checks are those of `run_while_full`.
+    """
+    filled: list[str] = []
+
+    def fill_before(what: str) -> None:
+        if what not in filled:
+            filled.append(what)
+            fill(disk, 0)
+
+    keep, move = Store.keep, Refs.move
+
+    def filled_keep(self: Store, draft: Draft, kind: type[H], *more: Any, **named: Any) -> H:
+        fill_before(kind.__name__)
+        return keep(self, draft, kind, *more, **named)
+
+    def filled_move(self: Refs, name: str, *more: Any, **named: Any) -> Entry:
+        fill_before(name)
+        return move(self, name, *more, **named)
+
+    with patch.object(Store, "keep", filled_keep), patch.object(Refs, "move", filled_move):
+        while error_of(run, home) is not None:
+            (disk / "filler").unlink()
+            require_intact(home)
+    return filled
+
+
+def error_of(run: Callable[[], object], home: Path) -> Exception | None:
+    """Run, and return the error of a full disk; None if it completed. Any other error is raised."""
+    try:
+        run()
+    except Exception as error:
+        known = error if isinstance(error, DiskError) else disk_error(error, home)
+        if known is None or "the disk is full" not in str(known):
+            raise
+        return error
+    return None
+
+
+def require_intact(home: Path) -> None:
+    """Check that no file of the home is damaged and no draft is left."""
+    harmful = [finding for finding in verify(home) if finding.harmful]
+    assert not harmful, harmful
+    assert stale_drafts(home / "drafts") == []
 
 
 def where(error: Exception) -> str:

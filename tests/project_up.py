@@ -77,11 +77,13 @@ def free_port() -> int:
 PATIENCE_SECONDS = 600
 
 
-# `bard up`, as patient as the test: of its own it says after 20 s that the scheduler has planned no run.
+# `bard up`, as patient as the test: of its own it says after 20 s that the scheduler has planned no run. A run on
+# another machine counts as lost after one minute, not five.
 UP = f"""
 import sys
 from bardflow.commands import parts, prefect_api, runs, up
 prefect_api.PLAN_SECONDS = parts.READY_SECONDS = {PATIENCE_SECONDS}
+prefect_api.LOST_HEARTBEATS = 2
 runs.PAUSES_SECONDS = (1, 1, 1)
 up.up(int(sys.argv[1]))
 """

@@ -23,22 +23,29 @@ from bardflow.errors import BardError
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.outcome import Outcome
 from bardflow.storage.backup import restore
-from bardflow.storage.handles import KINDS, Handle
+from bardflow.storage.handles import KINDS, Corpus, Handle
 from bardflow.storage.manifests import ObjectMissing, StoreError
 from bardflow.storage.verifying import repaired, verify
 from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store
+from bardflow.tasks.searching import TO_THE_END, Range, Search
 from tests.conftest import make_project, own_text, served_by
 from tests.site import Site, bring, corpus
 from tests.site import serving as answering
 
 QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 # Folders and files whose bytes are the same after a repair; stamps are not, and Prefect's database changes.
-LASTING = ("objects", "refs", "prefect/results", "copies", "downloads", "layout.json")
+LASTING = ("objects", "refs", "prefect/results", "searches", "copies", "downloads", "layout.json")
 
 
 def run(**changes: object) -> Outcome:
     return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
+
+
+def searched() -> Search:
+    """The journal of a search in the home, which may have trials."""
+    text = next(handle for handle in store().handles() if isinstance(handle, Corpus))
+    return Search(text, "tiny", Overrides(), {"learning_rate": Range(low=1e-4, high=1e-2, log=True)}, 1)
 
 
 @contextmanager
@@ -65,14 +72,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, pref
     project = make_project(tmp_path_factory.mktemp("trained") / "project", prefect_database)
     described = project / "corpora" / "own.toml"
     described.write_text(described.read_text().replace('path = "texts/own.txt"', f'url = "{site.url}"'))
-    with at_home(project) as home, pytest.MonkeyPatch.context() as patch:
+    with at_home(project), pytest.MonkeyPatch.context() as patch:
         run()
         patch.setattr("bardflow.storage.store.SETTLED_NS", -(10**12))  # the files are only seconds old
         run(steps=40, leg_steps=20)
-        (home / "searches").mkdir()
-        journal = home / "searches" / "one.log"
-        journal.write_text('{"op_code": 0}\n{"op_code": 4}\n')
-        store().copies.write(journal, journal.read_bytes())
+        search = searched()
+        for trial in search.trials(2):
+            search.fields(trial)
+            search.end(trial, 2.5 - trial.number / 10, 10, TO_THE_END)
     yield project
     site.close()
 
@@ -127,7 +134,7 @@ def kinds_of_files(home: Path) -> dict[str, Path]:
         "stamp": next((home / "stamps" / "model").iterdir()),
         "download": next((home / "downloads").glob("*/body-*")),
         "record of a download": next((home / "downloads").glob("*/record.json")),
-        "search": home / "searches" / "one.log",
+        "search": next((home / "searches").glob("*.log")),
         "database": home / "prefect" / "prefect.db",
     }
 
@@ -213,6 +220,7 @@ def test_damage_to_every_kind_of_file_is_found_not_served_and_repaired_to_the_sa
     after = bytes_of(home)
     assert {name: after.get(name) for name in expected} == expected
     assert not run(steps=40, leg_steps=20).trained
+    assert [tried.bits for tried in searched().over()] == [2.5, 2.4]
     assert bytes_of(home).keys() >= {name for name in before if "/body-" in name}, "downloaded again"
 
 

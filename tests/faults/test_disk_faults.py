@@ -14,13 +14,21 @@ import pytest
 
 from bardflow.errors import BardError, DiskError, disk_error
 from bardflow.flows.train_gpt import train_gpt
-from bardflow.storage.handles import Vocabulary
+from bardflow.storage.handles import KINDS, Vocabulary
 from bardflow.storage.manifests import Origin
 from bardflow.storage.store import Store
 from bardflow.storage.verifying import verify
 from bardflow.tasks.recipes import Overrides
 from tests.conftest import CHECKOUT, make_project
-from tests.disk_faults import QUICK, fill, mountable, run_while_full, small_disk
+from tests.disk_faults import (
+    QUICK,
+    fill,
+    mountable,
+    require_intact,
+    run_filled_before_each,
+    run_while_full,
+    small_disk,
+)
 
 cannot = mountable()
 mounts = pytest.mark.skipif(cannot is not None, reason=f"needs a small disk: {cannot}")
@@ -38,20 +46,28 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_run_that_fills_the_disk_again_and_again_ends_with_the_same_model(
     disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
     def run(project: Path) -> str:
-        monkeypatch.setenv("BARDFLOW_PROJECT", str(project))
-        monkeypatch.setenv("BARDFLOW_HOME", str(project / "home"))
-        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "prefect" / "results"}):
-            return train_gpt("own", "tiny", Overrides.model_validate(QUICK)).model
+        return trained_in(project, monkeypatch)
 
-    tight = make_project(disk / "project")
+    tight, steady = make_project(disk / "tight"), make_project(disk / "steady")
     failed = run_while_full(lambda: run(tight), disk, tight / "home", 400_000)
     assert failed.total() >= 3 and len(failed) >= 2, failed
-    assert run(tight) == run(make_project(tmp_path / "calm"))
+    filled = run_filled_before_each(lambda: run(steady), disk, steady / "home")
+    assert set(filled) == {kind.__name__ for kind in KINDS.values()} | {"own/text", "own/tiny", "own/champion"}
+    assert run(tight) == run(steady) == run(make_project(tmp_path / "calm"))
     # Prefect may have left half of a failed flow's own result, which nothing reads.
-    assert [finding for finding in verify(tight / "home") if finding.harmful] == []
+    require_intact(tight / "home")
+    require_intact(steady / "home")
+
+
+def trained_in(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Train in a project by the flow, and return the model."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    monkeypatch.setenv("BARDFLOW_PROJECT", str(project))
+    monkeypatch.setenv("BARDFLOW_HOME", str(project / "home"))
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "home" / "prefect" / "results"}):
+        return train_gpt("own", "tiny", Overrides.model_validate(QUICK)).model
 
 
 def keep(store: Store) -> Vocabulary:

@@ -2,8 +2,12 @@
 
 import signal
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
-from tests.project_up import DEPLOYMENTS, PATIENCE_SECONDS, Project, wait_for
+from bardflow.commands.processes import SUPERVISOR
+from tests.project_up import DEPLOYMENTS, PATIENCE_SECONDS, Project, left_by, wait_for
 
 
 def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) -> None:
@@ -68,3 +72,23 @@ def test_a_run_that_is_cancelled_ends_even_if_it_hears_no_signal(served: Project
     assert served.prefect("flow-run", "cancel", run_id).returncode == 0
     wait_for(lambda: served.run(run_id)["state_type"] == "CANCELLED", "the run is cancelled")
     wait_for(lambda: not any(process.is_running() for process in processes), "its process has ended")
+
+
+def test_a_run_that_is_lost_with_another_machine_is_run_again_here(served: Project, tmp_path: Path) -> None:
+    (worker,) = [process for process in served.processes() if "worker" in process.cmdline()]
+    worker.suspend()  # so the other machine's worker takes the run
+    away = {"BARDFLOW_HOME": str(tmp_path), "PREFECT_API_URL": served.url, SUPERVISOR: str(tmp_path)}
+    away["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "bardflow"]
+    other = subprocess.Popen([*command, "--name", "other"], env=served.environment() | away, cwd=served.folder)
+    created = served.prefect("deployment", "run", "wait/default")
+    wait_for((tmp_path / "waiting").exists, "the other machine begins the run")
+    for process in left_by(tmp_path):  # the other machine loses its power
+        process.kill()
+    other.wait()
+    worker.resume()
+    run_id = created.stdout.split("UUID: ")[1].split()[0]
+    served.wait_for_begin()
+    assert "It crashed and is run again in 1 s (1 of 3 times). No heartbeat for 60 s" in served.text()
+    (served.home / "gate").touch()
+    wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", "the run completes")
