@@ -190,16 +190,19 @@ def make_automation(client: httpx.Client) -> None:
     """Create the automation that marks runs on other machines as Crashed when their heartbeats stop.
 
     The process of a run on this machine is watched by its worker. Five minutes without an event are ten heartbeats,
-    so neither a restart of the server nor a short loss of the network is taken for a crash.
+    so neither a restart of the server nor a short loss of the network is taken for a crash. The server itself notes
+    that a run is Running, so a machine that is lost before the first heartbeat is missed too. An automation as earlier
+    versions made it is replaced; one with changes of the user's is not.
     """
-    if ask(client, "/automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}}):
+    found = ask(client, "/automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}})
+    if found and found[0]["trigger"].get("after") != ["prefect.flow-run.heartbeat"]:
         return
     trigger = {
         "type": "event",
         "posture": "Proactive",
         "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
         "for_each": ["prefect.resource.id"],
-        "after": ["prefect.flow-run.heartbeat"],
+        "after": ["prefect.flow-run.Running", "prefect.flow-run.heartbeat"],
         "expect": ["prefect.flow-run.*"],
         "threshold": 1,
         "within": LOST_HEARTBEATS * HEARTBEAT_SECONDS,
@@ -212,6 +215,8 @@ def make_automation(client: httpx.Client) -> None:
         "actions": [{"type": "change-flow-run-state", "state": "CRASHED", "message": message}],
     }
     ask(client, "/automations/", automation)
+    for old in found:
+        client.delete(f"/automations/{old['id']}").raise_for_status()
 
 
 def deploy(client: httpx.Client, project: Path) -> list[Deployment]:

@@ -30,6 +30,7 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect sets it in the process of each flow
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 5  # from SIGTERM to SIGKILL for one child (a server waits for open browsers)
 KILL_SECONDS = 15
+PORT_SECONDS = 10  # how long a port is waited for on which no process is seen to listen
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOG_LINES = 20
 LOG_BYTES = 10_000_000
@@ -298,10 +299,27 @@ def only_one(url: str) -> Iterator[None]:
         yield
 
 
-def require_free(host: str, port: int) -> None:
-    """Raise UpError unless a server can listen on this host and port."""
+def require_free(host: str, port: int, patience: float = 0) -> None:
+    """Raise UpError unless a server can listen on this host and port.
+
+    For `patience` seconds, it waits for a port on which no process is seen to listen: the kernel frees the port of a
+    killed server a moment after the process is gone, and an outgoing connection may have it for a while.
+    """
     if not 0 < port < 65536:
         raise UpError(f"No such port: {port}. Choose one from 1 to 65535, such as `bard up --port {PROJECT_PORT}`.")
+    deadline = time.monotonic() + patience
+    while not (bound := can_bind(host, port)) and listener(port) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if not bound:
+        owner = listener(port)
+        raise UpError(
+            f"Port {port} on {host} is taken{f' by {owner}' if owner else ''}. "
+            f"Stop what uses it, or choose another port: `bard up --port {PROJECT_PORT + 1}`."
+        )
+
+
+def can_bind(host: str, port: int) -> bool:
+    """Return whether the port is free on this host; raise UpError if the host cannot be used at all."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -310,13 +328,10 @@ def require_free(host: str, port: int) -> None:
     except socket.gaierror as error:
         raise UpError(f"No such host on this machine: {host!r} ({error}). Use --host 127.0.0.1 or 0.0.0.0.") from error
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise UpError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
-        owner = listener(port)
-        raise UpError(
-            f"Port {port} on {host} is taken{f' by {owner}' if owner else ''}. "
-            f"Stop what uses it, or choose another port: `bard up --port {PROJECT_PORT + 1}`."
-        ) from error
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise UpError(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
+    return True
 
 
 def require_password(host: str) -> None:

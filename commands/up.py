@@ -35,6 +35,7 @@ from bardflow.commands.prefect_api import (
 )
 from bardflow.commands.processes import (
     FLOW_RUN,
+    PORT_SECONDS,
     PROJECT_PORT,
     Child,
     UpError,
@@ -75,7 +76,7 @@ def up(port: int = PROJECT_PORT, host: str = "127.0.0.1") -> None:
     project = project_folder()
     url = f"http://{reachable(host)}:{port}/api"
     with only_one(url), supervising():
-        require_free(host, port)
+        require_free(host, port, PORT_SECONDS)
         parts: list[Part] = []
         try:
             bring_up(project, host, port, url, parts)

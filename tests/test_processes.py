@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +32,18 @@ def test_a_taken_port_is_an_error_that_names_the_process_and_the_way_out() -> No
         port = listener.getsockname()[1]
         with pytest.raises(UpError, match=rf"Port {port} .*process {os.getpid()}.*--port 4201"):
             require_free("127.0.0.1", port)
+
+
+def test_a_port_on_which_nobody_listens_any_more_is_waited_for() -> None:
+    with socket.socket() as leaving:
+        leaving.bind(("127.0.0.1", 0))
+        port = leaving.getsockname()[1]
+        with pytest.raises(UpError, match=f"Port {port} on 127.0.0.1 is taken. Stop what uses it"):
+            require_free("127.0.0.1", port)
+        closing = threading.Timer(0.5, leaving.close)
+        closing.start()
+        require_free("127.0.0.1", port, PATIENCE_SECONDS)
+        closing.join()
 
 
 @pytest.mark.parametrize(

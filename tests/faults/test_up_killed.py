@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bardflow.commands.prefect_api import AUTOMATION, api, ask
 from bardflow.commands.processes import SUPERVISOR
 from tests.project_up import DEPLOYMENTS, PATIENCE_SECONDS, Project, left_by, wait_for
 
+# Runs of a schedule that is faster than they are would wait before other runs; the next deployment deletes them.
+SELDOM = DEPLOYMENTS.replace("interval: 5", "interval: 3600")
+
 
 def test_a_run_under_way_goes_on_after_a_stop_and_after_a_kill(served: Project) -> None:
-    # Runs of a schedule that is faster than they are would wait before this one; the next deployment deletes them.
-    (served.folder / "prefect.yaml").write_text(DEPLOYMENTS.replace("interval: 5", "interval: 3600"))
+    (served.folder / "prefect.yaml").write_text(SELDOM)
     run_id = served.begin("--param", "recipe=tiny")
     other = served.prefect("deployment", "run", "tick/often").stdout.split("UUID: ")[1].split()[0]
     # The first look that is noted may have begun before; the second would take the run, and the third comes after.
@@ -75,6 +78,13 @@ def test_a_run_that_is_cancelled_ends_even_if_it_hears_no_signal(served: Project
 
 
 def test_a_run_that_is_lost_with_another_machine_is_run_again_here(served: Project, tmp_path: Path) -> None:
+    (served.folder / "prefect.yaml").write_text(SELDOM)
+    assert served.prefect("--no-prompt", "deploy", "--all").returncode == 0
+    with api(served.url) as client:  # 20 s without a heartbeat, not 300
+        (found,) = ask(client, "/automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}})
+        sooner = {name: found[name] for name in ("name", "description", "enabled", "actions")}
+        sooner["trigger"] = found["trigger"] | {"within": 20}
+        client.put(f"/automations/{found['id']}", json=sooner).raise_for_status()
     (worker,) = [process for process in served.processes() if "worker" in process.cmdline()]
     worker.suspend()  # so the other machine's worker takes the run
     away = {"BARDFLOW_HOME": str(tmp_path), "PREFECT_API_URL": served.url, SUPERVISOR: str(tmp_path)}
@@ -89,6 +99,6 @@ def test_a_run_that_is_lost_with_another_machine_is_run_again_here(served: Proje
     worker.resume()
     run_id = created.stdout.split("UUID: ")[1].split()[0]
     served.wait_for_begin()
-    assert "It crashed and is run again in 1 s (1 of 3 times). No heartbeat for 60 s" in served.text()
+    assert "It crashed and is run again in 1 s (1 of 3 times). No heartbeat for 300 s" in served.text()
     (served.home / "gate").touch()
     wait_for(lambda: served.run(run_id)["state_type"] == "COMPLETED", "the run completes")
