@@ -23,11 +23,16 @@ def services() -> dict[str, Any]:
     return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"])
 
 
+def image_settings() -> dict[str, str]:
+    """The environment that the image sets."""
+    [block] = re.findall(r"^ENV ((?:.*\\\n)*.*\n)", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    return dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
+
+
 def test_the_image_has_the_settings_that_bard_gives_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [block] = re.findall(r"^ENV ((?:.*\\\n)*.*\n)", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
-    image = dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
+    image = image_settings()
     monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path))
     for name in ("OMP_WAIT_POLICY", *image):
         if name != "BARDFLOW_HOME":
