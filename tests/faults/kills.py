@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from bardflow.commands.prefect_api import api
@@ -204,8 +205,8 @@ class Up:
             try:
                 with api(f"http://127.0.0.1:{self.port}/api") as client:
                     response = client.request(method, path, json=question or None)
-                    return [response.json()] if response.is_success else None
-            except Exception:  # the server was just killed
+                    return [response.json() if response.content else None] if response.is_success else None
+            except httpx.HTTPError:  # the server was just killed
                 return None
 
         return wait_for(answer, path)[0]
