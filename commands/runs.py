@@ -1,15 +1,21 @@
-"""Flow runs under `bard up` whose process was killed, is lost, or does not obey a cancellation."""
+"""Flow runs whose process was killed, is lost, or does not obey a cancellation.
 
+`bard up` looks after them. Where the worker was started without it, call `python -m bardflow.commands.runs` beside it.
+"""
+
+import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import psutil
 
-from bardflow.commands.prefect_api import POOL, UNDER_WAY, FlowRun, ask, end_tasks, is_ours, reschedule, scheduled
-from bardflow.commands.processes import FLOW_RUN, environment_of, kill
+from bardflow.commands.prefect_api import POOL, UNDER_WAY, FlowRun, api, ask, end_tasks, is_ours, reschedule, scheduled
+from bardflow.commands.processes import FLOW_RUN, UpError, environment_of, kill
 
 # A crashed run is run again after each of these pauses; after one more crash it is Failed.
 PAUSES_SECONDS = (10, 30, 90)
@@ -110,3 +116,17 @@ def run_again(client: httpx.Client, run: FlowRun, reason: str) -> str:
     # Forced, as in `reschedule`.
     ask(client, f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
     return line
+
+
+def main() -> None:
+    """Look after the runs of the server at PREFECT_API_URL, for ever; without its answer, try again."""
+    memory = MemoryWatch()
+    while True:
+        with api(os.environ["PREFECT_API_URL"]) as client, suppress(UpError, httpx.HTTPError):
+            for line in look_after(client, memory):
+                print(line, flush=True)
+        time.sleep(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from bardflow.commands.prefect_api import all_deployments, api, ask
+from bardflow.commands.processes import FLOW_RUN, environment_of
 from tests.conftest import make_project
 from tests.postgres import PASSWORD, postgres, programs
 from tests.project_up import PATIENCE_SECONDS, UP, free_port, wait_for
@@ -22,18 +24,22 @@ HERE = programs()
 LOGIN = "me:open-sesame"
 
 
-def trained(client: httpx.Client) -> str:
-    """Run the deployment train-gpt on the small corpus, and return the type of its last state."""
+def begun(client: httpx.Client) -> str:
+    """Run the deployment train-gpt on the small corpus, and return the run's id."""
     [deployment] = [one for one in all_deployments(client) if one.title == "train-gpt/default"]
     parameters = {"corpus": "own", "recipe": "tiny", "overrides": QUICK}
     path = f"/deployments/{deployment.id}/create_flow_run"
-    run = ask(client, path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})
+    return str(ask(client, path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"])
 
-    def ended() -> str | None:
-        [now] = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-        return now["state_type"] if now["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
-    return str(wait_for(ended, "the run ends"))
+def ended(client: httpx.Client, run: str) -> str:
+    """Wait until the run has ended, and return the type of its last state; a crashed run is run again."""
+
+    def state() -> str | None:
+        [now] = ask(client, "/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return now["state_type"] if now["state_type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
+
+    return str(wait_for(state, "the run ends"))
 
 
 @pytest.mark.skipif(HERE is None, reason="needs PostgreSQL: apt-get install postgresql")
@@ -55,7 +61,7 @@ def test_bard_up_trains_on_postgresql(tmp_path: Path) -> None:
                 wait_for(lambda: "is up:" in said.read_text() or up.poll() is not None, "bard up")
                 assert up.poll() is None, said.read_text()
                 with api(f"http://127.0.0.1:{port}/api") as client:
-                    assert trained(client) == "COMPLETED", said.read_text()
+                    assert ended(client, begun(client)) == "COMPLETED", said.read_text()
                     metrics = client.get("/metrics").raise_for_status().text
                     assert "# TYPE process_resident_memory_bytes gauge" in metrics
             finally:
@@ -96,7 +102,7 @@ def test_the_commands_of_the_compose_file_train_together(tmp_path: Path, monkeyp
                 stdout=stack.enter_context(said.open("wb")), stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             stack.callback(process.wait, PATIENCE_SECONDS)
-            stack.callback(process.terminate)
+            stack.callback(os.killpg, process.pid, signal.SIGTERM)
             return said
 
         client = stack.enter_context(api(f"http://127.0.0.1:{ports['4200']}/api"))
@@ -106,12 +112,21 @@ def test_the_commands_of_the_compose_file_train_together(tmp_path: Path, monkeyp
         begin("reports")
         wait_for(lambda: answered(client, "/work_pools/bardflow"), "the work pool")
         wait_for(lambda: "Worker 'bardflow' started" in worker.read_text(), "the worker")
-        assert trained(client) == "COMPLETED", worker.read_text()
+        run = begun(client)
+        [process] = wait_for(lambda: processes_of(run), "the run's process")
+        process.kill()
+        assert ended(client, run) == "COMPLETED", worker.read_text()
+        assert "It crashed and is run again in 10 s (1 of 3 times)" in worker.read_text()
         assert httpx.get(f"{client.base_url}work_pools/bardflow", trust_env=False).status_code == 401
         reports = f"http://127.0.0.1:{ports['4201']}/"
         wait_for(lambda: answered(client, reports), "the reports")
         assert httpx.get(reports, trust_env=False).status_code == 401
         assert "own" in client.get(reports).text
+
+
+def processes_of(run: str) -> list[psutil.Process]:
+    """The processes of a flow run."""
+    return [process for process in psutil.process_iter() if environment_of(process).get(FLOW_RUN) == run]
 
 
 def answered(client: httpx.Client, address: str) -> bool:
