@@ -7,13 +7,18 @@ any Host header. So a web page could start runs or clear the database.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
+import prefect
 import prefect.server.api.server as prefect_server
 from prefect.cli import app
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_DATABASE_MIGRATE_ON_START
+from sqlalchemy.engine import make_url
 
 # The server looks for a block's class when an automation sends a notification.
 from bardflow.commands.notification_block import NotificationAddress
+from bardflow.commands.prefect_database import ensure_database
 from bardflow.commands.web_guard import checked
 
 __all__ = ["NotificationAddress"]
@@ -34,6 +39,16 @@ def create_checked_app(*given: Any, **named: Any) -> Any:
     return checked(app, os.environ["PREFECT_SERVER_API_HOST"], origins)
 
 
+def database_file() -> Path | None:
+    """Return the path of the server's SQLite database, or None if it has another database or may not migrate it."""
+    address = PREFECT_API_DATABASE_CONNECTION_URL.value()
+    url = make_url(address.get_secret_value() if hasattr(address, "get_secret_value") else address)
+    is_file = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":", "file:"))
+    return Path(url.database) if is_file and PREFECT_API_DATABASE_MIGRATE_ON_START.value() else None
+
+
 if __name__ == "__main__":
+    if file := database_file():
+        ensure_database(file, prefect.__version__)
     prefect_server.create_app = create_checked_app
     app()

@@ -3,10 +3,9 @@
 import gc
 import os
 import shutil
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,12 +152,6 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         own.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="session")
-def prefect_database(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as Prefect's server makes it, without runs: that takes seconds, so other homes get a copy."""
-    return shared_folder(tmp_path_factory) / "prefect.db"
-
-
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of the tests have."""
     base = tmp_path_factory.getbasetemp()
@@ -167,7 +160,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def flow_run_server(home: Path) -> Iterator[str]:
-    """A server for flow runs alone. Its database is copied, before it has any, to a file beside its home."""
+    """A server for flow runs alone."""
     from bardflow.commands.up import server
 
     with pytest.MonkeyPatch.context() as patch:
@@ -176,9 +169,6 @@ def flow_run_server(home: Path) -> Iterator[str]:
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         serving = server()
         url = serving.__enter__()
-    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
-        (home.parent / "prefect.db").unlink(missing_ok=True)
-        database.execute("VACUUM INTO ?", (str(home.parent / "prefect.db"),))
     yield url
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BARDFLOW_HOME", str(home))
@@ -313,12 +303,6 @@ def real_text(mirror: str) -> Callable[[str, str], str]:
     return read
 
 
-def give_database(home: Path, database: Path) -> None:
-    """A home that Prefect's server finds its database in."""
-    (home / "prefect").mkdir(parents=True)
-    shutil.copy(database, home / "prefect")
-
-
 @contextmanager
 def served_by(home: Path, url: str) -> Iterator[None]:
     """Let the commands of a home use a server, as beside a `bard up`: each starts sooner without one of its own."""
@@ -330,10 +314,8 @@ def served_by(home: Path, url: str) -> Iterator[None]:
         yield
 
 
-def make_project(folder: Path, database: Path | None = None) -> Path:
-    """A project folder with one small corpus, `own`, and a server's database where one is given."""
-    if database is not None:
-        give_database(folder / "home", database)
+def make_project(folder: Path) -> Path:
+    """A project folder with one small corpus, `own`."""
     (folder / "corpora").mkdir(parents=True)
     (folder / "texts").mkdir()
     shutil.copy(CHECKOUT / "prefect.yaml", folder)

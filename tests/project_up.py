@@ -17,7 +17,6 @@ import pytest
 
 from bardflow.commands.prefect_api import api
 from bardflow.commands.processes import FLOW_RUN, SUPERVISOR, environment_of
-from tests.conftest import give_database
 
 FLOWS = """
 import ctypes
@@ -205,10 +204,9 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def up_project(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Project]:
+def up_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project, for all tests of a file."""
     project = Project(tmp_path_factory.mktemp("project"))
-    give_database(project.home, prefect_database)
     yield project
     if project.process is not None:
         project.kill()

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import prefect
 import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
 from bardflow.commands import cli
+from bardflow.commands.prefect_database import ensure_database
 from bardflow.commands.web import reports_app
 from bardflow.errors import BardError
 from bardflow.flows.train_gpt import train_gpt
@@ -65,11 +67,12 @@ def at_home(project: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, prefect_database: Path) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Iterator[Path]:
     """A project after two runs, with a download, a database, a stamp and two champions."""
     site = Site()
     site.answers = [answering(own_text().encode())]
-    project = make_project(tmp_path_factory.mktemp("trained") / "project", prefect_database)
+    project = make_project(tmp_path_factory.mktemp("trained") / "project")
+    ensure_database(project / "home" / "prefect" / "prefect.db", prefect.__version__)
     described = project / "corpora" / "own.toml"
     described.write_text(described.read_text().replace('path = "texts/own.txt"', f'url = "{site.url}"'))
     with at_home(project), pytest.MonkeyPatch.context() as patch:

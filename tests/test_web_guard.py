@@ -25,7 +25,7 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.storage.handles import Model
 from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs
-from tests.conftest import give_database, serving
+from tests.conftest import serving
 from tests.hostile import files_of
 
 SECRET = "correct-horse-battery"
@@ -140,12 +140,11 @@ def test_commands_do_not_listen_beyond_this_machine_without_a_password(command: 
 
 @pytest.mark.faults
 def test_prefects_api_has_the_password_and_answers_no_other_site(
-    tmp_path: Path, project: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real server, as `bard up` and the commands start it; the password is in no file of the home."""
     monkeypatch.setenv("BARDFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", f"me:{SECRET}")
-    give_database(tmp_path / "home", prefect_database)
     with server() as url, httpx.Client(base_url=url, trust_env=False, timeout=600) as client:
         port = httpx.URL(url).port
 

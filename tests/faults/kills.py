@@ -63,8 +63,8 @@ deployments:
 class Project:
     """A project with a corpus of its own, and the legs that were said to be done in it."""
 
-    def __init__(self, folder: Path, database: Path | None = None) -> None:
-        self.folder = make_project(folder, database)
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_project(folder)
         self.home = self.folder / "home"
         (self.folder / "prefect.yaml").write_text(DEPLOYMENT)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "BARDFLOW"))}

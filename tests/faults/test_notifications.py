@@ -23,7 +23,7 @@ from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.flows.refresh_corpora import refresh_corpora
 from bardflow.flows.train_gpt import train_gpt
 from bardflow.tasks.recipes import Overrides
-from tests.conftest import give_database, served_by
+from tests.conftest import served_by
 from tests.project_up import free_port, wait_for
 
 SECRET = "open-sesame-7c1"
@@ -96,7 +96,6 @@ def mailbox() -> Iterator[tuple[Mailbox, int]]:
 @pytest.fixture
 def bard(
     project: Path,
-    prefect_database: Path,
     prefect_server: None,
     answers: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -117,7 +116,6 @@ def bard(
             return int(ended.code or 0)
         return 0
 
-    give_database(tmp_path / "server", prefect_database)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BARDFLOW_HOME", str(tmp_path / "server"))
         serving = server()

@@ -8,9 +8,9 @@ from pathlib import Path
 from tests.conftest import CHECKOUT
 
 
-def test_some_days_with_kills_leave_a_home_within_bounds_and_explained(tmp_path: Path, prefect_database: Path) -> None:
+def test_some_days_with_kills_leave_a_home_within_bounds_and_explained(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.faults.year", "--days", "2", "--history-days", "1", "--kills", "0.5"]
-    command += ["--seed", "3", "--folder", str(tmp_path / "year"), "--database", str(prefect_database)]
+    command += ["--seed", "3", "--folder", str(tmp_path / "year")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])

@@ -212,10 +212,9 @@ def main() -> None:
     parser.add_argument("--history-days", type=int, default=30)
     parser.add_argument("--kills", type=float, default=0.1, help="share of the clean-ups and trainings that are killed")
     parser.add_argument("--folder", type=Path, help="where the project is made; it must not exist [a temporary folder]")
-    parser.add_argument("--database", type=Path, help="a new database of Prefect's, to start sooner")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(f"year-{os.getpid()}").resolve()
-    make_project(folder, arguments.database)
+    make_project(folder)
     os.environ |= {
         "BARDFLOW_PROJECT": str(folder),
         "BARDFLOW_HOME": str(folder / "home"),
