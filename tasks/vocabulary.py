@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import tee
 from pathlib import Path
 
 from prefect import task
@@ -139,9 +140,9 @@ def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> 
     def rows() -> Iterator[tuple[str, int, TokenIds]]:
         with Progress("tokenizing", "character", survey["characters"]) as progress:
             for part in SPLITS:
-                pieces = read_documents(folder, part)
+                pieces, ahead = tee(read_documents(folder, part))
                 try:
-                    for (document, text), ids in zip(pieces, encode(tokenizer, read_text(folder, part)), strict=True):
+                    for (document, text), ids in zip(pieces, encode(tokenizer, (t for _, t in ahead)), strict=True):
                         yield part, document, ids
                         progress.advance(len(text))
                 except NotLossless as error:

@@ -135,6 +135,28 @@ def test_a_long_piece_encodes_as_the_plain_library_does(spec: VocabularySpec, ma
     assert ids_of(tokenizer, text) == tokenizer.encode(text).ids
 
 
+@given(text=any_text)
+@settings(max_examples=150)
+def test_characters_are_looked_up_as_the_library_encodes_them(text: str) -> None:
+    assert ids_of(learned(CHAR), text) == learned(CHAR).encode(text).ids
+
+
+@pytest.mark.parametrize("ignores_merges", [False, True])
+def test_a_tokenizer_that_knows_more_than_characters_is_left_to_the_library(ignores_merges: bool) -> None:
+    tokenizer = Tokenizer.from_str(learned(CHAR).to_str())
+    if ignores_merges:  # then a word that is the name of a token becomes this token, here a byte
+        changed = json.loads(tokenizer.to_str())
+        changed["model"]["ignore_merges"] = True
+        tokenizer = Tokenizer.from_str(json.dumps(changed))
+        assert tokenizer.encode("<0x41>").ids == [0x41]
+        with pytest.raises(VocabularyError, match="<0x41>"):
+            ids_of(tokenizer, "<0x41>")
+    else:
+        tokenizer.add_tokens(["First"])
+        assert ids_of(tokenizer, TEXT) == tokenizer.encode(TEXT).ids
+        assert len(ids_of(tokenizer, "First")) == 1
+
+
 @LOSSLESS
 def test_the_files_open_and_round_trip_with_none_of_this_code(spec: VocabularySpec, tmp_path: Path) -> None:
     save(learned(spec), tmp_path)

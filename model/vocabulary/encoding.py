@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain, groupby
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from bardflow.model.vocabulary.decoding import Spelling, decoder_steps, spelling, vocabulary_size
 from bardflow.model.vocabulary.spec import NotLossless, NotText, UnknownCharacter, VocabularyError, library_errors
@@ -32,9 +36,9 @@ def token_dtype(size: int) -> TokenType:
 def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
     """Yield an array of token ids for each piece of text, in order, of type `token_dtype` for the vocabulary's size.
 
-    The ids spell the text: joined, the bytes of their tokens (`spellings`) are the text's. Only one batch and the
-    current piece are in memory. If the tokenizer was made by `learn`, the pieces have the same ids as the whole text if
-    each cut is just after a newline that a non-space character follows (`str.isspace`); for "char", after any cut.
+    The ids spell the text: joined, the bytes of their tokens (`spellings`) are the text's. Only two batches and the
+    current piece are in memory. If the tokenizer was made by `learn`, the pieces have the same ids as the whole text
+    if each cut is just after a newline that a non-space character follows (`str.isspace`); for "char", after any cut.
     A `tokenizer.json` of another program may have other ids near a cut.
 
     Raises:
@@ -42,12 +46,67 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[TokenIds]:
         NotLossless: the tokenizer changes or drops a part of the text.
         NotText: the text has half of a surrogate pair.
     """
+    table = _character_ids(tokenizer)
+    if table is not None:
+        yield from _look_up(tokenizer, table, pieces)
+        return
+    for _, arrays in groupby(_encoded(tokenizer, enumerate(pieces)), key=itemgetter(0)):
+        yield np.concatenate([ids for _, ids in arrays])
+
+
+def _encoded(tokenizer: Tokenizer, pieces: Iterable[tuple[int, str]]) -> Iterator[tuple[int, TokenIds]]:
+    """Encode numbered pieces with the library, which uses all cores: the next batch while the last one is checked."""
     dtype, spelled = token_dtype(vocabulary_size(tokenizer)), spelling(tokenizer)
     words = tokenizer.pre_tokenizer
-    read = ((number, *page) for number, piece in enumerate(pieces) for page in pages(words, _text(piece, number)))
-    encoded = (done for batch in _batches(read) for done in _encode_batch(tokenizer, batch, dtype, spelled))
-    for _, arrays in groupby(encoded, key=itemgetter(0)):
-        yield np.concatenate([ids for _, ids in arrays])
+    read = ((number, *page) for number, piece in pieces for page in pages(words, _text(piece, number)))
+
+    def encodings(batch: list[_Page]) -> list[Encoding]:
+        with library_errors("the tokenizers library cannot encode a text with this tokenizer: {}"):
+            return tokenizer.encode_batch_fast([text for _, _, text in batch], add_special_tokens=False)
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead: tuple[list[_Page], Future[list[Encoding]]] | None = None
+        for batch in chain(_batches(read), [None]):
+            last = ahead
+            ahead = None if batch is None else (batch, thread.submit(encodings, batch))
+            if last is not None:
+                yield from _checked(tokenizer, last[0], last[1].result(), dtype, spelled)
+
+
+@lru_cache(maxsize=8)
+def _character_ids(tokenizer: Tokenizer) -> npt.NDArray[np.int32] | None:
+    """Return the id of each code point, -1 for those without a token, if the tokenizer takes each character alone.
+
+    None for all other tokenizers, and for settings with which the library might do something else.
+    """
+    whole = json.loads(tokenizer.to_str())
+    steps = [step["type"] for step in decoder_steps(tokenizer)]
+    nothing_else = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding", "added_tokens")
+    settings = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "merges")
+    model = whole["model"]
+    if model["type"] != "BPE" or any(whole[part] for part in nothing_else) or any(model[name] for name in settings):
+        return None
+    if steps not in (["Fuse"], ["ByteFallback", "Fuse"]):
+        return None
+    table = np.full(sys.maxunicode + 1, -1, np.int32)
+    for token, i in model["vocab"].items():
+        if len(token) == 1:
+            table[ord(token)] = i
+    return table
+
+
+def _look_up(tokenizer: Tokenizer, table: npt.NDArray[np.int32], pieces: Iterable[str]) -> Iterator[TokenIds]:
+    """Encode pieces by the table; a piece that has a character without a token by the library."""
+    dtype = token_dtype(vocabulary_size(tokenizer))
+    for number, piece in enumerate(pieces):
+        ids = table[np.frombuffer(_utf_32(piece, number), np.uint32)]
+        if ids.size and ids.min() < 0:
+            ids = np.concatenate([page for _, page in _encoded(tokenizer, [(number, piece)])])
+        yield ids.astype(dtype)
+
+
+def _utf_32(piece: str, number: int) -> bytes:
+    return _text(piece, number).encode("utf-32-le" if sys.byteorder == "little" else "utf-32-be")
 
 
 def _text(piece: str, number: int) -> str:
@@ -74,11 +133,14 @@ def _batches(pages: Iterable[_Page]) -> Iterator[list[_Page]]:
         yield batch
 
 
-def _encode_batch(
-    tokenizer: Tokenizer, batch: list[_Page], dtype: TokenType, spelled: Spelling
+def _checked(
+    tokenizer: Tokenizer, batch: list[_Page], encodings: list[Encoding], dtype: TokenType, spelled: Spelling
 ) -> Iterator[tuple[int, TokenIds]]:
-    with library_errors("the tokenizers library cannot encode a text with this tokenizer: {}"):
-        encodings = tokenizer.encode_batch_fast([text for _, _, text in batch], add_special_tokens=False)
+    """Yield the ids of each page.
+
+    Raises:
+        UnknownCharacter, NotLossless: they do not spell the page.
+    """
     for (number, offset, text), encoding in zip(batch, encodings, strict=True):
         ids = encoding.ids
         came_back = b"".join([spelled.tokens[i] for i in ids])
