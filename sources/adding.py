@@ -10,7 +10,7 @@ from bardflow.sources.cleaning import Cleaned
 from bardflow.sources.documents import Reading, extent, raw_files, read, split
 from bardflow.sources.download import Progress
 from bardflow.sources.duplicates import Duplicates, NothingLeft, treated
-from bardflow.sources.encoding import Detected, detect_file, lines
+from bardflow.sources.encoding import Detected, detect_file
 from bardflow.sources.epub import is_epub
 from bardflow.sources.fetch import Fetched, dataset_rows, fetch
 from bardflow.sources.formats import SAMPLE_ROWS, detect_format, different_formats, is_parquet
@@ -26,6 +26,7 @@ from bardflow.sources.spec import (
     UrlSource,
 )
 from bardflow.sources.survey import Survey, survey
+from bardflow.sources.tally import lines
 from bardflow.sources.unpack import RawText, raw_texts
 
 # The fields of a spec that can be proposed from the text, and the characters shown of it before and after cleaning.

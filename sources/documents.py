@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bardflow.sources.cleaning import Cleaned, clean, counted
-from bardflow.sources.encoding import decoded, lines
+from bardflow.sources.encoding import decoded
 from bardflow.sources.epub import chapters
 from bardflow.sources.heading import Heading, SlowHeading
 from bardflow.sources.markup import html_text, markdown_text
 from bardflow.sources.rows import RowCounts, row_texts
 from bardflow.sources.spec import CorpusError, CorpusSpec, DatasetSource, SplitSpec
-from bardflow.sources.tally import Tally
+from bardflow.sources.tally import Tally, lines
 from bardflow.sources.unpack import raw_texts
 
 PIECE_CHARACTERS = 65_536
 
 Part = Literal["train", "validation"]
+PARTS: tuple[Part, Part] = ("train", "validation")
 
 
 class Piece(NamedTuple):
@@ -179,10 +180,11 @@ def _opens(spec: CorpusSpec, heading: Heading, line: str) -> bool:
 def _units(
     spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts, *, by_line: bool
 ) -> Iterator[Iterator[str]]:
-    """The cleaned text of each file or row; as lines if cleaning or headings need lines."""
+    """The cleaned text of each file or row; as lines if headings need lines."""
     for path in raw_files(spec, folder):
         for text in _texts(spec, path, path.relative_to(folder).as_posix(), rows):
-            yield clean(lines(text), spec.cleaning, tallies) if spec.cleaning or by_line else text
+            cleaned = clean(text, spec.cleaning, tallies) if spec.cleaning else text
+            yield lines(cleaned) if by_line else cleaned
 
 
 def _texts(spec: CorpusSpec, path: Path, name: str, counts: RowCounts) -> Iterator[Iterator[str]]:

@@ -1,7 +1,7 @@
 """Decoding of text files in the encoding that their corpus declares, and detection of an encoding for a new corpus."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
@@ -106,21 +106,6 @@ def _blocks(file: RawText, encoding: str) -> Iterator[str]:
                 yield text
             offset += len(block)
             block = following
-
-
-def lines(texts: Iterable[str]) -> Iterator[str]:
-    r"""The lines of a text that comes in blocks; only "\n" ends a line."""
-    pending: list[str] = []
-    for text in texts:
-        *whole, rest = text.split("\n")
-        for line in whole:
-            pending.append(line)
-            yield "".join(pending) + "\n"
-            pending.clear()
-        if rest:
-            pending.append(rest)
-    if pending:
-        yield "".join(pending)
 
 
 def detect(data: bytes) -> Detected | None:

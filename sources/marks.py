@@ -19,8 +19,16 @@ _RULE = re.compile(r"-{10,}\s*$")
 _EXPLANATION = "【テキスト中に現れる記号について】"
 _EXPLANATION_LINES = 100
 _PUBLISHED = re.compile(r"底本[：:]")
-# Marks that no other text has. Ruby alone is no sign: in Chinese, 《》 encloses titles.
-AOZORA_SIGN = re.compile(rf"［＃[^［］\n]*+］|{_EXPLANATION}")
+_AOZORA_NOTE = re.compile(r"［＃[^［］\n]*+］")
+
+
+def has_aozora_sign(text: str) -> bool:
+    """Say whether a text has marks that only Aozora Bunko's texts have.
+
+    Ruby alone is no sign: in Chinese, 《》 encloses titles.
+    """
+    # `in` is many times faster than an expression, and nearly all texts have neither.
+    return _EXPLANATION in text or ("［＃" in text and _AOZORA_NOTE.search(text) is not None)
 
 
 def aozora(lines: Iterator[str], tally: Tally) -> Iterator[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bardflow.files import parse_json
-from bardflow.sources.encoding import decoded, lines
+from bardflow.sources.encoding import decoded
 from bardflow.sources.json_list import ALIKE, LONGEST_ROW, listed_objects
 from bardflow.sources.spec import CorpusError, RowsSpec
+from bardflow.sources.tally import lines
 from bardflow.sources.unpack import FREE_BYTES, MOST_RATIO, RawText
 
 # Rows of a Parquet file that are in memory at once. Small files can unpack to rows of megabytes: with 1,024 rows at

@@ -1,15 +1,17 @@
 """The survey of a text: sizes, repetitions, unseen characters, and suggestions."""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.code_points import code_points
 from bardflow.sources.cleaning import wrap_width
-from bardflow.sources.documents import Part, Piece
-from bardflow.sources.marks import AOZORA_SIGN
+from bardflow.sources.documents import PARTS, Part, Piece
+from bardflow.sources.marks import has_aozora_sign
 
 _LONG_LINE = 10_000
 _SMALL_TEXT = 100_000
@@ -22,6 +24,10 @@ _REMEMBERED_LINES = 500_000
 # Lines are compared by this many characters at their start.
 _COMPARED_CHARACTERS = 65_536
 _SAMPLE_LINES = 5_000
+
+Points = npt.NDArray[np.uint32]  # code points of a text
+Hashes = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
 
 
 class Suggestion(BaseModel):
@@ -72,31 +78,47 @@ class _LineCounts:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[Part, Counter[int]] = {"train": Counter(), "validation": Counter()}
+        self.counted = {part: (np.empty(0, np.uint64), np.empty(0, np.int64)) for part in PARTS}
+        self._new: dict[Part, list[Hashes]] = {part: [] for part in PARTS}
         self._below = 1 << 64
 
-    def add(self, part: Part, line: str) -> None:
-        digest = blake2b(line[:_COMPARED_CHARACTERS].encode(), digest_size=8).digest()
-        key = int.from_bytes(digest)
-        if key < self._below:
-            self.counts[part][key] += 1
-            if sum(map(len, self.counts.values())) > _REMEMBERED_LINES:
-                self._below //= 2
-                for counter in self.counts.values():
-                    for kept in [other for other in counter if other >= self._below]:
-                        del counter[kept]
+    def add(self, part: Part, lines: Hashes) -> None:
+        """Add the hashes of lines."""
+        self._new[part].append(self._sampled(lines))
+        if sum(map(len, self._new[part])) > _REMEMBERED_LINES:
+            self.count()
+
+    def count(self) -> None:
+        """Count what was added."""
+        for part, (keys, counts) in self.counted.items():
+            new = np.concatenate([np.empty(0, np.uint64), *self._new[part]])
+            both = np.concatenate([keys, new])
+            weights = np.concatenate([counts, np.ones(len(new), np.int64)])
+            order = np.argsort(both, kind="stable")
+            both = both[order]
+            first = np.flatnonzero(np.concatenate([[True], both[1:] != both[:-1]])) if len(both) else order
+            self.counted[part] = both[first], np.add.reduceat(weights[order], first) if len(both) else counts
+            self._new[part].clear()
+        while sum(len(keys) for keys, _ in self.counted.values()) > _REMEMBERED_LINES:
+            self._below //= 2
+            for part, (keys, counts) in self.counted.items():
+                kept = int(np.searchsorted(keys, np.uint64(self._below)))
+                self.counted[part] = keys[:kept], counts[:kept]
+
+    def _sampled(self, lines: Hashes) -> Hashes:
+        return lines if self._below == 1 << 64 else lines[lines < np.uint64(self._below)]
 
     def duplicates(self) -> float:
         """The share of lines that are equal to an earlier one."""
-        train, validation = self.counts["train"], self.counts["validation"]
-        total = train.total() + validation.total()
-        return 0.0 if not total else 1 - len(train.keys() | validation.keys()) / total
+        (train, trained), (validation, held_out) = (self.counted[part] for part in PARTS)
+        total = int(trained.sum() + held_out.sum())
+        return 0.0 if not total else 1 - len(np.union1d(train, validation)) / total
 
     def overlap(self) -> float:
         """The share of the validation set's lines that are also in the training set."""
-        train, validation = self.counts["train"], self.counts["validation"]
-        total = validation.total()
-        return 0.0 if not total else sum(count for key, count in validation.items() if key in train) / total
+        (train, _), (validation, held_out) = (self.counted[part] for part in PARTS)
+        total = int(held_out.sum())
+        return 0.0 if not total else int(held_out[np.isin(validation, train)].sum()) / total
 
 
 class _Lines:
@@ -109,39 +131,79 @@ class _Lines:
         self.longest = 0
         self.sample: list[str] = []
         self._part: Part = "train"
-        self._begun = ""
+        # The start of the unfinished line, and its number of characters: a very long line must not fill the memory.
+        self._begun = np.empty(0, np.uint32)
         self._begun_characters = 0
 
-    def add(self, part: Part, text: str) -> None:
+    def add(self, part: Part, points: Points) -> None:
+        """Add the code points of a piece of text."""
         if part != self._part:
             self.close()
             self._part = part
-        *whole, rest = text.split("\n")
-        self.ends += len(whole)
-        for line in whole:
-            self._extend(line)
+        ends = np.flatnonzero(points == ord("\n"))
+        if len(ends) and self._begun_characters:
+            self._begin(points[: ends[0]])
             self._end()
-        self._extend(rest)
+            points, ends = points[ends[0] + 1 :], ends[1:] - ends[0] - 1
+        if len(ends):
+            self._count(points, ends)
+            points = points[ends[-1] + 1 :]
+        self._begin(points)
 
     def close(self) -> None:
         """Count the unfinished line at the end of a set."""
         if self._begun_characters:
             self._end()
+            self.ends -= 1
+        self.counts.count()
 
-    def _extend(self, text: str) -> None:
-        # A very long line must not fill the memory.
-        self._begun += text[: _COMPARED_CHARACTERS - len(self._begun)]
-        self._begun_characters += len(text)
+    def _begin(self, points: Points) -> None:
+        self._begun = np.concatenate([self._begun, points[: _COMPARED_CHARACTERS - len(self._begun)]])
+        self._begun_characters += len(points)
 
     def _end(self) -> None:
-        line, characters = self._begun.rstrip("\r"), self._begun_characters
-        self._begun, self._begun_characters = "", 0
-        self.longest = max(self.longest, characters)
-        if len(self.sample) < _SAMPLE_LINES:
-            self.sample.append(line)
-        if len(line) >= _TELLING_LINE:
-            self.telling += 1
-            self.counts.add(self._part, line)
+        self.longest = max(self.longest, self._begun_characters)
+        self._count(self._begun, np.array([len(self._begun)]))
+        self._begun, self._begun_characters = self._begun[:0], 0
+
+    def _count(self, points: Points, ends: npt.NDArray[np.intp]) -> None:
+        """Count the lines that end at these places of a text."""
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        lengths = ends - starts
+        self.ends += len(ends)
+        self.longest = max(self.longest, int(lengths.max()))
+        while (returns := (lengths > 0) & (points[starts + lengths - 1] == ord("\r"))).any():
+            lengths -= returns
+        lengths = np.minimum(lengths, _COMPARED_CHARACTERS)
+        for start, length in zip(starts, lengths[: _SAMPLE_LINES - len(self.sample)], strict=False):
+            self.sample.append(points[start : start + length].tobytes().decode("utf-32-le"))
+        telling = lengths >= _TELLING_LINE
+        self.telling += int(np.count_nonzero(telling))
+        self.counts.add(self._part, _hashes(points, starts[telling], lengths[telling]))
+
+
+def _hashes(points: Points, starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.intp]) -> Hashes:
+    """Hash stretches of a text: the value of a polynomial modulo 2**64, its bits mixed as in MurmurHash3 (fmix64)."""
+    powers, inverses = _powers(1 << (len(points)).bit_length())
+    sums = np.zeros(len(points) + 1, np.uint64)
+    np.cumsum((points + np.uint64(1)) * powers[: len(points)], out=sums[1:])
+    hashes: Hashes = (sums[starts + lengths] - sums[starts]) * inverses[starts]
+    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        hashes ^= hashes >> np.uint64(33)
+        hashes *= np.uint64(multiplier)
+    return hashes ^ hashes >> np.uint64(33)
+
+
+@lru_cache(maxsize=4)
+def _powers(count: int) -> tuple[Hashes, Hashes]:
+    """Return the powers of an odd number modulo 2**64 from 0 on, and those of its inverse."""
+    base = 0x9E3779B97F4A7C15
+    powers = []
+    for factor in (base, pow(base, -1, 1 << 64)):
+        factors = np.full(count, factor, np.uint64)
+        factors[0] = 1
+        powers.append(np.cumprod(factors, dtype=np.uint64))
+    return powers[0], powers[1]
 
 
 class _Signs:
@@ -162,7 +224,7 @@ class _Signs:
         self.bom = self.bom or text.startswith("\ufeff")
         self.carriage_returns = self.carriage_returns or "\r" in text
         self.gutenberg = self.gutenberg or "Project Gutenberg" in text or "PROJECT GUTENBERG" in text
-        self.aozora = self.aozora or AOZORA_SIGN.search(text) is not None
+        self.aozora = self.aozora or has_aozora_sign(text)
         self.decomposed = self.decomposed or not unicodedata.is_normalized("NFC", text)
 
 
@@ -173,8 +235,7 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
     """
     characters: dict[Part, int] = {"train": 0, "validation": 0}
     encoded: dict[Part, int] = {"train": 0, "validation": 0}
-    seen: set[str] = set()  # in the training set
-    held_out: Counter[str] = Counter()
+    occurrences = {part: np.zeros(1, np.int64) for part in PARTS}  # by code point
     replaced = 0
     lines, signs = _Lines(), _Signs()
     documents = 0
@@ -184,17 +245,16 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
         characters[part] += len(text)
         encoded[part] += len(text) if text.isascii() else len(text.encode())
         replaced += text.count("\ufffd")
-        if part == "train":
-            seen.update(text)
-        else:
-            held_out.update(text)
-        lines.add(part, text)
+        points = code_points(text)
+        lines.add(part, points)
+        occurrences[part] = _added(occurrences[part], np.bincount(points))
         ends_open = not text.endswith("\n")
     if not documents:
         raise ValueError("there is no text to survey")
     lines.close()
-    unseen = {character: count for character, count in held_out.items() if character not in seen}
-    distinct = len(seen | held_out.keys())
+    everywhere = _added(*occurrences.values())
+    unseen = everywhere[_added(occurrences["train"], np.zeros_like(everywhere)) == 0]
+    distinct = int(np.count_nonzero(everywhere))
     duplicate_share = lines.counts.duplicates()
     counted = Survey(
         characters=sum(characters.values()),
@@ -206,8 +266,8 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
         validation_characters=characters["validation"],
         train_bytes=encoded["train"],
         validation_bytes=encoded["validation"],
-        unseen_distinct=len(unseen),
-        unseen_occurrences=sum(unseen.values()),
+        unseen_distinct=int(np.count_nonzero(unseen)),
+        unseen_occurrences=int(unseen.sum()),
         duplicate_lines=round(duplicate_share * lines.telling),
         duplicate_share=duplicate_share,
         longest_line=lines.longest,
@@ -217,6 +277,14 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
         suggestion=_suggestion(distinct),
     )
     return counted.model_copy(update={"warnings": tuple(_warnings(counted, signs, replaced))})
+
+
+def _added(a: Counts, b: Counts) -> Counts:
+    """Return the sum of two counts by code point, as long as the longer one."""
+    total = np.zeros(max(len(a), len(b)), np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
 
 
 def _cleaning(signs: _Signs, *, wrapped: bool) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""What cleaning steps share: the count of what a step removes and adds, and lines that can be put back."""
+"""What cleaning steps share: the count of what a step removes and adds, and lines."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -38,3 +38,32 @@ class Lines(Iterator[str]):
                 self.put_back([line])
                 return
             tally.drop(line)
+
+
+def lines(texts: Iterable[str]) -> Iterator[str]:
+    r"""The lines of a text that comes in blocks; only "\n" ends a line."""
+    pending: list[str] = []
+    for text in texts:
+        *whole, rest = text.split("\n")
+        for line in whole:
+            pending.append(line)
+            yield "".join(pending) + "\n"
+            pending.clear()
+        if rest:
+            pending.append(rest)
+    if pending:
+        yield "".join(pending)
+
+
+def whole_lines(texts: Iterable[str]) -> Iterator[str]:
+    r"""The text in blocks that end in "\n", but for the last one."""
+    pending: list[str] = []
+    for text in texts:
+        end = text.rfind("\n") + 1
+        if end:
+            yield "".join([*pending, text[:end]])
+            pending.clear()
+        if end < len(text):
+            pending.append(text[end:])
+    if pending:
+        yield "".join(pending)

@@ -44,7 +44,7 @@ def fetch_source(corpus: CorpusSpec) -> Source:
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 
 
-@task(version="3", cache_policy=CACHE_BY_INPUTS)
+@task(version="4", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts."""
     with store().draft() as draft:
@@ -83,7 +83,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         return store().keep(draft, Corpus, facts, origin(*READERS.get(corpus.format, ())))
 
 
-@task(version="1", cache_policy=CACHE_BY_INPUTS)
+@task(version="2", cache_policy=CACHE_BY_INPUTS)
 def mix_corpora(corpora: list[Corpus], mixture: MixtureSpec) -> Corpus:
     """Mix the texts of cleaned corpora, one for each part of the mixture. What each part gives becomes a fact."""
     facts_of = [store().facts(corpus) for corpus in corpora]

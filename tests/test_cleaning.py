@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bardflow.sources.cleaning import BLANKS, STEP_NAMES, Cleaned, clean, columns, counted, wrap_width
+from bardflow.sources.cleaning import BLANKS, STEP_NAMES, STEPS, Cleaned, clean, columns, counted, wrap_width
 from bardflow.sources.tally import Tally
 
 # Characters that the steps look at, so that chance finds their corners.
@@ -60,6 +60,18 @@ def test_lines_stay_lines_through_every_step(text: str) -> None:
         for line in clean(lines_of(text), [step], [Tally()]):
             assert line
             assert "\n" not in line[:-1]
+
+
+@given(text=texts, steps=st.permutations(STEP_NAMES), size=st.integers(1, 60))
+def test_a_text_is_cleaned_the_same_however_it_comes(text: str, steps: list[str], size: int) -> None:
+    tallies = [Tally() for _ in steps]
+    cleaned = "".join(clean([text[i : i + size] for i in range(0, len(text), size)], steps, tallies))
+    counts = [Tally() for _ in steps]
+    expected = iter(lines_of(text))
+    for step, count in zip(steps, counts, strict=True):
+        expected = STEPS[step](expected, count)
+    assert cleaned == "".join(expected)
+    assert tallies == counts
 
 
 @pytest.mark.parametrize("step", STEP_NAMES)

@@ -42,7 +42,7 @@ MODEL: dict[str, set[str]] = {
     "scoring": {"machine", "networks", "training", "sampling"},
     "planning": {"machine", "networks", "training", "scoring"},
 }
-GROUND = {"errors", "files", "home", "identity", "outcome", "toml"}
+GROUND = {"code_points", "errors", "files", "home", "identity", "outcome", "toml"}
 # Only errors and identities are for everyone; where things lie is decided above these rooms.
 WITHOUT_A_HOME = {"model", "storage", "sources", "pages"}
 # `python -m bardflow` and the Python API lie on the ground because Python wants them there.

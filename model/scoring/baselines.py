@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bardflow.code_points import code_points
 from bardflow.errors import BardError
 
 UNICODE = 0x110000  # the number of code points
@@ -112,8 +113,8 @@ def order_zero(train: str, validation: str) -> float:
         BaselineError: either text is empty.
     """
     _length(train, validation)
-    codes, counts = np.unique(_code_points(train), return_counts=True)
-    charged = _code_points(validation)
+    codes, counts = np.unique(code_points(train), return_counts=True)
+    charged = code_points(validation)
     place = np.minimum(np.searchsorted(codes, charged), len(codes) - 1)
     count = np.where(codes[place] == charged, counts[place], 0)
     return _bits((count + _unigram_floor(count > 0, len(codes))) / (len(train) + 1))
@@ -140,7 +141,7 @@ def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
     gap = len(validation) // len(stretches)
     before = [validation[max(0, i * gap - order + 1) : i * gap] for i in range(len(stretches))]
     parts = [part for pair in zip(before, stretches, strict=True) for part in pair]
-    text = _code_points(train + "".join(parts))
+    text = code_points(train + "".join(parts)).astype(np.int64)
     charged = np.repeat([False, True] * len(stretches), [len(part) for part in parts])
     distinct = len(set(train))
     seen = np.isin(text[known:], np.unique(text[:known]))
@@ -252,10 +253,6 @@ def _compressed_size(data: bytes, method: Literal["xz", "bz2"]) -> int:
     # A dictionary larger than the data does not change the output but takes memory: 674 MB at the preset's 64 MiB.
     dictionary = min(XZ_LOOKS_BACK, max(1 << 12, 1 << (len(data) - 1).bit_length()))
     return len(lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]))
-
-
-def _code_points(text: str) -> Ints:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
 
 
 def _bits(probabilities: Floats) -> float:

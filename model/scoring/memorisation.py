@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bardflow.code_points import code_points
+
 # A shared stretch of at least this many characters is verbatim. English passages share shorter ones by chance: of tiny
 # Shakespeare's validation set 1.6 % is in such stretches of the training set, nearly all names and titles.
 VERBATIM_CHARACTERS = 20
@@ -36,7 +38,7 @@ def verbatim(text: str, known: str) -> Verbatim:
     the longest length is found by binary search. `known` is searched once for each length, about ten times
     (benchmarks/LOG.md).
     """
-    ours, theirs = _codes(text), _codes(known)
+    ours, theirs = code_points(text), code_points(known)
     found = {VERBATIM_CHARACTERS: _places(ours, theirs, VERBATIM_CHARACTERS)}
     covered = np.zeros(len(ours) + 1, np.int64)
     np.add.at(covered, found[VERBATIM_CHARACTERS], 1)
@@ -106,7 +108,3 @@ def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
 def _slots(hashes: Hashes) -> npt.NDArray[np.intp]:
     """Return indexes into the table: the upper bits, because the lower ones depend only on lower bits of the codes."""
     return (hashes >> (np.uint64(64) - TABLE_BITS)).astype(np.intp)
-
-
-def _codes(text: str) -> Codes:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)

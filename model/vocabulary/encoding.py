@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from bardflow.code_points import code_points
 from bardflow.model.vocabulary.decoding import Spelling, decoder_steps, spelling, vocabulary_size
 from bardflow.model.vocabulary.spec import NotLossless, NotText, UnknownCharacter, VocabularyError, library_errors
 from bardflow.model.vocabulary.words import pages
@@ -99,14 +100,10 @@ def _look_up(tokenizer: Tokenizer, table: npt.NDArray[np.int32], pieces: Iterabl
     """Encode pieces by the table; a piece that has a character without a token by the library."""
     dtype = token_dtype(vocabulary_size(tokenizer))
     for number, piece in enumerate(pieces):
-        ids = table[np.frombuffer(_utf_32(piece, number), np.uint32)]
+        ids = table[code_points(_text(piece, number))]
         if ids.size and ids.min() < 0:
             ids = np.concatenate([page for _, page in _encoded(tokenizer, [(number, piece)])])
         yield ids.astype(dtype)
-
-
-def _utf_32(piece: str, number: int) -> bytes:
-    return _text(piece, number).encode("utf-32-le" if sys.byteorder == "little" else "utf-32-be")
 
 
 def _text(piece: str, number: int) -> str:
