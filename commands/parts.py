@@ -22,7 +22,8 @@ class Part:
 
     `begin` starts the child, and `ready` returns whether it does its work. Without `needs` being ready, it is not
     started again. A part that has never been ready and ends by itself, not by a signal, is given up at once, any other
-    after five starts in a row that failed. One that is `spare` was once ready and is never given up.
+    after five starts in a row that failed. Not counted is an end while the part that it needs was away. One that is
+    `spare` was once ready and is never given up.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Part:
             self._end(now, f"did not start ({error})")
 
     def _end(self, now: float, how: str, *, killed: bool = False) -> None:
-        self._failed = 0 if self.is_ready else self._failed + 1
-        if not self._was_ready and not killed:
+        missed = self._needs is not None and not (self._needs.is_ready and self._needs._begun < self._begun)
+        self._failed = 0 if self.is_ready else self._failed + (not missed)
+        if not self._was_ready and not killed and not missed:
             raise UpError(f"The {self.child.name} {how}. {end_of(self.child.log)}")
         if self._failed >= STARTS and not (self._spare and self._was_ready):
             raise UpError(f"The {self.child.name} {how}; {STARTS} starts in a row failed. {end_of(self.child.log)}")

@@ -192,6 +192,31 @@ def test_a_part_that_never_worked_is_named_with_its_own_log(tmp_path: Path, monk
             part.child.process.communicate()
 
 
+def test_a_part_whose_server_ended_before_it_worked_is_started_again(tmp_path: Path) -> None:
+    def begin(name: str, code: str) -> Child:
+        log = tmp_path / f"{name}.log"
+        log.touch()
+        return Child(name, subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE), log)
+
+    working = tmp_path / "working"
+    server = Part(lambda: begin("server", "input()"), lambda: True)
+    # It ends by itself, as a worker that does not reach the server, until the test lets it work.
+    code = f"import os; os.path.exists({str(working)!r}) or input() or exit(1); input()"
+    worker = Part(lambda: begin("worker", code), working.exists, needs=server)
+    parts = [server, worker]
+    wait_for_part(server, parts)
+    server.child.process.kill()
+    server.child.process.communicate()
+    worker.child.process.communicate(b"\n")
+    server.look()
+    worker.look()
+    working.touch()
+    wait_for_part(worker, parts)
+    for part in parts:
+        part.child.process.kill()
+        part.child.process.communicate()
+
+
 @pytest.mark.faults
 def test_a_part_that_ends_is_started_again_after_growing_pauses_and_given_up_if_it_cannot_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
