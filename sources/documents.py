@@ -1,6 +1,8 @@
 """The text of a corpus from its files: decoded, cleaned, cut into documents, and split."""
 
 import json
+import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +19,7 @@ from bardflow.sources.tally import Tally, lines
 from bardflow.sources.unpack import raw_texts
 
 PIECE_CHARACTERS = 65_536
+STRETCH_SEED = 1337  # of the places from which a long validation set is sampled
 
 Part = Literal["train", "validation"]
 PARTS: tuple[Part, Part] = ("train", "validation")
@@ -82,13 +85,75 @@ def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
     return characters, documents
 
 
-def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Iterator[tuple[Part, Piece]]:
+class Sample(NamedTuple):
+    """The part of a long validation set that is kept: the number of characters, of how many, in how many stretches."""
+
+    characters: int
+    of: int
+    stretches: int
+
+
+class Split:
+    """Pieces labelled with their set; each iteration reads them again.
+
+    After a full iteration, `sample` says what was kept of a validation set that is longer than the spec allows.
+    """
+
+    def __init__(self, pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> None:
+        self._pieces, self._spec, self._characters, self._documents = pieces, spec, characters, documents
+        self.sample: Sample | None = None
+
+    def __iter__(self) -> Iterator[tuple[Part, Piece]]:
+        """Yield the labelled pieces in order.
+
+        Raises CorpusError if a set would be empty, or if the pieces do not sum to the totals.
+        """
+        trained, held_out, kept = 0, 0, 0
+        most = self._spec.validation_characters
+        starts: list[int] | None = None
+        for part, piece in _labelled(self._pieces, self._spec, self._characters, self._documents):
+            if part == "train":
+                trained += len(piece.text)
+                yield part, piece
+                continue
+            if starts is None:
+                starts = stretch_starts(self._characters - trained, most)
+            # The last stretch that begins at or before this piece, if any.
+            before = bisect_right(starts, held_out) - 1
+            if not starts or (before >= 0 and held_out - starts[before] < most // len(starts)):
+                kept += len(piece.text)
+                yield part, piece
+            held_out += len(piece.text)
+        self.sample = Sample(kept, held_out, len(starts)) if starts else None
+
+
+def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Split:
     """Label each piece with its set; a piece across the border is cut in two.
 
     `characters` and `documents` are the totals. The training set is the first int((1 - validation) * total) characters
-    or documents, as in published splits.
-    Raises CorpusError if a set would be empty, or if the pieces do not sum to the totals.
+    or documents, as in published splits. If the rest is longer than `spec.validation_characters`, whole pieces of it
+    are kept: those that begin in one of the stretches of `stretch_starts`.
     """
+    return Split(pieces, spec, characters, documents)
+
+
+def stretch_starts(characters: int, most: int) -> list[int]:
+    """Return where the stretches of a sample of a text begin, each of `most` / count characters; none if all is kept.
+
+    The text is divided into equal parts, and a stretch is drawn in each of them, with a fixed seed.
+    """
+    if characters <= most:
+        return []
+    count = max(1, most // PIECE_CHARACTERS)
+    gap, length = characters // count, most // count
+    draw = random.Random(STRETCH_SEED)
+    return [number * gap + int(draw.random() * (gap - length + 1)) for number in range(count)]
+
+
+def _labelled(
+    pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int
+) -> Iterator[tuple[Part, Piece]]:
+    """Label each piece with its set."""
     by_document = spec.by == "document"
     total = documents if by_document else characters
     # As decimals: in binary, (1 - 0.9) * 10 is less than 1, and the training set would be empty.

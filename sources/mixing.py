@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from bardflow.sources.documents import Part, Piece, extent, read, split
+from bardflow.sources.documents import PARTS, Part, Piece, extent, read, split
 from bardflow.sources.duplicates import Duplicates, Unit, find_duplicates, require_training_text, treated
 from bardflow.sources.fetch import fetch
 from bardflow.sources.spec import CorpusError, CorpusSpec, MixtureSpec
@@ -17,7 +17,6 @@ from bardflow.sources.survey import Survey, survey
 
 # The pieces of one set of a corpus, which may be read several times.
 ReadSet = Callable[[Part], Iterable[Piece]]
-SETS: tuple[Part, ...] = ("train", "validation")
 
 
 class MixedPart(BaseModel):
@@ -59,7 +58,7 @@ def mix(spec: MixtureSpec, texts: list[ReadSet]) -> Mixed:
         if spec.duplicates == "drop":
             duplicates, repeated = duplicates.model_copy(update={"dropped": True}), found.repeated
     left = _without(texts, repeated)
-    lengths = [{part: sum(len(piece.text) for piece in text(part)) for part in SETS} for text in left]
+    lengths = [{part: sum(len(piece.text) for piece in text(part)) for part in PARTS} for text in left]
     weights = [Decimal(str(part.weight)) for part in spec.mixture]
     trained = [int(weight * length["train"]) for weight, length in zip(weights, lengths, strict=True)]
     if repeated:
@@ -78,7 +77,7 @@ def mix(spec: MixtureSpec, texts: list[ReadSet]) -> Mixed:
 
     def everything() -> Iterator[tuple[Part, Piece]]:
         last = -1
-        for part in SETS:
+        for part in PARTS:
             for number in range(len(left)):
                 for document, text in _numbered(pieces(part, number), after=last):
                     last = document
@@ -90,7 +89,7 @@ def mix(spec: MixtureSpec, texts: list[ReadSet]) -> Mixed:
             weight=part.weight,
             train_characters=characters,
             validation_characters=length["validation"],
-            documents=sum(extent(_numbered(pieces(part_of, number), after=-1))[1] for part_of in SETS),
+            documents=sum(extent(_numbered(pieces(part_of, number), after=-1))[1] for part_of in PARTS),
             train_share=characters / sum(trained),
         )
         for number, (part, length, characters) in enumerate(zip(spec.mixture, lengths, trained, strict=True))
@@ -128,7 +127,7 @@ def _numbered_on(texts: list[ReadSet]) -> Iterator[tuple[Part, Piece]]:
     first = 0
     for text in texts:
         last = first - 1
-        for part in SETS:
+        for part in PARTS:
             for document, piece in text(part):
                 last = max(last, first + document)
                 yield part, Piece(first + document, piece)
@@ -142,7 +141,7 @@ def _without(texts: list[ReadSet], repeated: Collection[Unit]) -> list[ReadSet]:
     firsts, first = [], 0
     for text in texts:
         firsts.append(first)
-        first += 1 + max(piece.document for part in SETS for piece in text(part))
+        first += 1 + max(piece.document for part in PARTS for piece in text(part))
 
     def left(text: ReadSet, first: int) -> ReadSet:
         return lambda part: (piece for piece in text(part) if (part, first + piece.document) not in repeated)

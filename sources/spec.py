@@ -155,10 +155,15 @@ class RowsSpec(_Frozen):
 
 
 class SplitSpec(_Frozen):
-    """The validation set: the end of the text, measured in characters or documents."""
+    """The validation set: the end of the text, measured in characters or documents.
+
+    Of a validation set of more than `validation_characters`, about so many are kept: stretches from all over it.
+    """
 
     by: Literal["position", "document"] = "position"
     validation: float = Field(default=0.1, gt=0, lt=1)
+    # Before this field existed, all was kept. Longer sets were cleaned by an older version of the task.
+    validation_characters: Annotated[int, AsBefore(2**21), Field(ge=2**16)] = 2**21
 
 
 # What happens with documents that repeat another one (`sources.duplicates`): they are counted, or also left out.

@@ -56,10 +56,8 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         def counted(parts: Iterable[tuple[Part, Piece]], doing: str) -> Iterator[tuple[Part, Piece]]:
             return watched(parts, doing=doing, unit="character", total=characters, size=lambda part: len(part[1].text))
 
-        def parts() -> Iterator[tuple[Part, Piece]]:
-            return counted(split(reading, corpus.split, characters, documents), f"cleaning {corpus.name}")
-
-        labelled, duplicates = treated(parts, corpus.duplicates)
+        parts = split(reading, corpus.split, characters, documents)
+        labelled, duplicates = treated(lambda: counted(parts, f"cleaning {corpus.name}"), corpus.duplicates)
         written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
 
         rows = reading.rows
@@ -74,9 +72,10 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             "cleaned": [step.model_dump() for step in reading.cleaned],
             "survey": survey(counted(_stored(draft.folder), f"surveying {corpus.name}")).model_dump(mode="json"),
             "text": written.model_dump(),
-            # Facts are part of the digest, so a corpus of plain text has neither of these.
+            # Facts are part of the digest, so a short corpus of plain text has none of these.
             **({} if rows is None else {"rows": asdict(rows)}),
             **({} if corpus.format == "text" else {"format": corpus.format}),
+            **({} if parts.sample is None else {"validation_sample": parts.sample._asdict()}),
         }
         if duplicates is not None:
             facts["duplicates"] = duplicates.model_dump()

@@ -365,6 +365,30 @@ def test_a_split_by_document_keeps_documents_whole() -> None:
     assert parts_of(pieces, SplitSpec(by="document", validation=0.9))["train"] == "<0><1>"
 
 
+@pytest.mark.parametrize("by", ["position", "document"])
+@given(lengths=st.lists(st.integers(1, 65_536), min_size=40, max_size=60), most=st.integers(65_536, 300_000))
+@settings(max_examples=20)
+def test_of_a_long_validation_set_stretches_from_all_over_it_are_kept(by: str, lengths: list[int], most: int) -> None:
+    pieces = [Piece(n, chr(0x4E00 + n) * length) for n, length in enumerate(lengths)]
+    spec = SplitSpec(by=by, validation=0.5)
+    whole = parts_of(pieces, spec)
+    sampled = split(pieces, spec.model_copy(update={"validation_characters": most}), sum(lengths), len(lengths))
+    rows, again = list(sampled), list(sampled)
+    kept = [piece for part, piece in rows if part == "validation"]
+    text, total = "".join(piece.text for piece in kept), len(whole["validation"])
+    assert rows == again and "".join(piece.text for part, piece in rows if part == "train") == whole["train"]
+    if total <= most:
+        assert text == whole["validation"] and sampled.sample is None
+        return
+    count = max(1, most // 65_536)
+    assert sampled.sample == (len(text), total, count)
+    # Each stretch has the pieces that begin in it, of which the last one can reach beyond its end.
+    assert most - count * 65_536 < len(text) < most + count * 65_536
+    begins = [whole["validation"].index(piece.text[0]) for piece in kept]
+    assert {begin * count // total for begin in begins} >= set(range(1, count - 1))
+    assert all(whole["validation"].startswith(piece.text, at) for piece, at in zip(kept, begins, strict=True))
+
+
 def test_a_split_that_leaves_a_part_empty_is_an_error() -> None:
     with pytest.raises(CorpusError, match=r"training set of 1 document empty.*by = \"position\""):
         parts_of([Piece(0, "text")], SplitSpec(by="document"))
