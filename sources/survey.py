@@ -112,13 +112,22 @@ class _LineCounts:
         """The share of lines that are equal to an earlier one."""
         (train, trained), (validation, held_out) = (self.counted[part] for part in PARTS)
         total = int(trained.sum() + held_out.sum())
-        return 0.0 if not total else 1 - len(np.union1d(train, validation)) / total
+        different = len(train) + len(validation) - int(np.count_nonzero(self._in_both()))
+        return 0.0 if not total else 1 - different / total
 
     def overlap(self) -> float:
         """The share of the validation set's lines that are also in the training set."""
-        (train, _), (validation, held_out) = (self.counted[part] for part in PARTS)
+        _, held_out = self.counted["validation"]
         total = int(held_out.sum())
-        return 0.0 if not total else int(held_out[np.isin(validation, train)].sum()) / total
+        return 0.0 if not total else int(held_out[self._in_both()].sum()) / total
+
+    def _in_both(self) -> npt.NDArray[np.bool_]:
+        """Say for each different line of the validation set whether it is in the training set. Both are sorted."""
+        (train, _), (validation, _) = (self.counted[part] for part in PARTS)
+        if not len(train):
+            return np.zeros(len(validation), bool)
+        found: npt.NDArray[np.bool_] = train[np.searchsorted(train[:-1], validation)] == validation
+        return found
 
 
 class _Lines:

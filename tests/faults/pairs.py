@@ -162,8 +162,8 @@ def main() -> None:
                     assert len(train_both(project, rounds)) == 1
                     flows.result(), entries.result()
         finally:
-            second.terminate()
-            second.wait(PATIENCE_SECONDS)
+            second.kill()  # it ends by SIGINT, which processes of a shell's background jobs ignore; its runs have ended
+            second.wait()
     print(
         f"{rounds} rounds in {time.monotonic() - begun:.0f} s beside {len(collections)} garbage collections and "
         f"{len(refusals)} refused `bard up`: {project.require_nothing_left()}"
