@@ -24,6 +24,8 @@ _REMEMBERED_LINES = 500_000
 # Lines are compared by this many characters at their start.
 _COMPARED_CHARACTERS = 65_536
 _SAMPLE_LINES = 5_000
+# So many characters are looked at together.
+_STRETCH_CHARACTERS = 131_072
 
 Points = npt.NDArray[np.uint32]  # code points of a text
 Hashes = npt.NDArray[np.uint64]
@@ -248,7 +250,7 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
     replaced = 0
     lines, signs = _Lines(), _Signs()
     documents = 0
-    for part, (document, text) in parts:
+    for part, document, text in _stretches(parts):
         signs.look(text, first=not documents)
         documents = document + 1
         characters[part] += len(text)
@@ -286,6 +288,21 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
         suggestion=_suggestion(distinct),
     )
     return counted.model_copy(update={"warnings": tuple(_warnings(counted, signs, replaced))})
+
+
+def _stretches(parts: Iterable[tuple[Part, Piece]]) -> Iterator[tuple[Part, int, str]]:
+    """Join neighbouring pieces of a set to long texts, with the number of the last document."""
+    held: list[str] = []
+    size, current, last = 0, PARTS[0], 0
+    for part, (document, text) in parts:
+        if held and (part != current or size >= _STRETCH_CHARACTERS):
+            yield current, last, "".join(held)
+            held, size = [], 0
+        current, last = part, document
+        held.append(text)
+        size += len(text)
+    if held:
+        yield current, last, "".join(held)
 
 
 def _added(a: Counts, b: Counts) -> Counts:

@@ -24,6 +24,7 @@ from bardflow.storage.disk import (
     DRAFTS,
     file_names,
     fsync,
+    fsync_all,
     make_folder,
     make_read_only,
     read_or_none,
@@ -134,10 +135,11 @@ class Store:
         came = self.copies.read(place / ORIGIN) or canonical_json(origin.model_dump())
         (draft.folder / ORIGIN).write_bytes(came)
         (draft.folder / MANIFEST).write_bytes(content)
-        for path in sorted(draft.folder.rglob("*"), reverse=True):
+        paths = sorted(draft.folder.rglob("*"), reverse=True)
+        for path in paths:
             if path.is_file():
                 make_read_only(path)
-            fsync(path)
+        fsync_all(paths)
         set_mode(draft.folder, 0o755)
         fsync(draft.folder)
 
