@@ -147,7 +147,9 @@ def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
     distinct = len(set(train))
     seen = np.isin(text[known:], np.unique(text[:known]))
     probability = _unigram_floor(seen, distinct)
-    for gram in _orders(text, known, min(order, known)):
+    characters = _ids(text)
+    del text
+    for gram in _orders(characters, known, min(order, known)):
         probability = gram.interpolate(probability)
     return _bits(probability[charged])
 
@@ -181,20 +183,19 @@ class _Order:
         return np.where(self.total > 0, (own + self.backed_off * lower) / np.maximum(self.total, 1), lower)
 
 
-def _orders(text: npt.NDArray[np.uint32], known: int, order: int) -> Iterator[_Order]:
-    """Yield the orders from the unigrams up; `text` is training and validation text, `known` the former's length.
+def _orders(characters: Ids, known: int, order: int) -> Iterator[_Order]:
+    """Yield the orders from the unigrams up, of the training text, of length `known`, and the validation text after it.
 
     `grams[s]` is a dense id of the n-gram of k characters that starts at s. Its context is the n-gram of k - 1
     characters at s, its suffix the one at s + 1.
     """
-    contexts = np.zeros(len(text) + 1, np.int32)
-    characters = _ids(text)
+    contexts = np.zeros(len(characters) + 1, np.int32)
     letters = int(characters.max()) + 1
     grams = characters
     for k in range(1, order + 1):
         # The next order's n-grams come first, because this order counts their suffixes.
         longer = _ids(grams[:-1] * np.int64(letters) + characters[k:]) if k < order else None
-        start, end = known - k + 1, len(text) - k + 1
+        start, end = known - k + 1, len(characters) - k + 1
         example = np.full(int(grams.max()) + 1, -1, np.int32)
         example[grams[:start]] = np.arange(start, dtype=np.int32)
         if longer is None:
