@@ -214,7 +214,7 @@ class TestFlows:
         ancestors = lineage(store(), Model(digest=outcome.model))
         assert [type(a.handle).__name__ for a in ancestors][:5].count("Source") == 2
         explained = CliRunner().invoke(app, ["explain", "both/champion"]).output
-        assert "own.txt" in explained and "synthetic:9000" in explained and "mix_corpora@1" in explained
+        assert "own.txt" in explained and "synthetic:9000" in explained and "mix_corpora@2" in explained
 
     def test_only_what_changed_of_a_mixture_is_made_again(self, both: Path) -> None:
         assert run("both").trained
