@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ os.environ.update(
     # Tests serve on loopback, which is private.
     BARDFLOW_ALLOW_PRIVATE_ADDRESSES="1",
 )
+
+# A shell starts background jobs with SIGINT ignored, which children inherit; but Prefect's worker ends by SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy with other things makes no test fail: an example may take as long as it takes.
 settings.register_profile(
