@@ -31,8 +31,8 @@ class CorpusFacts(PageModel):
     A mixture of corpora has no address and no sha256 of its own. `unseen_distinct` and `unseen_occurrences` count the
     characters that occur only in the validation set. `format` is that of its files: `text` (also for rows), `html`,
     `markdown` or `epub`. `rows` counts the rows of its files, with those that have no value and are left out; None if
-    the corpus has no rows. `sampled_from` is the number of characters of a long validation set of which a sample was
-    kept, and None if all was kept.
+    the corpus has no rows. `validation_of` is the length of a long validation set of which stretches were kept, and
+    None if all was kept.
     """
 
     name: str
@@ -53,7 +53,7 @@ class CorpusFacts(PageModel):
     format: str = "text"
     rows: Count | None = None
     rows_without_value: Count | None = None
-    sampled_from: Count | None = None
+    validation_of: Count | None = None
 
 
 class VocabularyFacts(PageModel):

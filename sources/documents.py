@@ -19,7 +19,7 @@ from bardflow.sources.tally import Tally, lines
 from bardflow.sources.unpack import raw_texts
 
 PIECE_CHARACTERS = 65_536
-STRETCH_SEED = 1337  # of the places from which a long validation set is sampled
+STRETCH_SEED = 1337  # of the places of the stretches that are kept of a long validation set
 
 Part = Literal["train", "validation"]
 PARTS: tuple[Part, Part] = ("train", "validation")
@@ -85,7 +85,7 @@ def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
     return characters, documents
 
 
-class Sample(NamedTuple):
+class Kept(NamedTuple):
     """The part of a long validation set that is kept: the number of characters, of how many, in how many stretches."""
 
     characters: int
@@ -96,12 +96,12 @@ class Sample(NamedTuple):
 class Split:
     """Pieces labelled with their set; each iteration reads them again.
 
-    After a full iteration, `sample` says what was kept of a validation set that is longer than the spec allows.
+    After a full iteration, `kept` says what was kept of a validation set that is longer than the spec allows.
     """
 
     def __init__(self, pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> None:
         self._pieces, self._spec, self._characters, self._documents = pieces, spec, characters, documents
-        self.sample: Sample | None = None
+        self.kept: Kept | None = None
 
     def __iter__(self) -> Iterator[tuple[Part, Piece]]:
         """Yield the labelled pieces in order.
@@ -124,7 +124,7 @@ class Split:
                 kept += len(piece.text)
                 yield part, piece
             held_out += len(piece.text)
-        self.sample = Sample(kept, held_out, len(starts)) if starts else None
+        self.kept = Kept(kept, held_out, len(starts)) if starts else None
 
 
 def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: int) -> Split:
@@ -138,7 +138,7 @@ def split(pieces: Iterable[Piece], spec: SplitSpec, characters: int, documents: 
 
 
 def stretch_starts(characters: int, most: int) -> list[int]:
-    """Return where the stretches of a sample of a text begin, each of `most` / count characters; none if all is kept.
+    """Return where the stretches that are kept of a text begin, each of `most` / count characters; none if all is kept.
 
     The text is divided into equal parts, and a stretch is drawn in each of them, with a fixed seed.
     """

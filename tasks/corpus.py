@@ -75,7 +75,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             # Facts are part of the digest, so a short corpus of plain text has none of these.
             **({} if rows is None else {"rows": asdict(rows)}),
             **({} if corpus.format == "text" else {"format": corpus.format}),
-            **({} if parts.sample is None else {"validation_sample": parts.sample._asdict()}),
+            **({} if parts.kept is None else {"validation_kept": parts.kept._asdict()}),
         }
         if duplicates is not None:
             facts["duplicates"] = duplicates.model_dump()

@@ -238,7 +238,7 @@ def corpus_facts(corpus: Corpus) -> pages.CorpusFacts:
         format=facts.get("format", "text"),
         rows=rows.get("rows"),
         rows_without_value=rows.get("without_value"),
-        sampled_from=facts.get("validation_sample", {}).get("of"),
+        validation_of=facts.get("validation_kept", {}).get("of"),
         **counted,
     )
 

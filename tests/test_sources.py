@@ -372,16 +372,16 @@ def test_of_a_long_validation_set_stretches_from_all_over_it_are_kept(by: str, l
     pieces = [Piece(n, chr(0x4E00 + n) * length) for n, length in enumerate(lengths)]
     spec = SplitSpec(by=by, validation=0.5)
     whole = parts_of(pieces, spec)
-    sampled = split(pieces, spec.model_copy(update={"validation_characters": most}), sum(lengths), len(lengths))
-    rows, again = list(sampled), list(sampled)
+    halved = split(pieces, spec.model_copy(update={"validation_characters": most}), sum(lengths), len(lengths))
+    rows, again = list(halved), list(halved)
     kept = [piece for part, piece in rows if part == "validation"]
     text, total = "".join(piece.text for piece in kept), len(whole["validation"])
     assert rows == again and "".join(piece.text for part, piece in rows if part == "train") == whole["train"]
     if total <= most:
-        assert text == whole["validation"] and sampled.sample is None
+        assert text == whole["validation"] and halved.kept is None
         return
     count = max(1, most // 65_536)
-    assert sampled.sample == (len(text), total, count)
+    assert halved.kept == (len(text), total, count)
     # Each stretch has the pieces that begin in it, of which the last one can reach beyond its end.
     assert most - count * 65_536 < len(text) < most + count * 65_536
     begins = [whole["validation"].index(piece.text[0]) for piece in kept]
