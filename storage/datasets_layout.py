@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +28,23 @@ def write_dataset(
     batches: Iterable[tuple[str, pa.RecordBatch]],
     *,
     shard_bytes: int,
+    finished: Mapping[str, int] | None = None,
+    on_finished: Callable[[str, int], None] = lambda split, count: None,
 ) -> None:
     """Write a stream of record batches with their splits; a batch that would exceed `shard_bytes` starts a new shard.
 
     Only one batch is in memory at a time. A split without batches gets one empty batch, so that readers know the types.
+    `on_finished` is called with a split and the number of its finished shards before a batch starts another one.
+    `finished` has these numbers from an earlier call that was killed; `batches` then go on with the ones after them.
     """
-    writers = {split: _SplitWriter(folder / split, schema, shard_bytes) for split in splits}
+    finished = finished or {}
+    writers = {split: _SplitWriter(folder / split, schema, shard_bytes, finished.get(split, 0)) for split in splits}
     for split, batch in batches:
-        writers[split].write(batch)
+        writer = writers[split]
+        if writer.is_full(batch):
+            writer.end_shard()
+            on_finished(split, len(writer.parts))
+        writer.write(batch)
     for split, writer in writers.items():
         if not writer.parts:
             writer.write(pa.RecordBatch.from_pylist([], schema=schema))
@@ -69,25 +78,41 @@ def gather(rows: Iterable[tuple[str, R]], size: Callable[[R], int], most: int) -
         yield current, held
 
 
+def part_path(folder: Path, number: int) -> Path:
+    """The path of a shard of a split while the split is written."""
+    return folder / f"part-{number}"
+
+
 class _SplitWriter:
     """Writes the shards of one split, one after another."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int, finished: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.schema, self.shard_bytes = folder, schema, shard_bytes
-        self.parts: list[Path] = []
+        self.parts = [part_path(folder, number) for number in range(finished)]
         self.written = 0
         self.file: Any = None
         self.writer: Any = None
 
+    def is_full(self, batch: pa.RecordBatch) -> bool:
+        """Whether the open shard has no room for the batch."""
+        return self.writer is not None and self.written + batch.nbytes > self.shard_bytes
+
     def write(self, batch: pa.RecordBatch) -> None:
-        if not self.parts or self.written + batch.nbytes > self.shard_bytes:
-            self._next_shard()
+        if self.writer is None:
+            self._begin_shard()
         self.writer.write_batch(batch)
         self.written += batch.nbytes
 
+    def end_shard(self) -> None:
+        """Close the open shard, if there is one."""
+        if self.writer is not None:
+            self.writer.close()
+            self.file.close()
+            self.writer = None
+
     def close(self, split: str) -> None:
-        self._end_shard()
+        self.end_shard()
         count = len(self.parts)
         fingerprint = hashlib.sha256()
         names = [f"data-{i:05}-of-{count:05}.arrow" for i in range(count)]
@@ -116,15 +141,9 @@ class _SplitWriter:
         (self.folder / "state.json").write_text(json.dumps(state, indent=2))
         (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
-    def _next_shard(self) -> None:
-        if self.parts:
-            self._end_shard()
-        path = self.folder / f"part-{len(self.parts)}"
+    def _begin_shard(self) -> None:
+        path = part_path(self.folder, len(self.parts))
         self.parts.append(path)
         self.file = pa.OSFile(str(path), "wb")
         self.writer = pa.ipc.new_stream(self.file, self.schema)
         self.written = 0
-
-    def _end_shard(self) -> None:
-        self.writer.close()
-        self.file.close()

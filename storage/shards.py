@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
+from bardflow.storage.datasets_layout import gather, part_path, read_batches, write_dataset
+from bardflow.storage.disk import fsync, write_whole
 from bardflow.storage.documents import SPLITS
 
 # The approximate size of a record batch: 2 MB of uint16 in memory.
 BATCH_TOKENS = 2**20
+# What is finished, in a folder that is being written.
+FINISHED = "finished.json"
 
 TokenIds = npt.NDArray[np.uint16 | np.uint32]
 
@@ -28,38 +31,87 @@ class ShardSpec(BaseModel):
     shard_tokens: int = Field(default=2**26, ge=1, description="a new shard file begins after about this many tokens")
 
 
+class Finished(BaseModel):
+    """What is finished of a folder that is being written: for each split the rows, the tokens and the shards."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    shards: dict[str, int] = dict.fromkeys(SPLITS, 0)
+
+
+def finished_shards(folder: Path) -> Finished:
+    """Return what a killed `write_shards` finished in a folder, and delete what it did not finish."""
+    try:
+        finished = Finished.model_validate_json((folder / FINISHED).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        finished = Finished()
+    kept = {part_path(folder / split, n) for split, count in finished.shards.items() for n in range(count)}
+    if not all(part.is_file() for part in kept):  # it was killed when all was written
+        finished, kept = Finished(), set()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path not in kept:
+            path.unlink()
+    return finished
+
+
 def write_shards(
-    folder: Path, rows: Iterable[tuple[str, int, TokenIds]], spec: ShardSpec, *, dtype: np.dtype[Any]
+    folder: Path,
+    rows: Iterable[tuple[str, int, TokenIds]],
+    spec: ShardSpec,
+    *,
+    dtype: np.dtype[Any],
+    finished: Finished | None = None,
 ) -> dict[str, int]:
     """Write a stream of rows (split, document number, ids) and return the number of tokens in each split.
 
     A row is a part of one document; a document ends where the number changes. A part longer than a batch or a shard is
-    split into several rows.
+    split into several rows. If the process is killed, `finished_shards` returns what is on disk; give that as
+    `finished`, and of each split the rows after it. The files have the same bytes then.
 
     Raises:
         TypeError: the type of the ids is wider than `dtype`.
     """
     id_type = pa.from_numpy_dtype(dtype)
     schema = pa.schema([("input_ids", pa.list_(id_type)), ("document", pa.int32())])
-    tokens = dict.fromkeys(SPLITS, 0)
+    finished = Finished() if finished is None else finished.model_copy(deep=True)
+    tokens, read = dict(finished.tokens), dict(finished.rows)
     most = min(BATCH_TOKENS, spec.shard_tokens)
+    # Of the batch that is written next: the rows and tokens before it, and whether it begins within a row.
+    begins: tuple[int, int, bool] | None = None
 
-    def tagged() -> Iterator[tuple[str, tuple[int, TokenIds]]]:
+    def tagged() -> Iterator[tuple[str, tuple[int, TokenIds, tuple[int, int, bool]]]]:
         for split, document, ids in rows:
-            tokens[split] += len(ids)
             # This keeps a batch no larger than a shard, and its int32 offsets do not overflow.
             for start in range(0, max(len(ids), 1), most):
-                yield split, (document, ids[start : start + most])
+                yield split, (document, ids[start : start + most], (read[split], tokens[split], start > 0))
+            read[split] += 1
+            tokens[split] += len(ids)
 
     def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
+        nonlocal begins
         for split, held in gather(tagged(), lambda row: len(row[1]), most):
-            documents, ids = zip(*held, strict=True)
+            documents, ids, places = zip(*held, strict=True)
+            begins = places[0]
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
             flat = np.concatenate(ids, dtype=dtype, casting="safe")
             lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, id_type))
             yield split, pa.record_batch([lists, pa.array(documents, pa.int32())], schema=schema)
 
-    write_dataset(folder, schema, SPLITS, batches(), shard_bytes=spec.shard_tokens * dtype.itemsize)
+    def note(split: str, shards: int) -> None:
+        assert begins is not None
+        rows_before, tokens_before, within_a_row = begins
+        if within_a_row:
+            return
+        fsync(part_path(folder / split, shards - 1))
+        finished.rows[split], finished.tokens[split], finished.shards[split] = rows_before, tokens_before, shards
+        write_whole(folder / FINISHED, finished.model_dump_json().encode(), folder)
+
+    shard_bytes = spec.shard_tokens * dtype.itemsize
+    shards = dict(finished.shards)
+    write_dataset(folder, schema, SPLITS, batches(), shard_bytes=shard_bytes, finished=shards, on_finished=note)
+    (folder / FINISHED).unlink(missing_ok=True)
     return tokens
 
 

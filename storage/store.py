@@ -88,26 +88,47 @@ class Store:
         self.copies = Copies(root)
 
     @contextmanager
-    def draft(self) -> Iterator[Draft]:
+    def draft(self, key: str | None = None) -> Iterator[Draft]:
         """A folder for an artifact's files. It is deleted at the end unless `keep` was called.
 
-        Its name starts with the process id, so that garbage collection can delete drafts of killed processes.
+        Its name starts with the process id, so that garbage collection can delete drafts of killed processes. With a
+        `key`, of which the caller is the only user at a time, an interrupted draft is kept, and the next one with the
+        same key has its files.
 
         Raises:
             errors.DiskError: a file could not be written in the draft.
         """
         make_folder(self.drafts)
-        draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)))
+        draft = Draft(Path(mkdtemp(prefix=f"{os.getpid()}-", dir=self.drafts)) if key is None else self._resumed(key))
         try:
             yield draft
         except Exception as error:
+            self._delete(draft)
             # Each library has its own error for a full disk.
             if (known := disk_error(error, self.root)) is not None:
                 raise known from error
             raise
-        finally:
-            if draft.folder.exists():  # `keep` moves it away
-                shutil.rmtree(draft.folder)
+        except BaseException:
+            if key is None:
+                self._delete(draft)
+            raise
+        self._delete(draft)
+
+    def _resumed(self, key: str) -> Path:
+        """The folder of an interrupted draft with this key, renamed to be this process's, or a new one."""
+        from bardflow.storage.garbage import stale_drafts  # it imports this module
+
+        folder = self.drafts / f"{os.getpid()}-{key}"
+        left = [draft for draft in stale_drafts(self.drafts) if draft.name.partition("-")[2] == key]
+        if not folder.is_dir() and left:
+            with suppress(FileNotFoundError):  # garbage collection was first
+                left[0].rename(folder)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _delete(self, draft: Draft) -> None:
+        if draft.folder.exists():  # `keep` moves it away
+            shutil.rmtree(draft.folder)
 
     def keep(self, draft: Draft, kind: type[H], facts: dict[str, Any], origin: Origin) -> H:
         """Store a draft as an artifact with one atomic rename, and return its handle.

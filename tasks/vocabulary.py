@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 
 from prefect import task
@@ -27,10 +27,10 @@ from bardflow.model.vocabulary import (
 )
 from bardflow.storage.documents import SPLITS, read_documents, read_text
 from bardflow.storage.handles import Corpus, TokenShards, Vocabulary
-from bardflow.storage.shards import ShardSpec, TokenIds, write_shards
+from bardflow.storage.shards import ShardSpec, TokenIds, finished_shards, write_shards
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.run import origin, store
-from bardflow.tasks.saying import Progress, watched
+from bardflow.tasks.saying import Progress, say, watched
 
 
 class NoSuchVocabulary(BardError):
@@ -129,7 +129,7 @@ def require_vocabulary(spec: VocabularySpec) -> None:
 
 @task(version="1", cache_policy=CACHE_BY_INPUTS)
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
-    """Write both sets as token ids in shards, one document after another.
+    """Write both sets as token ids in shards, one document after another. If interrupted, it resumes after a shard.
 
     Raises:
         VocabularyError: a tokenizer of another program changes or drops a part of the text; the message has the line.
@@ -137,22 +137,30 @@ def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> 
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
     folder, survey = store().folder(corpus), store().facts(corpus)["survey"]
 
-    def rows() -> Iterator[tuple[str, int, TokenIds]]:
+    def rows(finished: dict[str, int]) -> Iterator[tuple[str, int, TokenIds]]:
         with Progress("tokenizing", "character", survey["characters"]) as progress:
             for part in SPLITS:
-                pieces, ahead = tee(read_documents(folder, part))
+                documents = read_documents(folder, part)
+                for _, text in islice(documents, finished[part]):
+                    progress.advance(len(text))
+                pieces, ahead = tee(documents)
                 try:
                     for (document, text), ids in zip(pieces, encode(tokenizer, (t for _, t in ahead)), strict=True):
                         yield part, document, ids
                         progress.advance(len(text))
                 except NotLossless as error:
-                    line = line_of(read_text(folder, part), error.piece, error.offset)
+                    line = line_of(read_text(folder, part), finished[part] + error.piece, error.offset)
                     name, part_of = store().facts(corpus)["name"], "training" if part == "train" else part
                     place = f"line {line:,} of the {part_of} set of {name}"
                     raise VocabularyError(error.at(place)) from error
 
-    with store().draft() as draft:
-        tokens = write_shards(draft.folder, rows(), spec, dtype=token_dtype(vocabulary_size(tokenizer)))
+    key = CACHE_BY_INPUTS.key_of(tokenize_corpus, {"corpus": corpus, "vocabulary": vocabulary, "spec": spec})
+    with store().draft(key) as draft:
+        finished = finished_shards(draft.folder)
+        if any(finished.shards.values()):
+            say(f"tokenizing: {sum(finished.tokens.values()):,} tokens are there from an interrupted run")
+        dtype = token_dtype(vocabulary_size(tokenizer))
+        tokens = write_shards(draft.folder, rows(finished.rows), spec, dtype=dtype, finished=finished)
         return store().keep(draft, TokenShards, {"tokens": tokens}, origin())
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from pydantic import ValidationError
 from bardflow.storage.datasets_layout import BATCH_ROWS
 from bardflow.storage.disk import file_names
 from bardflow.storage.documents import DocumentsFacts, read_documents, read_text, write_documents
-from bardflow.storage.shards import ShardSpec, TokenArray, TokenIds, read_shards, write_shards
+from bardflow.storage.shards import (
+    Finished,
+    ShardSpec,
+    TokenArray,
+    TokenIds,
+    finished_shards,
+    read_shards,
+    write_shards,
+)
 
 U16, U32 = np.dtype(np.uint16), np.dtype(np.uint32)
 both = pytest.mark.parametrize("dtype", [U16, U32], ids=str)
@@ -107,6 +116,58 @@ def test_a_set_size_gives_several_shards_none_of_them_larger(tmp_path: Path) -> 
         assert 0 < sum(len(ids) for ids in table["input_ids"]) <= 1_000
     assert whole(read_shards(tmp_path, "train")) == tokens.tolist()
     assert {path.suffix for path in (tmp_path / "train").iterdir()} == {".arrow", ".json"}
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=40),
+    trained=st.floats(0, 1),
+    shard_tokens=st.integers(1, 120),
+    stops=st.lists(st.floats(0, 1), max_size=3),
+)
+@settings(max_examples=60)
+def test_shards_that_a_kill_interrupted_are_finished_with_the_same_bytes(
+    lengths: list[int], trained: float, shard_tokens: int, stops: list[float]
+) -> None:
+    ids = np.arange(sum(lengths), dtype=U16)
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    border = round(trained * len(parts))
+    every = [("train" if n < border else "validation", n // 3, part) for n, part in enumerate(parts)]
+    spec = ShardSpec(shard_tokens=shard_tokens)
+
+    def rest(finished: Finished) -> list[Row]:
+        of = {split: [row for row in every if row[0] == split] for split in ("train", "validation")}
+        return [row for split, rows in of.items() for row in rows[finished.rows[split] :]]
+
+    def until(rows: list[Row], stop: float) -> Iterator[Row]:
+        yield from rows[: int(stop * len(rows))]
+        raise KeyboardInterrupt
+
+    with TemporaryDirectory() as folder:
+        plain, killed = Path(folder) / "plain", Path(folder) / "killed"
+        tokens = write_shards(plain, every, spec, dtype=U16)
+        killed.mkdir()
+        for stop in stops:
+            finished = finished_shards(killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_shards(killed, until(rest(finished), stop), spec, dtype=U16, finished=finished)
+        finished = finished_shards(killed)
+        assert len(rest(finished)) == len(every) - sum(finished.rows.values())
+        assert write_shards(killed, rest(finished), spec, dtype=U16, finished=finished) == tokens
+        assert content(killed) == content(plain)
+
+
+def test_only_the_last_shard_is_written_again(tmp_path: Path) -> None:
+    every = [("train", n, np.full(10, n, U16)) for n in range(100)]
+
+    def interrupted() -> Iterator[Row]:
+        yield from every[:95]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path, interrupted(), ShardSpec(shard_tokens=200), dtype=U16)
+    finished = finished_shards(tmp_path)
+    assert (finished.rows["train"], finished.tokens["train"], finished.shards["train"]) == (60, 600, 3)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["part-0", "part-1", "part-2"]
 
 
 def test_equal_content_gives_equal_bytes_of_every_file(tmp_path: Path) -> None:

@@ -135,6 +135,33 @@ def test_a_writer_killed_between_two_files_leaves_a_draft_and_no_object(store: S
     assert store.damage(keep(store)) is None
 
 
+def test_a_draft_with_a_key_goes_on_after_a_kill_and_only_the_one_with_this_key(store: Store) -> None:
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from bardflow.storage.store import Store
+        with Store(Path(sys.argv[1])).draft("one-key") as draft:
+            (draft.folder / "first").write_bytes(b"1")
+            print("written", flush=True)
+            sys.stdin.read()
+    """
+    killed_writer(script, store.root, reads_a_line)
+    for key in ("another-key", "key", None):
+        with store.draft(key) as draft:
+            assert file_names(draft.folder) == []
+    with pytest.raises(KeyboardInterrupt), store.draft("one-key") as draft:
+        assert file_names(draft.folder) == ["first"]
+        raise KeyboardInterrupt
+    with store.draft("one-key") as draft:
+        assert file_names(draft.folder) == ["first"]
+        kept = store.keep(draft, Vocabulary, {}, origin())
+    assert store.damage(kept) is None and list(store.drafts.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), store.draft("one-key") as draft:
+        assert file_names(draft.folder) == []
+        raise ZeroDivisionError
+    assert list(store.drafts.iterdir()) == [], "an error would come again"
+
+
 def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> None:
     script = """if True:
         import itertools, sys
