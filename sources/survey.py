@@ -183,8 +183,10 @@ class _Lines:
         lengths = ends - starts
         self.ends += len(ends)
         self.longest = max(self.longest, int(lengths.max()))
-        while (returns := (lengths > 0) & (points[starts + lengths - 1] == ord("\r"))).any():
-            lengths -= returns
+        if len(points) and (returns := points == ord("\r")).any():
+            # The place after the last other character, at or before each place.
+            others = np.maximum.accumulate(np.where(returns, 0, np.arange(1, len(points) + 1)))
+            lengths = np.clip(others[np.maximum(ends - 1, 0)] - starts, 0, lengths)
         lengths = np.minimum(lengths, _COMPARED_CHARACTERS)
         for start, length in zip(starts, lengths[: _SAMPLE_LINES - len(self.sample)], strict=False):
             self.sample.append(points[start : start + length].tobytes().decode("utf-32-le"))

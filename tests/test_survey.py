@@ -61,6 +61,14 @@ def test_a_text_of_very_many_lines_is_judged_by_a_sample_in_bounded_memory() -> 
     assert counted.overlap == 1
 
 
+def test_carriage_returns_at_the_end_of_a_line_are_no_part_of_it_however_many() -> None:
+    line = "a line of more than twenty characters"
+    ends = ["\n", "\r\n", "\r" * 100_000 + "\n", "\n" + "\r" * 100_000 + "\n"]
+    counted = survey(("train", Piece(0, line + end)) for end in ends * 10)
+    # All lines but those of nothing else are equal.
+    assert (counted.lines, counted.duplicate_lines, counted.longest_line) == (50, 39, 100_000 + len(line))
+
+
 def test_a_line_without_end_is_measured_in_bounded_memory() -> None:
     tracemalloc.start()
     counted = survey((("train" if n else "validation"), Piece(0, "x" * 65_536)) for n in range(400))
