@@ -17,6 +17,7 @@ from bardflow.sources.unpack import FREE_BYTES, MOST_RATIO, RawText
 # Rows of a Parquet file that are in memory at once. Small files can unpack to rows of megabytes: with 1,024 rows at
 # once, a file of 4 kB took 2.7 GiB.
 _BATCH_ROWS = 32
+_READ_BYTES = 1 << 20
 # In detection: a text with a quotation mark that never closes is one cell to its end.
 _SAMPLE_CELL_CHARACTERS = 1 << 20
 
@@ -183,7 +184,8 @@ def _parquet_rows(file: RawText) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise CorpusError(f"{file.name} is a Parquet file within an archive; unpack the archive.")
         try:
             number, packed = 0, stream.seek(0, io.SEEK_END)
-            table = pq.ParquetFile(stream)
+            # By default, whole row groups are read ahead: 2.2 GB of a file of 2.2 GB.
+            table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
             unpacked = sum(table.metadata.row_group(n).total_byte_size for n in range(table.num_row_groups))
             if unpacked > max(FREE_BYTES, MOST_RATIO * packed):
                 raise CorpusError(

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -422,3 +423,14 @@ def test_a_corpus_of_rows_is_read_in_pieces(tmp_path: Path) -> None:
     spec = CorpusSpec(name="it", title="It", source={"path": "it"}, rows={"format": "jsonl"}, documents={"cut": "row"})
     pieces = list(read(spec, tmp_path))
     assert [piece.document for piece in pieces] == [0, 0, 0, 0, 1] and max(len(p.text) for p in pieces) == 65_536
+
+
+def test_a_row_group_of_a_parquet_file_is_not_read_at_once(tmp_path: Path) -> None:
+    rows = [f"{n:06} " * 200 for n in range(20_000)]  # 28 MB
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    (file,) = raw_texts(tmp_path / "a.parquet", "a.parquet")
+    tracemalloc.start()  # Arrow reads the file by Python's `read`
+    read = sum(len(text or "") for text in row_texts(file, RowsSpec(format="parquet"), "utf-8"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read == sum(map(len, rows)) and peak < 10_000_000
