@@ -74,9 +74,9 @@ class Part:
             self._end(now, f"did not start ({error})")
 
     def _end(self, now: float, how: str, *, killed: bool = False) -> None:
-        missed = self._needs is not None and not (self._needs.is_ready and self._needs._begun < self._begun)
-        self._failed = 0 if self.is_ready else self._failed + (not missed)
-        if not self._was_ready and not killed and not missed:
+        cut_off = self._needs is not None and not (self._needs.is_ready and self._needs._begun < self._begun)
+        self._failed = 0 if self.is_ready else self._failed + (not cut_off)
+        if not self._was_ready and not killed and not cut_off:
             raise UpError(f"The {self.child.name} {how}. {end_of(self.child.log)}")
         if self._failed >= STARTS and not (self._spare and self._was_ready):
             raise UpError(f"The {self.child.name} {how}; {STARTS} starts in a row failed. {end_of(self.child.log)}")

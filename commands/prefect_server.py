@@ -7,6 +7,7 @@ any Host header. So a web page could start runs or clear the database.
 """
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def database_file() -> Path | None:
 
 if __name__ == "__main__":
     if file := database_file():
-        ensure_database(file, prefect.__version__)
+        try:
+            ensure_database(file, prefect.__version__)
+        except sqlite3.Error as error:
+            raise SystemExit(
+                f"Prefect's database {file} cannot be used: {error}. If it is damaged, stop `bard up` and move it "
+                "away; artifacts and names do not need it."
+            ) from error
     prefect_server.create_app = create_checked_app
     app()

@@ -357,7 +357,7 @@ def _cut(text: str, *, keep: int) -> Iterator[str]:
 def _cut_after(text: str, start: int) -> int:
     """The best place to cut within the length of a piece after `start`."""
     for border in _BORDERS:
-        end = start + PIECE_CHARACTERS + 1
+        end = min(start + PIECE_CHARACTERS + 1, len(text) - 1)  # there is a character behind the mark
         while (at := text.rfind(border.mark, start + 1, end)) > start:
             cut = at + border.after
             if cut <= start + PIECE_CHARACTERS and border.suits(text[at - 1], text[at + 1]):

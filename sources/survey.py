@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from bardflow.code_points import code_points
+from bardflow.code_points import Hashes, Points, code_points, powers, running_sums
 from bardflow.sources.cleaning import wrap_width
 from bardflow.sources.documents import PARTS, Part, Piece
 from bardflow.sources.marks import has_aozora_sign
@@ -27,8 +27,6 @@ _SAMPLE_LINES = 5_000
 # So many characters are looked at together.
 _STRETCH_CHARACTERS = 131_072
 
-Points = npt.NDArray[np.uint32]  # code points of a text
-Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 
 
@@ -196,27 +194,17 @@ class _Lines:
 
 
 def _hashes(points: Points, starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.intp]) -> Hashes:
-    """Hash stretches of a text: the value of a polynomial modulo 2**64, its bits mixed as in MurmurHash3 (fmix64)."""
-    powers, inverses = _powers(1 << (len(points)).bit_length())
-    sums = np.zeros(len(points) + 1, np.uint64)
-    np.cumsum((points + np.uint64(1)) * powers[: len(points)], out=sums[1:])
-    hashes: Hashes = (sums[starts + lengths] - sums[starts]) * inverses[starts]
+    """Hash stretches of a text; all bits of a hash depend on all characters, as after MurmurHash3's `fmix64`."""
+    base, inverse = _powers(1 << len(points).bit_length())
+    sums = running_sums(points, base)
+    hashes: Hashes = (sums[starts + lengths] - sums[starts]) * inverse[starts]
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashes ^= hashes >> np.uint64(33)
         hashes *= np.uint64(multiplier)
     return hashes ^ hashes >> np.uint64(33)
 
 
-@lru_cache(maxsize=4)
-def _powers(count: int) -> tuple[Hashes, Hashes]:
-    """Return the powers of an odd number modulo 2**64 from 0 on, and those of its inverse."""
-    base = 0x9E3779B97F4A7C15
-    powers = []
-    for factor in (base, pow(base, -1, 1 << 64)):
-        factors = np.full(count, factor, np.uint64)
-        factors[0] = 1
-        powers.append(np.cumprod(factors, dtype=np.uint64))
-    return powers[0], powers[1]
+_powers = lru_cache(maxsize=4)(powers)
 
 
 class _Signs:

@@ -103,16 +103,16 @@ class Store:
         try:
             yield draft
         except Exception as error:
-            self._delete(draft)
+            _delete(draft)
             # Each library has its own error for a full disk.
             if (known := disk_error(error, self.root)) is not None:
                 raise known from error
             raise
         except BaseException:
             if key is None:
-                self._delete(draft)
+                _delete(draft)
             raise
-        self._delete(draft)
+        _delete(draft)
 
     def _resumed(self, key: str) -> Path:
         """The folder of an interrupted draft with this key, renamed to be this process's, or a new one."""
@@ -125,10 +125,6 @@ class Store:
                 left[0].rename(folder)
         folder.mkdir(exist_ok=True)
         return folder
-
-    def _delete(self, draft: Draft) -> None:
-        if draft.folder.exists():  # `keep` moves it away
-            shutil.rmtree(draft.folder)
 
     def keep(self, draft: Draft, kind: type[H], facts: dict[str, Any], origin: Origin) -> H:
         """Store a draft as an artifact with one atomic rename, and return its handle.
@@ -449,6 +445,11 @@ class Store:
                 self.place(handle).rename(grave / handle.digest)
         finally:
             shutil.rmtree(grave)
+
+
+def _delete(draft: Draft) -> None:
+    if draft.folder.exists():  # `keep` moves it away
+        shutil.rmtree(draft.folder)
 
 
 def _handles_in(objects: Path) -> Iterator[Handle]:

@@ -12,7 +12,7 @@ from bardflow.commands.prefect_database import END, SCHEMA, VERSION_LINE
 
 
 def schema(file: Path) -> str:
-    """Return the SQL that makes the tables, indexes and rows of an SQLite database, and their order."""
+    """Return the SQL that makes the tables, indexes and rows of an SQLite database."""
     with closing(sqlite3.connect(file)) as database:
         statements = [line for line in database.iterdump() if line not in ("BEGIN TRANSACTION;", "COMMIT;")]
     return "\n".join(statements)

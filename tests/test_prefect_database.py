@@ -1,5 +1,6 @@
 """The empty database for Prefect's server is what Prefect's own migrations make."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def test_a_database_with_tables_stays_as_it_is_and_for_another_version_none_is_m
         database.execute("CREATE TABLE flow (name TEXT)")
     ensure_database(file, prefect.__version__)
     assert schema(file) == "CREATE TABLE flow (name TEXT);"
+
+
+def test_a_damaged_database_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("no database")
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_API_HOST": "127.0.0.1"}
+    environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
+    command = [sys.executable, "-m", "bardflow.commands.prefect_server", "server", "start"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{tmp_path}/prefect.db cannot be used: file is not a database" in done.stderr
+    assert "move it away" in done.stderr
 
 
 def test_servers_that_start_at_once_make_one_database(tmp_path: Path) -> None:

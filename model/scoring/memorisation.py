@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bardflow.code_points import code_points
+from bardflow.code_points import Hashes, Points, code_points, powers, running_sums
 
 # A shared stretch of at least this many characters is verbatim. English passages share shorter ones by chance: of tiny
 # Shakespeare's validation set 1.6 % is in such stretches of the training set, nearly all names and titles.
@@ -14,14 +14,8 @@ VERBATIM_CHARACTERS = 20
 
 # The other text is searched in blocks of this many characters: about 30 MB of arrays for any length.
 BLOCK = 1 << 19
-# An odd factor, so that it has an inverse modulo 2^64 (its bits have no meaning: 2^64 over the golden ratio).
-BASE = np.uint64(0x9E3779B97F4A7C15)
-INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
 # Hashes are first looked up by this many of their bits, in a table of 4 MB.
 TABLE_BITS = np.uint64(22)
-
-Hashes = npt.NDArray[np.uint64]
-Codes = npt.NDArray[np.uint32]
 
 
 class Verbatim(NamedTuple):
@@ -57,7 +51,7 @@ def verbatim(text: str, known: str) -> Verbatim:
     return Verbatim(text[start : start + shortest], share)
 
 
-def _places(ours: Codes, theirs: Codes, length: int) -> npt.NDArray[np.intp]:
+def _places(ours: Points, theirs: Points, length: int) -> npt.NDArray[np.intp]:
     """Return the positions in `ours` of all windows of that length that occur in `theirs`, ascending.
 
     Windows are found by a hash of 64 bits and then compared character by character.
@@ -82,26 +76,14 @@ def _places(ours: Codes, theirs: Codes, length: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(occurs[np.searchsorted(known, windows)])
 
 
-def _hashes(codes: Codes, length: int) -> Iterator[tuple[int, Hashes]]:
-    """Yield the hashes of all windows of that length in blocks, with the position of each block.
-
-    The hash of c_0 … c_{L-1} is the sum of (c_i + 1) B^i modulo 2^64: a difference of two running sums, divided by
-    B^start.
-    """
+def _hashes(codes: Points, length: int) -> Iterator[tuple[int, Hashes]]:
+    """Yield the hashes of all windows of that length in blocks, with the position of each block."""
     size = min(BLOCK, len(codes))
-    powers = np.full(size + length, BASE, np.uint64)
-    powers[0] = 1
-    np.cumprod(powers, out=powers)
-    inverses = np.full(size, INVERSE, np.uint64)
-    inverses[0] = 1
-    np.cumprod(inverses, out=inverses)
+    base, inverse = powers(size + length)
     for begin in range(0, len(codes) - length + 1, BLOCK):
-        block = codes[begin : begin + BLOCK + length - 1]
-        sums = np.zeros(len(block) + 1, np.uint64)
-        # The code plus one, so that runs of U+0000 of different lengths have different hashes.
-        np.cumsum((block.astype(np.uint64) + np.uint64(1)) * powers[: len(block)], out=sums[1:])
+        sums = running_sums(codes[begin : begin + BLOCK + length - 1], base)
         hashes = sums[length:] - sums[:-length]
-        hashes *= inverses[: len(hashes)]
+        hashes *= inverse[: len(hashes)]
         yield begin, hashes
 
 

@@ -80,9 +80,11 @@ def _character_ids(tokenizer: Tokenizer) -> npt.NDArray[np.int32] | None:
 
     None for all other tokenizers, and for settings with which the library might do something else.
     """
+    if tokenizer.pre_tokenizer is not None:
+        return None  # nearly all others, of which some are large
     whole = json.loads(tokenizer.to_str())
     steps = [step["type"] for step in decoder_steps(tokenizer)]
-    nothing_else = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding", "added_tokens")
+    nothing_else = ("normalizer", "post_processor", "truncation", "padding", "added_tokens")
     settings = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "merges")
     model = whole["model"]
     if model["type"] != "BPE" or any(whole[part] for part in nothing_else) or any(model[name] for name in settings):

@@ -21,6 +21,7 @@ from tests.quick import QUICK
 from tests.test_deploy import image_settings, services
 
 HERE = programs()
+pytestmark = pytest.mark.skipif(HERE is None, reason="needs PostgreSQL: apt-get install postgresql")
 LOGIN = "me:open-sesame"
 
 
@@ -42,7 +43,6 @@ def ended(client: httpx.Client, run: str) -> str:
     return str(wait_for(state, "the run ends"))
 
 
-@pytest.mark.skipif(HERE is None, reason="needs PostgreSQL: apt-get install postgresql")
 def test_bard_up_trains_on_postgresql(tmp_path: Path) -> None:
     assert HERE is not None
     project, port = make_project(tmp_path / "project"), free_port()
@@ -73,7 +73,6 @@ def test_bard_up_trains_on_postgresql(tmp_path: Path) -> None:
     assert not any(PASSWORD.encode() in path.read_bytes() for path in files), "the password is in no file"
 
 
-@pytest.mark.skipif(HERE is None, reason="needs PostgreSQL: apt-get install postgresql")
 def test_the_commands_of_the_compose_file_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert HERE is not None
     project, ports = make_project(tmp_path / "project"), {"4200": free_port(), "4201": free_port()}
