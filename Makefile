@@ -11,6 +11,9 @@ ifneq ($(wildcard ../shared/corpora),)
 export CORPORA_MIRROR ?= $(abspath ../shared/corpora)
 endif
 
+# Python keeps what it compiled beside each module in .venv; without this, each process compiles a thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help train plan test faults lint up install clean
 
 help: ## list these commands

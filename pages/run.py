@@ -82,7 +82,7 @@ class Scores(PageModel):
 
     The first three are for disjoint windows, `sliding_bits_per_character` for overlapping windows in which every token
     sees at least half a context. `compressed_bytes` is the size of the compression proof, or None without one. Both are
-    None in older reports.
+    None in older reports. `bf16_error_bits` bounds the error per character of scores that were computed in bf16.
     """
 
     nats_per_token: Bits
@@ -93,6 +93,7 @@ class Scores(PageModel):
     tokens: Count
     characters: Count
     bytes_utf8: Count
+    bf16_error_bits: Bits | None = Field(default=None, exclude_if=lambda error: error is None)
 
 
 class Baseline(PageModel):

@@ -4,7 +4,16 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.outcome import Outcome
 from bardflow.tasks.recipes import Overrides
 
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
+QUICK = {
+    "steps": 4,
+    "leg_steps": 2,
+    "layers": 1,
+    "width": 16,
+    "context": 16,
+    "batch": 4,
+    "samples": 1,
+    "sample_characters": 20,
+}
 
 
 def quickly(**changes: object) -> Overrides:

@@ -39,7 +39,7 @@ def test_a_better_challenger_takes_the_seat_and_the_history_says_why() -> None:
 
 
 def test_a_rollback_puts_the_one_before_back_and_the_history_says_who_and_why() -> None:
-    first, second, third = (run(steps=steps, leg_steps=steps).model for steps in (4, 40, 160))
+    first, second, third = (run(steps=steps, leg_steps=steps).model for steps in (4, 20, 60))
     assert [entry.digest for entry in refs().history("own/champion")] == [first, second, third]
     for to, expected in ((None, second), (None, first), (third, third), (None, first), ("2", second)):
         before, now = rollback("own", to=to, by="a test", why="it rhymes better")
@@ -56,7 +56,7 @@ def test_a_rollback_puts_the_one_before_back_and_the_history_says_who_and_why() 
     with pytest.raises(NoSuchChampion, match="no champion yet"):
         rollback("other", to=None, by="a test", why=None)
     # What was rolled back does not come back by itself: it was judged before.
-    again = run(steps=160, leg_steps=160)
+    again = run(steps=60, leg_steps=60)
     assert not again.champion_moved and again.champion == first
 
 

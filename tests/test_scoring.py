@@ -15,6 +15,7 @@ from bardflow.model.machine.execution import Execution
 from bardflow.model.networks.gpt import build
 from bardflow.model.networks.network import GPT
 from bardflow.model.networks.spec import GPTSpec
+from bardflow.model.scoring.bf16 import charges_in_bf16
 from bardflow.model.scoring.held_out import Score, by_character, characters_started, charges, charges_both_ways, score
 from bardflow.model.training.batches import TooFewTokens
 from tests.conftest import SMALL_NETWORKS
@@ -165,3 +166,24 @@ def test_a_characters_later_bytes_are_charged_to_it_and_a_word_to_its_letters_eq
     assert found.tolist() == [1, 5, 2, 2]
     with pytest.raises(ValueError, match="from its start"):
         by_character(np.array([3, 4], np.float32), started[2:])
+
+
+class TestBf16:
+    """Scores of long texts are computed in bf16, within a bound of those in f32."""
+
+    @pytest.mark.parametrize("spec", SMALL_NETWORKS[:2])
+    def test_both_means_are_those_in_f32_within_the_bound(self, spec: GPTSpec) -> None:
+        gpt, tokens, before = lively(spec), some_text(64 * 32 * 8, seed=2), some_text(9)
+        exact = charges_both_ways(gpt, tokens, before=before, device=CPU)
+        differences = []
+        for seed in range(4):
+            found = charges_in_bf16(gpt, tokens, before=before, device=CPU, error=0.002, seed=seed)
+            assert found is not None and 0 < found.error <= 0.002 and 32 * 64 <= found.sampled <= len(tokens) / 8
+            differences += [(float(np.mean(f - e)), found.error) for f, e in zip(found[:2], exact, strict=True)]
+        assert max(abs(found.disjoint - exact[0])) > 1e-4, "bf16 is not f32"
+        assert sum(abs(difference) <= error for difference, error in differences) >= 6, "of 8, 95 % are expected"
+
+    def test_where_a_sample_cannot_show_the_bound_there_are_none(self) -> None:
+        gpt, before = lively(SMALL_NETWORKS[0]), some_text(9)
+        for length, error in ((64 * 32 * 8, 1e-9), (64 * 32, 1.0), (5, 1.0)):
+            assert charges_in_bf16(gpt, some_text(length), before=before, device=CPU, error=error) is None
