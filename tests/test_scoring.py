@@ -180,7 +180,7 @@ class TestBf16:
             found = charges_in_bf16(gpt, tokens, before=before, device=CPU, error=0.002, seed=seed)
             assert found is not None and 0 < found.error <= 0.002 and 32 * 64 <= found.sampled <= len(tokens) / 8
             differences += [(float(np.mean(f - e)), found.error) for f, e in zip(found[:2], exact, strict=True)]
-        assert max(abs(found.disjoint - exact[0])) > 1e-4, "bf16 is not f32"
+            assert max(abs(found.disjoint - exact[0])) > 1e-4, "bf16 is not f32"
         assert sum(abs(difference) <= error for difference, error in differences) >= 6, "of 8, 95 % are expected"
 
     def test_where_a_sample_cannot_show_the_bound_there_are_none(self) -> None:

@@ -1,7 +1,7 @@
 """Scoring a long text with blocks in bf16, with a bound on the difference from f32."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,15 +75,12 @@ def charges_in_bf16(
     length = PIECE_CONTEXTS * gpt.context
     order = np.random.default_rng(seed).permutation(len(tokens) // length)
     largest = int(len(order) * LARGEST_SHARE)
-    differences: list[tuple[float, float]] = []
+    differences: list[list[float]] = []
     for number in order[:largest]:
         start = int(number) * length
         piece, preceding = tokens[start : start + length], tokens[:start] if start else before
-        exact, quick = (
-            charges_both_ways(model, piece, before=preceding, device=device)  # type: ignore[arg-type]
-            for model in (gpt, rounded)
-        )
-        differences.append(tuple(float(np.mean(e - q, dtype=np.float64)) for e, q in zip(exact, quick, strict=True)))
+        exact, quick = (charges_both_ways(model, piece, before=preceding, device=device) for model in (gpt, rounded))
+        differences.append([float(np.mean(e - q, dtype=np.float64)) for e, q in zip(exact, quick, strict=True)])
         if len(differences) >= FEWEST_PIECES and _error(differences, len(order)) <= error:
             break
     else:
@@ -94,7 +91,7 @@ def charges_in_bf16(
     return InBf16(disjoint, sliding, _error(differences, len(order)), len(differences) * length)
 
 
-def _error(differences: list[Any], pieces: int) -> float:
+def _error(differences: list[list[float]], pieces: int) -> float:
     """Return 1.96 standard errors of the larger of two means, drawn without replacement from so many pieces."""
     found: npt.NDArray[np.float64] = np.asarray(differences)
     unseen = 1 - len(found) / pieces
