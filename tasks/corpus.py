@@ -1,12 +1,15 @@
 """Fetching a corpus, cleaning it, cutting it into documents and splitting it; and mixing several."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
 
 from bardflow.home import home, project_folder
 from bardflow.sources.documents import Part, Piece, extent, read, split
@@ -15,6 +18,7 @@ from bardflow.sources.fetch import fetch
 from bardflow.sources.mixing import ReadSet, mix
 from bardflow.sources.spec import CorpusSpec, MixtureSpec
 from bardflow.sources.survey import survey
+from bardflow.storage.disk import fsync_all, write_whole
 from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
 from bardflow.tasks.caching import CACHE_BY_INPUTS
@@ -22,6 +26,7 @@ from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
 RAW = "raw"  # a subfolder, because a file of the source may be called manifest.json
+FINISHED = "finished.json"  # in the folder of a corpus that is being cleaned
 # The packages that read a format, beside those that every artifact names.
 READERS = {"html": ("resiliparse",), "epub": ("resiliparse",), "markdown": ("markdown-it-py", "resiliparse")}
 
@@ -46,40 +51,76 @@ def fetch_source(corpus: CorpusSpec) -> Source:
 
 @task(version="4", cache_policy=CACHE_BY_INPUTS)
 def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
-    """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts."""
-    with store().draft() as draft:
-        reading = read(corpus, store().folder(source) / RAW)
-        characters, documents = extent(
-            watched(reading, doing=f"reading {corpus.name}", unit="character", size=lambda piece: len(piece.text))
-        )
+    """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts.
+
+    The text is read three times: to count it, to write it cleaned, and to survey what was written. An interrupted task
+    resumes after the last of these that it finished.
+    """
+    key = CACHE_BY_INPUTS.key_of(clean_corpus, {"source": source, "corpus": corpus})
+    with store().draft(key) as draft:
+        note = draft.folder / FINISHED
+        finished = _Finished.model_validate_json(note.read_bytes()) if note.is_file() else _Finished()
+        if finished != _Finished():
+            say(f"{corpus.name}: an interrupted run has {'written' if finished.facts else 'counted'} the text already")
 
         def counted(parts: Iterable[tuple[Part, Piece]], doing: str) -> Iterator[tuple[Part, Piece]]:
-            return watched(parts, doing=doing, unit="character", total=characters, size=lambda part: len(part[1].text))
+            doing, total = f"{doing} {corpus.name}", finished.characters
+            return watched(parts, doing=doing, unit="character", total=total, size=lambda part: len(part[1].text))
 
-        parts = split(reading, corpus.split, characters, documents)
-        labelled, duplicates = treated(lambda: counted(parts, f"cleaning {corpus.name}"), corpus.duplicates)
-        written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
+        def finish(**values: Any) -> None:
+            nonlocal finished
+            finished = finished.model_copy(update=values)
+            write_whole(note, finished.model_dump_json().encode(), store().drafts)
 
-        rows = reading.rows
-        if rows is not None and rows.without_value:
-            say(f"{corpus.name}: {rows.without_value:,} of {rows.rows:,} rows have no value and are left out")
-        facts = {
-            "name": corpus.name,
-            "title": corpus.title,
-            "language": corpus.language,
-            "licence": corpus.licence,
-            "published": [figure.model_dump() for figure in corpus.published],
-            "cleaned": [step.model_dump() for step in reading.cleaned],
-            "survey": survey(counted(_stored(draft.folder), f"surveying {corpus.name}")).model_dump(mode="json"),
-            "text": written.model_dump(),
-            # Facts are part of the digest, so a short corpus of plain text has none of these.
-            **({} if rows is None else {"rows": asdict(rows)}),
-            **({} if corpus.format == "text" else {"format": corpus.format}),
-            **({} if parts.kept is None else {"validation_kept": parts.kept._asdict()}),
-        }
-        if duplicates is not None:
-            facts["duplicates"] = duplicates.model_dump()
+        if finished.facts is None:
+            for path in draft.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+            reading = read(corpus, store().folder(source) / RAW)
+            if not finished.characters:
+                pieces = watched(
+                    reading, doing=f"reading {corpus.name}", unit="character", size=lambda piece: len(piece.text)
+                )
+                characters, documents = extent(pieces)
+                finish(characters=characters, documents=documents)
+            parts = split(reading, corpus.split, finished.characters, finished.documents)
+            labelled, duplicates = treated(lambda: counted(parts, "cleaning"), corpus.duplicates)
+            written = write_documents(draft.folder, ((part, piece.document, piece.text) for part, piece in labelled))
+            fsync_all(sorted(draft.folder.rglob("*"), reverse=True))
+            rows = reading.rows
+            facts = {
+                "name": corpus.name,
+                "title": corpus.title,
+                "language": corpus.language,
+                "licence": corpus.licence,
+                "published": [figure.model_dump() for figure in corpus.published],
+                "cleaned": [step.model_dump() for step in reading.cleaned],
+                "text": written.model_dump(),
+                # Facts are part of the digest, so a short corpus of plain text has none of these.
+                **({} if rows is None else {"rows": asdict(rows)}),
+                **({} if corpus.format == "text" else {"format": corpus.format}),
+                **({} if parts.kept is None else {"validation_kept": parts.kept._asdict()}),
+                **({} if duplicates is None else {"duplicates": duplicates.model_dump()}),
+            }
+            finish(facts=facts)
+
+        assert finished.facts is not None
+        if (counts := finished.facts.get("rows")) and counts["without_value"]:
+            say(f"{corpus.name}: {counts['without_value']:,} of {counts['rows']:,} rows have no value and are left out")
+        surveyed = survey(counted(_stored(draft.folder), "surveying"))
+        note.unlink()
+        facts = finished.facts | {"survey": surveyed.model_dump(mode="json")}
         return store().keep(draft, Corpus, facts, origin(*READERS.get(corpus.format, ())))
+
+
+class _Finished(BaseModel):
+    """What is finished of cleaning a corpus: its counts, and the facts about the text once that is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    characters: int = 0
+    documents: int = 0
+    facts: dict[str, Any] | None = None
 
 
 @task(version="2", cache_policy=CACHE_BY_INPUTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 
 from bardflow.errors import BardError
 from bardflow.flows.refresh_corpora import refresh_corpora
@@ -15,11 +16,13 @@ from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.machine.memory import BadLimit
 from bardflow.model.planning.plan import TooLittleMemory
 from bardflow.outcome import Outcome
+from bardflow.sources.corpora import load_corpus
 from bardflow.sources.spec import CorpusError
-from bardflow.storage.handles import KINDS, Report
+from bardflow.storage.handles import KINDS, Corpus, Report
+from bardflow.tasks.corpus import clean_corpus, fetch_source
 from bardflow.tasks.recipes import Overrides, RecipeError
 from bardflow.tasks.reporting import page_of
-from bardflow.tasks.run import refs, store
+from bardflow.tasks.run import Run, refs, store
 from bardflow.tasks.vocabulary import tokenize_corpus
 from tests.conftest import own_text
 from tests.quick import quickly, run
@@ -49,6 +52,29 @@ def test_running_the_flow_twice_trains_once() -> None:
     assert not second.trained and not second.champion_moved
     assert "corpus unchanged" in second.why
     assert (second.model, second.report) == (first.model, first.report)
+
+
+@pytest.mark.parametrize(("interrupted", "said"), [("split", "counted"), ("survey", "written")])
+def test_cleaning_resumes_after_what_an_interrupted_run_finished(
+    interrupted: str, said: str, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cleaned() -> Corpus:
+        with Run() as here:
+            return here(clean_corpus, here(fetch_source, corpus), corpus)
+
+    def stopped(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    corpus = load_corpus("own", project / "corpora")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bardflow.tasks.corpus.{interrupted}", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            flow(cleaned)()
+    resumed = flow(cleaned)()
+    assert f"own: an interrupted run has {said} the text already" in caplog.messages
+    assert not list((project / "home" / "drafts").iterdir())
+    shutil.rmtree(project / "home")
+    assert flow(cleaned)() == resumed, "the same bytes as without an interruption"
 
 
 @pytest.mark.usefixtures("quickly_answered")
