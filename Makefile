@@ -14,7 +14,7 @@ endif
 # Python keeps what it compiled beside each module in .venv; without this, each process compiles a thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help train plan test faults lint up install clean
+.PHONY: help train plan test pytest faults lint up install clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,7 +30,10 @@ plan: .venv/installed ## what such a training takes: memory by part, time, disk,
 up: .venv/installed ## server with UI, worker and all deployments; Ctrl-C stops all of it
 	@.venv/bin/bard up --port $(PORT)
 
-test: .venv/installed-dev lint ## lint, types and tests
+test: .venv/installed-dev ## lint, types and tests, at the same time
+	@$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: .venv/installed-dev
 	@.venv/bin/python -m pytest
 
 faults: .venv/installed-dev ## tests that kill processes, fill disks and start other servers (several minutes)

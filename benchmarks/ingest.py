@@ -1,4 +1,4 @@
-"""Measure the stages from a source to tokens: seconds, MB/s, CPU time and peak memory, beside other ways.
+"""Measure the stages from a source to tokens, and scoring: seconds, MB/s, CPU time and peak memory, beside other ways.
 
     python benchmarks/ingest.py PATH [--copies 1] [--vocabulary bpe-2048] [--validation 0.02] [--only fetch clean …]
 
@@ -9,6 +9,10 @@ in a process of its own, on an empty home. The references read the same text:
     numpy          look up each character in an array, and write the ids to a file
     encode_batch   `tokenizers`' own encode_batch over the lines of the text, in batches of 1 MB; nothing is written
     datasets.map   `datasets.map` with as many processes as cores, in batches of 1,000 lines, with encode_batch
+    score f32      score the validation set in f32 only
+
+`train` is 100 steps of the recipe `small` with characters, so that there is a model to score. The MB/s of `score` are
+those of the validation set, the other ones those of the whole text.
 
 CPU time is that of the process alone, on all cores. Peak memory is that of the largest process, with pages of mapped
 files that were in memory.
@@ -45,18 +49,22 @@ cut = "file"
 [split]
 validation = {validation}
 """
-STEPS = ("fetch", "clean", "learn char", "tokenize char", "learn", "tokenize", "baselines")
-REFERENCES = ("copy", "numpy", "encode_batch", "datasets.map")
+STEPS = ("fetch", "clean", "learn char", "tokenize char", "learn", "tokenize", "baselines", "train", "score")
+REFERENCES = ("copy", "numpy", "encode_batch", "datasets.map", "score f32")
 
 
 def stage(name: str, vocabulary: str) -> None:
     """Run one stage in this process's project; handles of earlier stages are in `handles.json`."""
+    from bardflow.flows.training import train, with_steps
     from bardflow.sources.corpora import load_corpus
-    from bardflow.storage.handles import Corpus, Handle, Source, Vocabulary
+    from bardflow.storage.handles import Corpus, Handle, Model, Source, TokenShards, Vocabulary
     from bardflow.storage.shards import ShardSpec
     from bardflow.tasks import corpus, evaluation
     from bardflow.tasks import vocabulary as vocabularies
+    from bardflow.tasks.planning import plan_training
+    from bardflow.tasks.recipes import load_recipe
     from bardflow.tasks.run import Run
+    from bardflow.tasks.training import export_model
 
     project = Path(os.environ["BARDFLOW_PROJECT"])
     made: dict[str, str] = json.loads((project / "handles.json").read_text())
@@ -74,8 +82,17 @@ def stage(name: str, vocabulary: str) -> None:
             case "tokenize":
                 learned = Vocabulary(digest=made[f"learn {char}".strip()])
                 handle = run(vocabularies.tokenize_corpus, Corpus(digest=made["clean"]), learned, ShardSpec())
-            case _:
+            case "baselines":
                 handle = run(evaluation.measure_baselines, Corpus(digest=made["clean"]))
+            case "train":
+                characters, shards = Vocabulary(digest=made["learn char"]), TokenShards(digest=made["tokenize char"])
+                recipe = with_steps(load_recipe("small").recipe, 100)
+                plan = plan_training(characters, recipe.gpt, recipe.training, None)
+                legs = train(run, characters, shards, recipe, plan, None)
+                handle = run(export_model, legs[-1], characters, Corpus(digest=made["clean"]))
+            case _:
+                model, spec_of = Model(digest=made["train"]), evaluation.EvaluationSpec(samples=0)
+                handle = run(evaluation.evaluate_model, model, Corpus(digest=made["clean"]), spec_of)
     (project / "handles.json").write_text(json.dumps(made | {name: handle.digest}))
 
 
@@ -105,6 +122,8 @@ def reference(name: str) -> None:
             own = tokenizer()
             for lines in blocks(files):
                 own.encode_batch(lines, add_special_tokens=False)
+        case "score f32":
+            score_in_f32(project, made)
         case _:
             from datasets import load_dataset
 
@@ -114,6 +133,21 @@ def reference(name: str) -> None:
                 lambda batch: {"ids": [e.ids for e in own.encode_batch(batch["text"], add_special_tokens=False)]},
                 batched=True, num_proc=os.cpu_count(), remove_columns=["text"],
             )  # fmt: skip
+
+
+def score_in_f32(project: Path, made: dict[str, str]) -> None:
+    """Score the validation set with nothing in bf16."""
+    from bardflow.model.machine import device
+    from bardflow.model.scoring import charges_both_ways
+    from bardflow.model.training import load_model
+    from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
+    from bardflow.storage.documents import read_text
+
+    model, text = (
+        project / "home" / "objects" / kind / made[step] for kind, step in (("model", "train"), ("corpus", "clean"))
+    )
+    ids = np.concatenate(list(encode(load(model / TOKENIZER_FILE), read_text(text, "validation"))))
+    charges_both_ways(load_model(model), ids, before=ids[:1], device=device.choose("f32"))
 
 
 def blocks(files: list[Path]) -> Iterator[list[str]]:
@@ -168,6 +202,13 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - begun, time.process_time() - used
 
 
+def validation_megabytes(project: Path) -> float:
+    """Return the size of the validation set."""
+    digest = json.loads((project / "handles.json").read_text())["clean"]
+    manifest = json.loads((project / "home" / "objects" / "corpus" / digest / "manifest.json").read_text())
+    return float(manifest["facts"]["survey"]["validation_bytes"]) / 1e6
+
+
 def main() -> None:
     """Print a row for each stage and reference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,7 +238,8 @@ def main() -> None:
         print(f"{megabytes:,.0f} MB\n{'stage':<16}{'seconds':>9}{'MB/s':>9}{'CPU s':>9}{'peak MB':>9}")
         for name in given.only:
             seconds, cpu, peak = measured(name, environment, given.vocabulary)
-            print(f"{name:<16}{seconds:>9.1f}{megabytes / seconds:>9.1f}{cpu:>9.1f}{peak / 1e6:>9.0f}", flush=True)
+            size = validation_megabytes(project) if name.startswith("score") else megabytes
+            print(f"{name:<16}{seconds:>9.1f}{size / seconds:>9.3g}{cpu:>9.1f}{peak / 1e6:>9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from bardflow.storage.handles import Baselines, Corpus, Evaluation, Model
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.memorised import MEMORISED, find_memorised
 from bardflow.tasks.run import origin, store
-from bardflow.tasks.saying import Progress, watched
+from bardflow.tasks.saying import Progress, say, watched
 
 SCORES = "scores.json"
 SAMPLES = "samples.json"
@@ -129,6 +129,7 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
             charged, sliding = charges_both_ways(gpt, tokens, before=before, device=place, progress=progress)
         else:
             charged, sliding = quick.disjoint, quick.sliding
+            say(f"scored in bf16, corrected by {quick.sampled:,} tokens in f32")
     coded = None
     if spec.compress:
         with Progress("compressing the validation set", "token", len(tokens)) as progress:
