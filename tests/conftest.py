@@ -79,7 +79,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # first waits for.
 LONG = (
     "test_cli.py", "test_training.py", "test_train_gpt.py", "test_browser.py", "test_experiments.py",
-    "test_champions.py", "test_up.py", "test_docs.py", "test_base.py", "test_pages.py", "test_mixture.py",
+    "test_champions.py", "test_docs.py", "test_base.py", "test_pages.py", "test_mixture.py",
     "test_house.py", "test_verify.py",
 )  # fmt: skip
 

@@ -73,7 +73,6 @@ def test_a_wrong_parameter_is_refused_with_the_legal_values(served: Project) -> 
     assert "'huge' is not one of ['small', 'tiny']" in refused.stdout
 
 
-@pytest.mark.faults
 def test_without_up_a_command_has_a_temporary_server_on_the_same_data(inside: Project) -> None:
     if inside.process is not None and not inside.ended():
         inside.process.send_signal(signal.SIGINT)
