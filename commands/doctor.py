@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
 from bardflow.commands.console import prepare_prefect
+from bardflow.commands.prefect_api import api, ask
 from bardflow.errors import BardError
 from bardflow.home import healthy, held, home, prefect_environment, project_folder, up_lock
 from bardflow.sources.corpora import corpus_names, load_corpus
@@ -181,7 +182,9 @@ def failures(names: list[str], read: Callable[[str], object]) -> Iterator[str]:
 def server() -> Iterator[Check]:
     """The server of `bard up`, and the address that typed `prefect` commands use."""
     url = up_lock().read_text(encoding="utf-8") if held(up_lock()) else None
-    if url is None:
+    if url is None and (other := os.environ.get("PREFECT_API_URL")):
+        yield from other_server(other)
+    elif url is None:
         yield ok("server", "`bard up` does not run; each command starts a temporary server")
     elif healthy(url):
         yield ok("server", f"answers at {url}")
@@ -194,6 +197,25 @@ def server() -> Iterator[Check]:
         yield warning(
             "server", f"typed `prefect` commands call {typed or 'no address'}, and `bard up` is at {url}", todo
         )
+
+
+def other_server(url: str) -> Iterator[Check]:
+    """The server at PREFECT_API_URL, which `bard up` did not start, and whether its work pools have a worker."""
+    if not healthy(url):
+        todo = "start it, or correct PREFECT_API_URL, which ends in /api"
+        yield error("server", f"nothing answers at {url} (PREFECT_API_URL)", todo)
+        return
+    yield ok("server", f"answers at {url} (PREFECT_API_URL); `bard up` does not run")
+    with api(url) as client:
+        used = {deployment["work_pool_name"] for deployment in ask(client, "/deployments/filter", {})}
+        for pool in ask(client, "/work_pools/filter", {}):
+            if pool["name"] in used and pool["status"] != "READY":
+                said = "is paused" if pool["status"] == "PAUSED" else "has deployments, but no worker is online"
+                todo = f"prefect work-pool resume {pool['name']}"
+                todo = todo if pool["status"] == "PAUSED" else f"prefect worker start --pool {pool['name']}"
+                yield warning("work pools", f"{pool['name']!r} ({pool['type']}) {said}", todo)
+            elif pool["name"] in used:
+                yield ok("work pools", f"{pool['name']!r} ({pool['type']}) has a worker")
 
 
 def typed_address() -> str | None:

@@ -45,6 +45,7 @@ class FlowRun(BaseModel):
     run_count: int
     auto_scheduled: bool
     expected_start_time: datetime
+    work_pool_name: str | None
 
 
 class Deployment(BaseModel):
@@ -115,8 +116,11 @@ def read_runs(client: httpx.Client, ids: set[str]) -> list[FlowRun]:
 
 
 def is_ours(run: FlowRun) -> bool:
-    """Return whether the worker of `bard up` took the run, and not a worker on another machine."""
-    return run.labels.get("prefect.worker.name", WORKER) == WORKER
+    """Return whether the worker of `bard up` took the run, and not a worker of another pool or on another machine.
+
+    Only then does its process show that it lives: a container's may not be seen from here.
+    """
+    return run.work_pool_name == POOL and run.labels.get("prefect.worker.name", WORKER) == WORKER
 
 
 def reschedule(client: httpx.Client, runs: list[FlowRun]) -> list[FlowRun]:
@@ -184,6 +188,11 @@ def make_pool(client: httpx.Client) -> None:
         raise UpError(f"The server did not answer: {error!r}. Its log is in {home() / 'logs'}.") from error
     if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
         raise UpError(f"The server refused the work pool {POOL!r}: {response.status_code} {response.text}")
+
+
+def has_pool(client: httpx.Client, pool: str) -> bool:
+    """Return whether the server has a work pool of this name."""
+    return bool(ask(client, "/work_pools/filter", {"work_pools": {"name": {"any_": [pool]}}}))
 
 
 def make_automation(client: httpx.Client) -> None:

@@ -1,12 +1,14 @@
 """Flow runs whose process was killed, is lost, or does not obey a cancellation.
 
-`bard up` looks after them. Where the worker was started without it, call `python -m bardflow.commands.runs` beside it.
+`bard up` looks after them. Where the worker was started without it, call `python -m bardflow.commands.runs` beside it,
+with the names of the work pools; with none, it is the pool of `bard up`.
 """
 
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,19 @@ from pathlib import Path
 import httpx
 import psutil
 
-from bardflow.commands.prefect_api import POOL, UNDER_WAY, FlowRun, api, ask, end_tasks, is_ours, reschedule, scheduled
+from bardflow.commands.prefect_api import (
+    POOL,
+    UNDER_WAY,
+    FlowRun,
+    api,
+    ask,
+    end_tasks,
+    has_pool,
+    is_ours,
+    make_automation,
+    reschedule,
+    scheduled,
+)
 from bardflow.commands.processes import FLOW_RUN, UpError, environment_of, kill
 
 # A crashed run is run again after each of these pauses; after one more crash it is Failed.
@@ -52,12 +66,14 @@ class MemoryWatch:
         return int(counted[1]) if counted else 0
 
 
-def look_after(client: httpx.Client, memory: MemoryWatch) -> Iterator[str]:
-    """Look after the runs of our work pool once, and yield a line for each run that was changed.
+def look_after(client: httpx.Client, memory: MemoryWatch, pools: Sequence[str] = (POOL,)) -> Iterator[str]:
+    """Look after the runs of these work pools once, and yield a line for each run that was changed.
 
     - A crashed run is run again, at most three times, after 10, 30 and 90 s; after the next crash it is Failed.
     - A run that is being cancelled and still has a process after 6 s loses the process and is Cancelled.
     - A run on this machine that has been under way for 120 s or more and has no process is run again at once.
+
+    The last two hold only for runs of the worker of `bard up`. A worker for containers cancels and watches its own.
 
     No run is run again while its process lives.
 
@@ -65,7 +81,7 @@ def look_after(client: httpx.Client, memory: MemoryWatch) -> Iterator[str]:
         UpError: the server refused a request or did not answer.
     """
     question = {
-        "work_pools": {"name": {"any_": [POOL]}},
+        "work_pools": {"name": {"any_": list(pools)}},
         "flow_runs": {"state": {"type": {"any_": [*UNDER_WAY, "CRASHED"]}}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": 200,  # the server's maximum for one request
@@ -118,15 +134,34 @@ def run_again(client: httpx.Client, run: FlowRun, reason: str) -> str:
     return line
 
 
-def main() -> None:
-    """Look after the runs of the server at PREFECT_API_URL, for ever; without its answer, try again."""
+def prepare(client: httpx.Client, pools: Sequence[str]) -> None:
+    """Check that the pools exist, and let the server mark runs as Crashed whose heartbeats stop.
+
+    Raises:
+        UpError: the server refused a request or did not answer.
+        SystemExit: it has no work pool of this name.
+    """
+    for pool in pools:
+        if not has_pool(client, pool):
+            raise SystemExit(f"There is no work pool {pool!r} at {client.base_url}. `prefect work-pool ls` lists them.")
+    make_automation(client)
+
+
+def main(pools: Sequence[str]) -> None:
+    """Look after the runs of these pools of the server at PREFECT_API_URL, for ever; without its answer, try again."""
+    if not (url := os.environ.get("PREFECT_API_URL")):
+        raise SystemExit("Set PREFECT_API_URL to the address of Prefect's server, which ends in /api.")
     memory = MemoryWatch()
+    prepared = False
     while True:
-        with api(os.environ["PREFECT_API_URL"]) as client, suppress(UpError, httpx.HTTPError):
-            for line in look_after(client, memory):
+        with api(url) as client, suppress(UpError, httpx.HTTPError):
+            if not prepared:
+                prepare(client, pools)
+                prepared = True
+            for line in look_after(client, memory, pools):
                 print(line, flush=True)
         time.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or [POOL])

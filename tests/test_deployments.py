@@ -60,6 +60,8 @@ def content() -> Any:
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
+# Deployments that compute with a model have one of these tags.
+COMPUTING = {"training", "experiment", "evaluation"}
 DEPLOYMENTS = PrefectFile.model_validate(content()).deployments
 
 
