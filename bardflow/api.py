@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from bardflow.errors import BardError
-from bardflow.home import home
+from bardflow.home import home, remote_address
 from bardflow.model.machine import Device, device
 from bardflow.model.networks import GPT
 from bardflow.model.sampling import SamplingSpec, write
@@ -25,6 +25,7 @@ from bardflow.model.vocabulary import load as load_tokenizer
 from bardflow.outcome import Outcome
 from bardflow.storage.handles import Model
 from bardflow.storage.refs import Refs, resolve
+from bardflow.storage.remote import remote_of
 from bardflow.storage.store import Store
 
 
@@ -136,8 +137,9 @@ def load(ref: str) -> LoadedModel:
     """
     folder = Path(ref).expanduser()
     if not (folder / TOKENIZER_FILE).is_file():
-        store = Store(home())
-        handle = resolve(store, Refs(home()), ref)
+        remote = remote_of(home(), *remote_address())
+        store = Store(home(), remote)
+        handle = resolve(store, Refs(home(), remote), ref)
         if not isinstance(handle, Model):
             raise BardError(f"{ref} is a {type(handle).__name__}, not a Model; give one, such as NAME/champion")
         folder = store.folder(handle)

@@ -67,6 +67,17 @@ def home() -> Path:
     return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
 
 
+def remote_address() -> tuple[str | None, str | None]:
+    """Return the address of the home's remote (BARDFLOW_REMOTE), and its server if that is not the storage's own.
+
+    The library reads the server and the credentials from the same environment; the server is for messages.
+    """
+    address = os.environ.get("BARDFLOW_REMOTE") or None
+    endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if (address or "").startswith("s3:") else ()
+    endpoint = next((os.environ[name] for name in endpoints if os.environ.get(name)), None)
+    return address, None if endpoint is None else re.sub(r"(?<=//)[^/@]*@|[?#].*", "", endpoint)
+
+
 def password() -> str | None:
     """Return `NAME:PASSWORD`, which Prefect's server and the sites ask for, or None if none is set.
 

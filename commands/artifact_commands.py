@@ -13,6 +13,7 @@ from bardflow.commands.console import (
     OptionalRef,
     Ref,
     found,
+    opened,
     prepare_prefect,
     print_json,
     print_table,
@@ -37,13 +38,11 @@ def path(ref: Ref) -> None:
 @artifacts.command()
 def show(ref: OptionalRef = None, as_json: AsJson = False) -> None:
     """Show an artifact: its facts and files, and the history of its name. Without REF, list all names."""
-    from bardflow.storage.refs import Refs
-
     if ref is None:
         list_names(as_json)
         return
     store, handle = found(ref)
-    manifest, history = store.manifest(handle), Refs(home()).history(ref) if "/" in ref else []
+    manifest, history = store.manifest(handle), opened()[1].history(ref) if "/" in ref else []
     if as_json:
         print_json(
             {
@@ -67,9 +66,7 @@ def show(ref: OptionalRef = None, as_json: AsJson = False) -> None:
 
 def list_names(as_json: bool, *, only: Sequence[str] = ()) -> None:
     """Print each name and its artifact; `only` limits the kinds of artifacts."""
-    from bardflow.storage.refs import Refs
-
-    refs = Refs(home())
+    _, refs = opened()
     heads = {name: head for name in refs.names() if (head := refs.head(name)) and (not only or head.kind in only)}
     if as_json:
         print_json({name: entry.model_dump(mode="json") for name, entry in heads.items()})
@@ -338,10 +335,9 @@ def report_of(ref: str) -> "Report":
         BardError: the artifact is not a report and has none.
     """
     from bardflow.storage.handles import Model, Report
-    from bardflow.storage.refs import Refs
 
     _, handle = found(ref)
-    entry = Refs(home()).head(ref) if "/" in ref else None
+    entry = opened()[1].head(ref) if "/" in ref else None
     if isinstance(handle, Model) and entry is not None:
         handle = Report(digest=entry.notes["report"])
     if not isinstance(handle, Report):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bardflow.home import home, prefect_environment
+from bardflow.home import home, prefect_environment, remote_address
 
 if TYPE_CHECKING:
     from bardflow.storage.handles import Handle
+    from bardflow.storage.refs import Refs
+    from bardflow.storage.store import Store
 
 # Commands import heavy modules inside their functions. So `bard --help` and `bard path` are fast, and Prefect is
 # imported only after its settings are in the environment.
@@ -38,11 +40,20 @@ def prepare_prefect() -> None:
 
 def found(ref: str) -> "tuple[Any, Handle]":
     """Return the store, and the handle that a REF refers to."""
-    from bardflow.storage.refs import Refs, resolve
+    from bardflow.storage.refs import resolve
+
+    store, refs = opened()
+    return store, resolve(store, refs, ref)
+
+
+def opened() -> "tuple[Store, Refs]":
+    """Return the store and the names of the home, with its remote, without importing Prefect."""
+    from bardflow.storage.refs import Refs
+    from bardflow.storage.remote import remote_of
     from bardflow.storage.store import Store
 
-    store = Store(home())
-    return store, resolve(store, Refs(home()), ref)
+    remote = remote_of(home(), *remote_address())
+    return Store(home(), remote), Refs(home(), remote)
 
 
 def print_json(value: Any) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, prepare_prefect, print_json, tell
+from bardflow.commands.console import LOOPBACK, AsJson, Ref, found, opened, prepare_prefect, print_json, tell
 from bardflow.errors import BardError
-from bardflow.home import home, project_folder
+from bardflow.home import project_folder
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -191,11 +191,9 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score a pretrained model on a corpus, beside the corpus's champion and the baselines."""
-    from bardflow.storage.refs import Refs
-
     corpus = on or "tiny-shakespeare"
     champion = f"{corpus}/champion"
-    known = [champion] if Refs(home()).head(champion) is not None else []
+    known = [champion] if opened()[1].head(champion) is not None else []
     side_by_side([model, *known], corpus, context, as_json)
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,14 +12,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bardflow.storage.handles import Evaluation, Handle, Model, Report
+from bardflow.storage.handles import Handle
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.manifests import StoreError
-from bardflow.storage.refs import Entry, Refs, read_entry
+from bardflow.storage.refs import Refs, noted, read_entry
 from bardflow.storage.store import Store
-
-# The keys of an entry's notes that have a digest as value, with the kinds of the artifacts.
-NOTED: dict[str, type[Handle]] = {"model": Model, "report": Report, "evaluation": Evaluation, "rival": Evaluation}
 
 
 class Policy(BaseModel):
@@ -133,13 +130,6 @@ def named(refs: Refs, policy: Policy, young: str) -> tuple[list[Handle], list[Ha
             elif name.endswith("/champion"):
                 former += handles
     return recent, former
-
-
-def noted(entry: Entry) -> Iterator[Handle]:
-    """Yield the handles in an entry's notes."""
-    for key, kind in NOTED.items():
-        if entry.notes.get(key):
-            yield kind(digest=entry.notes[key])
 
 
 def reached(store: Store, roots: Iterable[Handle], held: Collection[Handle]) -> set[Handle]:

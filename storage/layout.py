@@ -11,10 +11,12 @@ LAYOUT_FILE = "layout.json"
 # 1: versions before `bard verify`, without this file. 2: with copies and stamps.
 HOME_LAYOUT = 2
 STAMPS = "stamps"
+# What the home remembers of its remote.
+REMOTE = "remote"
 # All files and folders of a home; `bard verify` lists others as foreign.
 HOME_NAMES = {
     "objects", "refs", DRAFTS, "downloads", "searches", "locks", "logs", "prefect", "supervisors", COPIES, STAMPS,
-    SET_ASIDE, LAYOUT_FILE, "index.html", "up.lock", "removing.lock",
+    REMOTE, SET_ASIDE, LAYOUT_FILE, "index.html", "up.lock", "removing.lock",
 }  # fmt: skip
 
 

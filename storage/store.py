@@ -4,17 +4,18 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -49,15 +50,19 @@ from bardflow.storage.manifests import (
     file_facts,
 )
 
+if TYPE_CHECKING:
+    from bardflow.storage.remote import Counted, Remote
+
 H = TypeVar("H", bound=Handle)
 
+LOGGER = logging.getLogger("bardflow")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # Errors of a rename onto an existing artifact: a folder with files or (if damaged) a file.
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 # Said of a file of an artifact that does not belong to it.
 FOREIGN = "is not in the manifest"
 # The file that marks an artifact as a record, and what `harms` says of it.
-REDUCED, RECORD = "reduced", "says that it is a record: a clean-up deleted its files"
+REDUCED, RECORD = "reduced", "says that it is a record, without files"
 # A file that was changed less than this before it was hashed gets no stamp: another change at once could leave the same
 # times. FAT counts in 2 s.
 SETTLED_NS = 2 * 10**9
@@ -76,13 +81,17 @@ class Draft:
 class Store:
     """Artifacts in `<root>/objects/<kind>/<digest>/`, on a local disk.
 
+    With a remote, each new artifact is also sent there, and one that this home lacks is received from there when it is
+    read.
+
     Raises:
         storage.layout.LayoutError: a newer version wrote the home.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: "Remote | None" = None) -> None:
         require_layout(root)
         self.root = root
+        self.remote = remote
         self.objects = root / "objects"
         self.drafts = root / DRAFTS
         self.copies = Copies(root)
@@ -148,32 +157,38 @@ class Store:
         content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
 
+        self._put_in_place(draft.folder, handle, content, canonical_json(origin.model_dump()))
+        self._share(handle)
+        return handle
+
+    def _put_in_place(self, folder: Path, handle: Handle, manifest: bytes, origin: bytes) -> None:
+        """Rename a folder with an artifact's files to its place, unless the artifact is there and intact."""
         place = self.place(handle)
-        came = self.copies.read(place / ORIGIN) or canonical_json(origin.model_dump())
-        (draft.folder / ORIGIN).write_bytes(came)
-        (draft.folder / MANIFEST).write_bytes(content)
-        paths = sorted(draft.folder.rglob("*"), reverse=True)
+        (folder / ORIGIN).write_bytes(self.copies.read(place / ORIGIN) or origin)
+        (folder / MANIFEST).write_bytes(manifest)
+        paths = sorted(folder.rglob("*"), reverse=True)
         for path in paths:
             if path.is_file():
                 make_read_only(path)
         fsync_all(paths)
-        set_mode(draft.folder, 0o755)
-        fsync(draft.folder)
+        set_mode(folder, 0o755)
+        fsync(folder)
 
         make_folder(place.parent)
         while True:
             try:
-                draft.folder.rename(place)
+                folder.rename(place)
             except OSError as error:
                 if error.errno not in OCCUPIED:
                     raise
             else:
                 fsync(place.parent)
                 self.copy(handle)
-                return handle
-            if self.damage(handle) is None:
+                return
+            # A record never takes the place of an artifact, or of another record.
+            if self._harm(handle) is None or (folder / REDUCED).is_file():
                 self.copy(handle)
-                return handle
+                return
             self.discard_damaged(handle)
 
     def copy(self, handle: Handle) -> None:
@@ -209,7 +224,7 @@ class Store:
             place = self.place(handle)
             # A rename replaces an empty folder; anything else must be removed first.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
-            if occupied and self.damage(handle) is not None:
+            if occupied and self._harm(handle) is not None:
                 self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
@@ -253,15 +268,23 @@ class Store:
         Raises:
             ObjectMissing: there is no such artifact, or it is damaged; the message has the names that need it.
         """
-        if not self._is_stamped(handle) and (harm := self.damage(handle)):
-            raise self._refused(handle, harm)
+        if not self._is_stamped(handle) and (harm := self._harm(handle)):
+            if self.remote is None:
+                raise self._refused(handle, harm)
+            self.fetch(handle)
         return self.place(handle)
 
     def damage(self, handle: Handle) -> str | None:
-        """What is wrong with the artifact, or None if all bytes match the digest.
+        """What is wrong with the artifact, or None if all bytes match the digest, or if the remote has it.
 
-        All files are hashed, at about 1.5 GB/s on a processor with SHA instructions.
+        All files are hashed, at about 1.5 GB/s on a processor with SHA instructions. What only the remote has is
+        received by `folder`, not here.
         """
+        harm = self._harm(handle)
+        return None if harm is not None and self._is_offered(handle) else harm
+
+    def _harm(self, handle: Handle) -> str | None:
+        """What is wrong with the artifact in this home, or None."""
         place, began = self.place(handle), time.time_ns()
         if not (place / MANIFEST).is_file():
             return "missing"
@@ -273,7 +296,7 @@ class Store:
         if harm is not None:
             name, words = harm
             if words == RECORD:
-                return "a record (a clean-up deleted its files)"
+                return "a record (its files are not in this home)"
             return words if words.startswith("of ") else f"damaged ({name} {words})"
         # A clock that was set back gives times that lie ahead, and so no stamp.
         if max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
@@ -333,6 +356,8 @@ class Store:
             ObjectMissing: there is no such artifact, or its manifest does not match the digest.
         """
         content = read_or_none(self.place(handle) / MANIFEST)
+        if content is None and self._is_offered(handle):
+            content = read_or_none(self.place(handle) / MANIFEST)
         if content is None:
             raise self._refused(handle, "missing")
         if hashlib.sha256(content).hexdigest() != handle.digest:
@@ -353,6 +378,8 @@ class Store:
             ObjectMissing: there is no such artifact, or its origin cannot be read or differs from its copy.
         """
         try:
+            if self.remote is not None and not (self.place(handle) / ORIGIN).is_file():
+                self._is_offered(handle)
             return self._origin(handle)
         except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
             whole = (self.place(handle) / MANIFEST).is_file()
@@ -376,13 +403,142 @@ class Store:
             raise self._refused(handle, f"damaged ({ORIGIN} does not match its copy)")
         return origin
 
-    def _refused(self, handle: Handle, harm: str) -> ObjectMissing:
+    # The remote
+
+    def fetch(self, handle: Handle, progress: Callable[[int], object] = lambda count: None) -> "Counted":
+        """Receive an artifact from the remote, unless it is here and intact; each file is checked before it is visible.
+
+        Raises:
+            ObjectMissing: the remote lacks it or has it damaged, or cannot be reached.
+        """
+        from bardflow.storage.remote import Counted, RemoteError
+
+        harm = self._harm(handle)
+        if harm is None:
+            return Counted()
+        try:
+            found = self.remote.record(handle) if self.remote is not None and self.remote.holds(handle) else None
+            if self.remote is None or found is None:
+                raise self._refused(handle, harm)
+            content, origin = found
+            LOGGER.info("receiving %s from %s", handle, self.remote.address)
+            with self.draft() as draft:
+                counted = self.remote.receive(handle, Manifest.model_validate_json(content), draft.folder, progress)
+                self._put_in_place(draft.folder, handle, content, origin)
+        except RemoteError as error:
+            raise self._refused(handle, harm, str(error)) from error
+        return counted
+
+    def _is_offered(self, handle: Handle) -> bool:
+        """Whether the remote has the artifact, with all files in their sizes; then its record is in this home."""
+        if self.remote is None:
+            return False
+        from bardflow.storage.remote import RemoteDamaged, key_of
+
+        with self.remote.tolerated(f"looking for {handle}"):
+            try:
+                if not self.remote.holds(handle):
+                    return False
+                if not (self.place(handle) / MANIFEST).is_file():
+                    self.take_record(handle)
+                content = self.copies.read(self.place(handle) / MANIFEST)
+                if content is None or hashlib.sha256(content).hexdigest() != handle.digest:
+                    return False
+                sizes = self.remote.sizes(handle)
+                wanted = {key_of(handle, n): f.bytes for n, f in Manifest.model_validate_json(content).files.items()}
+                if lacking := sorted(key for key, size in wanted.items() if sizes.get(key) != size):
+                    raise self.remote.damaged(handle, f"{lacking[0]} is missing, or has another size")
+                return True
+            except RemoteDamaged as error:
+                LOGGER.warning("%s", error)
+        return False
+
+    def take_record(self, handle: Handle) -> bool:
+        """Write the record of an artifact that this home lacks, from the remote; return whether it is there."""
+        if (self.place(handle) / MANIFEST).is_file():
+            return True
+        if self.remote is None or (found := self.remote.record(handle)) is None:
+            return False
+        with self.draft() as draft:
+            (draft.folder / REDUCED).touch()
+            self._put_in_place(draft.folder, handle, *found)
+        return True
+
+    def _share(self, handle: Handle) -> None:
+        """Send a new artifact to the remote; if that fails, it is sent before the next move of a name."""
+        if self.remote is None:
+            return
+        from bardflow.storage.remote import RemoteError
+
+        try:
+            with self.remote.tolerated(f"sending {handle}"):
+                self.remote.send(handle, self.place(handle), self.manifest(handle))
+        except RemoteError as error:
+            LOGGER.warning("%s was not sent: %s. `bard push` sends it", handle, error)
+
+    def send(
+        self, handle: Handle, *, again: bool = False, progress: Callable[[int], object] = lambda count: None
+    ) -> "Counted | None":
+        """Send an artifact to the remote, unless it is there; with `again`, in any case.
+
+        None if neither has it whole; then the remote gets at least its record, if this home has one.
+
+        Raises:
+            storage.remote.RemoteError: it cannot be sent.
+        """
+        from bardflow.storage.remote import Counted
+
+        assert self.remote is not None
+        if not again and self.remote.holds(handle):
+            return Counted()
+        if not self._is_stamped(handle) and (harm := self._harm(handle)):
+            if harm.startswith("a record"):
+                self.remote.send_record(handle, self.place(handle))
+            return None
+        manifest = self.manifest(handle)
+        return self.remote.send(handle, self.place(handle), manifest, again=again, progress=progress)
+
+    def send_all(
+        self, handles: Iterable[Handle], progress: Callable[[int], object] = lambda count: None
+    ) -> "tuple[Counted, list[Handle]]":
+        """Send artifacts and all that they were made from, inputs first; return what was sent, and what is nowhere.
+
+        Raises:
+            storage.remote.RemoteError: as `send`.
+        """
+        from bardflow.storage.lineage import handle_of  # it imports this module
+        from bardflow.storage.remote import Counted
+
+        assert self.remote is not None
+        known = self.remote.writable()
+        sent, nowhere, met = Counted(), list[Handle](), set[Handle]()
+        stack = [(handle, False) for handle in handles]
+        while stack:
+            handle, ready = stack.pop()
+            # The lineage of an artifact that was sent with it is not looked through again.
+            whole = f"lineage/{text_of(handle)}"
+            if ready:
+                counted = self.send(handle, progress=progress)
+                if counted is None:
+                    nowhere.append(handle)
+                else:
+                    sent = sent.plus(*counted)
+                    if not nowhere:
+                        known.add(whole)
+            elif handle not in met and not (known.has(whole) and self.remote.holds(handle)):
+                met.add(handle)
+                stack.append((handle, True))
+                stack += [(handle_of(text), False) for text in self.inputs(handle)]
+        return sent, nowhere
+
+    def _refused(self, handle: Handle, harm: str, remote: str = "") -> ObjectMissing:
         """The error that names a missing or damaged artifact, what needs it, and the command that repairs it."""
         from bardflow.storage.garbage import names_that_need  # it imports this module
 
         names = ", ".join(names_that_need(self, handle)) or "none"
+        why = f"{remote}. " if remote else ""
         return ObjectMissing(
-            f"{handle} is {harm} in the store {self.root}. Names that need it: {names}. "
+            f"{handle} is {harm} in the store {self.root}. {why}Names that need it: {names}. "
             f"`bard verify {handle.short} --repair` makes it again"
         )
 
@@ -406,6 +562,9 @@ class Store:
         """
         held = sorted({*self.handles(), *self.copied()}, key=text_of) if len(prefix) >= 4 else []
         found = [handle for handle in held if handle.digest.startswith(prefix)]
+        if not found and self.remote is not None and re.fullmatch("[0-9a-f]{4,64}", prefix):
+            with self.remote.tolerated(f"looking for {prefix}"):
+                found = list(self.remote.find(prefix))
         if len(found) == 1:
             return found[0]
         if not found:

@@ -9,12 +9,14 @@ from typing import NamedTuple
 from prefect.settings import get_current_settings
 
 from bardflow.errors import BardError
-from bardflow.home import HISTORY_DAYS
+from bardflow.home import HISTORY_DAYS, home
 from bardflow.model.machine import parsed_bytes
 from bardflow.storage.garbage import Collected, Policy, collect_garbage
 from bardflow.storage.handles import KINDS, Handle
+from bardflow.storage.refs import Refs
+from bardflow.storage.store import Store
 from bardflow.tasks.locks import collecting_garbage
-from bardflow.tasks.run import refs, store
+from bardflow.tasks.run import store
 
 CLASSES = {kind.__name__: kind for kind in KINDS.values()}
 # The name of a cached result (tasks/caching.py). Results with other names belong to one run.
@@ -72,11 +74,13 @@ def policy_of(keep_last: int, keep_days: float, budget: str | None) -> Policy:
 def clean_up_home(policy: Policy, *, dry_run: bool = False) -> CleanUp:
     """Delete what the policy does not keep and cached results without their artifact; waits for active runs to end.
 
+    Only this home changes, not its remote.
+
     Raises:
         storage.manifests.StoreError: an entry or an origin cannot be read. Nothing is deleted then.
     """
     with collecting_garbage():
-        collected = collect_garbage(store(), refs(), policy, dry_run=dry_run)
+        collected = collect_garbage(Store(home()), Refs(home()), policy, dry_run=dry_run)
         folder = get_current_settings().results.local_storage_path
         useless = [path for path in files_in(folder) if is_useless(path, set(collected.objects))]
         if not dry_run:

@@ -18,7 +18,7 @@ from bardflow.sources.spec import RESERVED_NAMES, CorpusError
 from bardflow.storage.disk import set_mode
 from bardflow.storage.handles import Evaluation, Handle, Report
 from bardflow.storage.manifests import StoreError
-from bardflow.storage.refs import Entry
+from bardflow.storage.refs import Entry, Refs
 from bardflow.tasks.reporting import PAGE, link_to, page_of
 from bardflow.tasks.run import refs, store
 
@@ -37,6 +37,10 @@ def write_index() -> Path:
     """
     home().mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
+    try:
+        refs().update()
+    except BardError as error:
+        problems.append(str(error))
     page = pages.IndexPage(
         created=datetime.now(UTC),
         boards=tuple(board(name) for name in corpora()),
@@ -51,9 +55,14 @@ def write_index() -> Path:
     return draft.replace(home() / INDEX)
 
 
+def here() -> Refs:
+    """Return the names as `write_index` brought them here, without a request to the remote for each."""
+    return Refs(home())
+
+
 def corpora() -> list[str]:
     """Return the corpora that have a file or a name in the store."""
-    named = {name.partition("/")[0] for name in refs().names()} - set(RESERVED_NAMES)
+    named = {name.partition("/")[0] for name in here().names()} - set(RESERVED_NAMES)
     return sorted(named | set(corpus_names(project_folder() / "corpora")))
 
 
@@ -77,10 +86,10 @@ def board(corpus: str) -> pages.Board:
             problems=tuple(problems),
         )
     try:
-        text = refs().head(f"{corpus}/text")
+        text = here().head(f"{corpus}/text")
         if text is not None and (seen := facts_of(text.handle)) is not None:
             facts, described = seen, True
-        reigns = tuple(reign(entry) for entry in refs().history(f"{corpus}/champion"))
+        reigns = tuple(reign(entry) for entry in here().history(f"{corpus}/champion"))
         ranked = list(standings(corpus, text, reigns[-1].model if reigns else None, problems))
     except BardError as error:
         problems.append(str(error))
@@ -135,12 +144,12 @@ def standings(corpus: str, text: Entry | None, seated: str | None, problems: lis
 
     For a champion, this is the report of `evaluate-gpt` on the current text, if there is one.
     """
-    evaluated = refs().head(f"{corpus}/{EVALUATED}")
-    for name in refs().names():
+    evaluated = here().head(f"{corpus}/{EVALUATED}")
+    for name in here().names():
         recipe = name.partition("/")[2]
         if name.partition("/")[0] != corpus or recipe in SEATS:
             continue
-        last = {entry.notes["model"]: entry for entry in refs().history(name)}
+        last = {entry.notes["model"]: entry for entry in here().history(name)}
         for model, entry in last.items():
             if evaluated is not None and evaluated.notes["model"] == model and evaluated.at >= entry.at:
                 entry = evaluated
@@ -181,11 +190,11 @@ def one_line(error: Exception) -> str:
 
 def experiments(problems: list[str]) -> Iterable[pages.ExperimentLink]:
     """Yield the last report of each experiment, and add errors to `problems`."""
-    for name in refs().names():
+    for name in here().names():
         if not name.startswith(f"{EXPERIMENTS}/"):
             continue
         try:
-            entry = refs().head(name)
+            entry = here().head(name)
             if entry is None or facts_of(entry.handle) is None:
                 continue
             report = Report(digest=entry.digest)

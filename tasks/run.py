@@ -15,10 +15,12 @@ from prefect.settings import get_current_settings
 from prefect.utilities.callables import get_call_parameters
 from pydantic import BaseModel
 
-from bardflow.home import home, project_folder
+from bardflow.home import home, project_folder, remote_address
+from bardflow.storage.disk import write_whole
 from bardflow.storage.handles import Handle, text_of
 from bardflow.storage.manifests import Origin
 from bardflow.storage.refs import Refs
+from bardflow.storage.remote import Remote, remote_of
 from bardflow.storage.store import Store
 from bardflow.storage.verifying import bring_up_to_date
 from bardflow.tasks.caching import CacheByInputs
@@ -43,13 +45,18 @@ PACKAGES = (
 
 
 def store() -> Store:
-    """Return the store in this project's home."""
-    return Store(home())
+    """Return the store in this project's home, with its remote."""
+    return Store(home(), remote())
 
 
 def refs() -> Refs:
-    """Return the names in this project's home."""
-    return Refs(home())
+    """Return the names in this project's home, with its remote."""
+    return Refs(home(), remote())
+
+
+def remote() -> Remote | None:
+    """Return the remote of this project's home, or None without BARDFLOW_REMOTE."""
+    return remote_of(home(), *remote_address())
 
 
 class TaskCall(NamedTuple):
@@ -115,6 +122,9 @@ class Run:
         """
         if self._lock is None:
             raise RuntimeError("tasks are called while the store lock is held: `with Run() as run`")
+        key = None if remote() is None else key_of(task, *args, **kwargs)
+        if key is not None:
+            receive_result(key)
         state: Any = task(*args, **kwargs, return_state=True)
         value: R = state.result()
         ran = state.name != "Cached"
@@ -123,6 +133,8 @@ class Run:
             state = task.with_options(refresh_cache=True)(*args, **kwargs, return_state=True)
             value, ran = state.result(), True
         copy_result(state)
+        if ran and key is not None:
+            send_result(state)
         return value, ran
 
     def ran(self, *tasks: str) -> bool:
@@ -132,10 +144,34 @@ class Run:
 
 def one_at_a_time(task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[None]:
     """Return a lock on the result of this call, so that of two processes one makes it and one takes it."""
+    key = key_of(task, *args, **kwargs)
+    return nullcontext() if key is None else making(key)
+
+
+def key_of(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> str | None:
+    """Return the cache key of a call, which is also the name of the result's file; None if it is not cached."""
     policy = task.cache_policy
     if not isinstance(policy, CacheByInputs):
-        return nullcontext()
-    return making(policy.key_of(task, get_call_parameters(task.fn, args, kwargs)))
+        return None
+    return policy.key_of(task, get_call_parameters(task.fn, args, kwargs))
+
+
+def receive_result(key: str) -> None:
+    """Write a result that only the remote has to where Prefect looks for it, with its copy."""
+    path = get_current_settings().results.local_storage_path / key
+    there = remote()
+    if there is None or path.is_file() or not path.is_relative_to(home()):
+        return
+    if (content := there.result(key)) is not None:
+        store().copies.write(path, content)
+        write_whole(path, content, store().drafts)
+
+
+def send_result(state: Any) -> None:
+    """Send the result of a task that ran to the remote."""
+    there, path = remote(), result_file(state)
+    if there is not None and path is not None:
+        there.send_result(path.name, path.read_bytes())
 
 
 def result_file(state: Any) -> Path | None:

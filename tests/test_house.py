@@ -54,6 +54,7 @@ THEIRS = {
     "tokenizers": {"model", "tasks"},
     "sentencepiece": {"model"},
     "pyarrow": {"storage", "sources"},
+    "obstore": {"storage"},
     "datasets": {"sources"},
     "httpx": {"sources", "commands", "bardflow"},
     "matplotlib": {"pages"},

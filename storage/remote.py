@@ -1,0 +1,662 @@
+"""The remote of a home: object storage (S3, Google, Azure) or a shared folder, by way of the library obstore.
+
+Its layout is that of the home: `objects/<kind>/<digest>/` with `manifest.json` written last, `refs/<name>/000001.json`,
+and `results/<cache key>`. Files without a digest of their own begin with their sha256, as copies do.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from bardflow.errors import BardError, DiskError, disk_error, installing
+from bardflow.storage.disk import DRAFTS, read_or_none, sealed, unsealed, write_whole
+from bardflow.storage.handles import KINDS, Handle, text_of
+from bardflow.storage.layout import LAYOUT_FILE, REMOTE, LayoutError
+from bardflow.storage.manifests import LAYOUT, MANIFEST, ORIGIN, FileFacts, Manifest, Origin, file_facts
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+LOGGER = logging.getLogger("bardflow")
+REMOTE_LAYOUT = 1
+SCHEMES = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, az://CONTAINER/FOLDER or file:///FOLDER"
+VARIABLE = "BARDFLOW_REMOTE"
+# The manifest of an artifact whose files a clean-up deleted before it was sent.
+RECORD_FILE = "record.json"
+# Files are sent and received in parts of this size, in bytes; S3 takes parts from 5 MiB on, at most 10,000 of them.
+PART, MOST_PARTS = 5 * 2**20, 9_000
+# Files, or parts of one file, at once: with parts of 5 MiB, at most 20 MiB are in memory.
+AT_ONCE = 4
+# Small files, such as manifests: a larger one is not of bardflow.
+MOST_SMALL_BYTES = 2**26
+# Object storage answers within seconds; a part on a line of 90 kB/s takes a minute.
+CONNECT_SECONDS, SILENCE_SECONDS = 5, 90
+RETRIES, FIRST_PAUSE, LONGEST_PAUSE = 4, 0.2, 5.0
+# For so long, a remote that could not be reached is not asked again by readers, each of which can do without it.
+QUIET_SECONDS = 60.0
+# Characters that obstore refuses in a key, or that have a meaning in one (`#` in a folder's).
+UNUSUAL = re.compile(r"[\x00-\x1f\x7f#%]")
+
+
+class RemoteError(BardError):
+    """The remote refused a request, or its address or credentials are wrong."""
+
+
+class RemoteUnreachable(RemoteError):
+    """The remote did not answer, or answered with an error of its own, after all retries."""
+
+
+class RemoteDamaged(RemoteError):
+    """A file in the remote does not have its sha256, or is missing from an artifact that is there."""
+
+
+class Counted(NamedTuple):
+    """Files and their bytes that were sent or received."""
+
+    files: int = 0
+    bytes: int = 0
+
+    def plus(self, files: int, count: int) -> "Counted":
+        """Return the sum."""
+        return Counted(self.files + files, self.bytes + count)
+
+
+@lru_cache
+def remote_of(root: Path, address: str | None, endpoint: str | None = None) -> "Remote | None":
+    """Return the remote of the home `root`; None without an address. Nothing is sent or imported yet.
+
+    `endpoint` is the server behind the address, for messages; the library reads it itself.
+
+    Raises:
+        RemoteError: the address is not one of a remote, or contains a password.
+    """
+    return Remote(root, checked_address(address), endpoint) if address else None
+
+
+def checked_address(address: str) -> str:
+    """Return the address without a slash at its end.
+
+    Raises:
+        RemoteError: it is not one of a remote, or contains a password, which is not printed.
+    """
+    parts = urlsplit(address)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise RemoteError(
+            f"{VARIABLE} has a user, a password or a query in it, and none of them belongs there; write {SCHEMES}. "
+            "Credentials come from the variables of the storage, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    folder = parts.scheme == "file" and not parts.netloc and len(parts.path) > 1
+    steps = PurePosixPath(parts.path).parts
+    if not (folder or (parts.scheme in ("s3", "gs", "az") and parts.netloc)) or ".." in steps or "//" in parts.path:
+        raise RemoteError(f"{VARIABLE} is {address!r}, but an address such as {SCHEMES} is expected")
+    return address.rstrip("/")
+
+
+class Remote:
+    """The remote of one home. All methods raise `RemoteError` and its subclasses; those say what to do."""
+
+    def __init__(self, root: Path, address: str, endpoint: str | None = None) -> None:
+        self.root, self.address = root, address
+        self.where = f"{address} at {endpoint}" if endpoint else address
+        self._quiet_until = 0.0
+        self._reason = ""
+        self._warned = False
+        self._known: _Known | None = None
+        # When an artifact was looked for and not found.
+        self._absent: dict[str, float] = {}
+        # Results that could not be sent; they are sent with the next one.
+        self._unsent: dict[str, bytes] = {}
+
+    # Requests
+
+    @cached_property
+    def api(self) -> Any:
+        """The library, imported only where there is a remote."""
+        try:
+            import obstore
+        except ImportError as error:
+            raise RemoteError(f"{VARIABLE} is set, and needs a package: {installing('remote')}") from error
+        return obstore
+
+    @cached_property
+    def library(self) -> Any:
+        """The library's store at the address."""
+        retries = {
+            "max_retries": RETRIES,
+            "retry_timeout": timedelta(seconds=2 * SILENCE_SECONDS),
+            "backoff": {
+                "init_backoff": timedelta(seconds=FIRST_PAUSE),
+                "max_backoff": timedelta(seconds=LONGEST_PAUSE),
+                "base": 2,
+            },
+        }
+        waits = {
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+            "read_timeout": timedelta(seconds=SILENCE_SECONDS),
+            "timeout": timedelta(hours=1),
+        }
+        if self.address.startswith("file:"):
+            folder = urlsplit(self.address).path
+            if not Path(folder).is_dir():
+                raise RemoteUnreachable(f"{self.where} is not a folder: mount the share, or create the folder")
+            return self.api.store.from_url(self.address)
+        return self.api.store.from_url(self.address, retry_config=retries, client_options=waits)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Translate the library's errors."""
+        if time.monotonic() < self._quiet_until:
+            raise RemoteUnreachable(self._reason)
+        try:
+            library, base = self.library, self.api.exceptions.BaseError
+        except RemoteUnreachable as error:
+            self._be_quiet(error)
+            raise
+        except ValueError as error:
+            raise RemoteError(f"{VARIABLE} is {self.address!r}, and obstore cannot read it: {_said(error)}") from error
+        except Exception as error:
+            if isinstance(error, BardError):
+                raise
+            raise self._translated(error) from error
+        assert library is not None
+        try:
+            yield
+        except (base, FileNotFoundError) as error:
+            if isinstance(error, FileNotFoundError) and error.errno is not None:
+                raise  # of a local file
+            known = self._translated(error)
+            if isinstance(known, RemoteUnreachable):
+                self._be_quiet(known)
+            raise known from error
+        else:
+            self._warned = False
+
+    def _be_quiet(self, error: RemoteUnreachable) -> None:
+        self._quiet_until, self._reason = time.monotonic() + QUIET_SECONDS, str(error)
+
+    def ask_again(self) -> None:
+        """Forget that the remote could not be reached a moment ago."""
+        self._quiet_until = 0.0
+
+    def _translated(self, error: Exception) -> RemoteError:
+        said, kind = _said(error), type(error).__name__
+        if re.search(r"NoSuchBucket|ContainerNotFound|bucket does not exist", said):
+            return RemoteError(f"the bucket of {self.where} does not exist: create it, or correct {VARIABLE}")
+        if re.search(r"169\.254\.169\.254|metadata\.google\.internal|Account must be specified", said):
+            return RemoteError(
+                f"there are no credentials for {self.where}: set those of the storage, such as AWS_ACCESS_KEY_ID and "
+                f"AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_ACCOUNT_NAME ({said})"
+            )
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or re.search(
+            r"\b40[13] [A-Z]|os error 13\b", said
+        ):
+            return RemoteError(
+                f"access to {self.where} is denied: check the credentials and that they may read, write, list and "
+                f"delete there ({said})"
+            )
+        if re.search(r"HTTP.{0,40}(URL scheme is not allowed|not allowed)|scheme is not allowed|builder error", said):
+            return RemoteError(
+                f"{self.where} is not encrypted, and obstore refuses http:// unless AWS_ALLOW_HTTP=true is set ({said})"
+            )
+        if isinstance(error, FileNotFoundError):
+            return _Missing(f"{self.where} has no such file ({said})")
+        if re.search(r"\b4\d\d [A-Z]|os error (28|30|122)\b|hardlink|os error (1|95|38)\b", said):
+            return RemoteError(f"{self.where} refused a request: {said}")
+        return RemoteUnreachable(f"{self.where} cannot be reached: {said}")
+
+    def get(self, key: str) -> bytes | None:
+        """Return the content of a small file, or None if there is none."""
+        try:
+            with self._asking():
+                found = self.api.get(self.library, key)
+                if found.meta["size"] > MOST_SMALL_BYTES:
+                    raise RemoteDamaged(f"{self.where}: {key} has {found.meta['size']:,} bytes, and is not of bardflow")
+                return bytes(found.bytes())
+        except _Missing:
+            return None
+
+    def size(self, key: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        try:
+            with self._asking():
+                return int(self.api.head(self.library, key)["size"])
+        except _Missing:
+            return None
+
+    def put(self, key: str, content: bytes | Path) -> None:
+        """Write a file, which is there as a whole or not at all; a large one is sent in parts."""
+        chunk = PART
+        if isinstance(content, Path):
+            size = content.stat().st_size
+            chunk = max(PART, -(-size // MOST_PARTS))
+            if size <= PART:
+                content = content.read_bytes()
+        with self._asking():
+            self.api.put(self.library, key, content, chunk_size=chunk, max_concurrency=AT_ONCE)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a file if there is none (`If-None-Match: *`); return whether this call did."""
+        with self._asking():
+            try:
+                self.api.put(self.library, key, content, mode="create")
+            except self.api.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+    def delete(self, keys: list[str]) -> None:
+        """Delete files; no error if there are none."""
+        for key in keys:
+            try:
+                with self._asking():
+                    self.api.delete(self.library, key)
+            except _Missing:
+                pass
+
+    def keys(self, folder: str, after: str | None = None) -> Iterator[tuple[str, int]]:
+        """Yield all files below a folder with their sizes in bytes; the list may lack the newest."""
+        # Without `chunk_size`, a page of the storage (1,000 files) is one of the iterator.
+        with self._asking():
+            for page in self.api.list(self.library, folder, offset=after, chunk_size=1000):
+                for found in page:
+                    yield found["path"], found["size"]
+
+    def download(self, key: str, size: int, path: Path) -> None:
+        """Write a file of known size to a path, part by part; each part has retries of its own."""
+        with path.open("wb") as file:
+            for start in range(0, size, PART):
+                try:
+                    with self._asking():
+                        part = self.api.get_range(self.library, key, start=start, end=min(size, start + PART))
+                except _Missing as error:
+                    raise RemoteDamaged(f"{self.where}: {key} is missing") from error
+                except RemoteError as error:
+                    if re.search(r"\b416\b|range|out of bounds", str(error), re.IGNORECASE):
+                        raise RemoteDamaged(f"{self.where}: {key} is shorter than its manifest says") from error
+                    raise
+                file.write(part)
+
+    def unsealed(self, key: str) -> bytes | None:
+        """Return the content of a file that begins with its sha256, or None if there is none.
+
+        Raises:
+            RemoteDamaged: it does not have its sha256.
+        """
+        content = self.get(key)
+        if content is None:
+            return None
+        if (found := unsealed(content)) is None:
+            raise RemoteDamaged(f"{self.where}: {key} is damaged: it does not have its sha256. {REPAIR}")
+        return found
+
+    @contextmanager
+    def tolerated(self, doing: str) -> Iterator[None]:
+        """Go on if the remote cannot be reached, and say so once."""
+        try:
+            yield
+        except RemoteUnreachable as error:
+            if not self._warned:
+                LOGGER.warning("%s: %s. Going on with what this home has", doing, error)
+            self._warned = True
+
+    # What is known of the remote
+
+    def known(self, *, write: bool = False) -> "_Known | None":
+        """Return what this home remembers of the remote; None if the remote is empty.
+
+        With `write`, an empty remote is set up, after a check that it refuses to create a file twice.
+
+        Raises:
+            LayoutError: a newer version wrote the remote.
+            RemoteError: it ignores the condition of a write, so two machines could both move a name.
+        """
+        if self._known is None:
+            content = self.get(LAYOUT_FILE)
+            if content is None:
+                if not write:
+                    return None
+                self._require_conditions()
+                content = json.dumps({"layout": REMOTE_LAYOUT, "id": uuid4().hex}).encode() + b"\n"
+                if not self.create(LAYOUT_FILE, content):
+                    content = self.get(LAYOUT_FILE) or b""
+                known = self._read_known(content)
+                known.add(CONDITIONS)
+            self._known = self._read_known(content)
+        if write and not self._known.has(CONDITIONS):
+            self._require_conditions()
+            self._known.add(CONDITIONS)
+        return self._known
+
+    def writable(self) -> "_Known":
+        """As `known` with `write`."""
+        known = self.known(write=True)
+        assert known is not None
+        return known
+
+    def _read_known(self, content: bytes) -> "_Known":
+        try:
+            found = json.loads(content)
+            number, identity = int(found["layout"]), str(found["id"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise LayoutError(
+                f"{self.where}: {LAYOUT_FILE} has no layout number, so this is not a remote of bardflow; give another "
+                "folder, or delete that file if bardflow wrote it, and `bard push` writes it again"
+            ) from error
+        if number > REMOTE_LAYOUT:
+            raise LayoutError(
+                f"{self.where} has layout {number}, and this version of bardflow reads layout {REMOTE_LAYOUT}; install "
+                f"the newer version that wrote it, or name another folder with {VARIABLE}"
+            )
+        name = hashlib.sha256(self.where.encode()).hexdigest()[:16]
+        return _Known(self.root / REMOTE / f"{name}.txt", identity, self.root / DRAFTS)
+
+    def _require_conditions(self) -> None:
+        """Check that a file cannot be created twice.
+
+        Raises:
+            RemoteError: it can: two machines could both move a name.
+        """
+        key = f"probe/{uuid4().hex}"
+        try:
+            honoured = self.create(key, b"first") and not self.create(key, b"second")
+            lost = self.get(key) != b"first"
+        except RemoteError as error:
+            if isinstance(error, RemoteUnreachable) and not re.search(r"50[0-9]|[Ii]mplement|[Ss]upport", str(error)):
+                raise
+            if not isinstance(error, RemoteUnreachable) and "refused a request" not in str(error):
+                raise
+            raise RemoteError(f"{self.where} refuses conditional writes. {NEEDED} ({error})") from error
+        finally:
+            self.ask_again()
+            self.delete([key])
+        if not honoured or lost:
+            raise RemoteError(f"{self.where} ignores conditional writes (If-None-Match). {NEEDED}")
+
+    # Artifacts
+
+    def holds(self, handle: Handle) -> bool:
+        """Return whether the remote has the artifact as a whole, by its manifest; a remembered one is not asked for."""
+        known = self.known()
+        if known is None or known.is_bad(key_of(handle)):
+            return False
+        if known.has(key := key_of(handle)):
+            return True
+        if time.monotonic() < self._absent.get(key, 0.0) + QUIET_SECONDS:
+            return False
+        if self.size(key_of(handle, MANIFEST)) is None:
+            self._absent[key] = time.monotonic()
+            return False
+        known.add(key)
+        return True
+
+    def record(self, handle: Handle) -> tuple[bytes, bytes] | None:
+        """Return manifest and origin of an artifact, as bytes; None if the remote has neither files nor record of it.
+
+        Raises:
+            RemoteDamaged: one of them does not have its sha256.
+        """
+        if self.known() is None:
+            return None
+        for name in (MANIFEST, RECORD_FILE):
+            content = self.get(key := key_of(handle, name))
+            if content is not None:
+                break
+        else:
+            return None
+        if hashlib.sha256(content).hexdigest() != handle.digest:
+            raise self.damaged(handle, f"{key} does not match its digest")
+        origin = self.unsealed(key_of(handle, ORIGIN))
+        try:
+            Origin.model_validate_json(origin or b"")
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError as error:
+            raise self.damaged(handle, f"{ORIGIN} or {MANIFEST} is missing or of another layout") from error
+        assert origin is not None
+        if manifest.layout != LAYOUT or not all(map(_is_inside, manifest.files)):
+            raise self.damaged(handle, f"{key} is of layout {manifest.layout}, or names files outside of its folder")
+        return content, origin
+
+    def damaged(self, handle: Handle, what: str) -> "RemoteDamaged":
+        """Return the error for a damaged artifact. From now on the remote counts as not having it."""
+        if (known := self.known()) is not None:
+            known.mark_bad(key_of(handle))
+        return RemoteDamaged(f"{self.where}: {handle} is damaged: {what}. {REPAIR}")
+
+    def find(self, prefix: str) -> Iterator[Handle]:
+        """Yield the artifacts whose digest starts with `prefix`: one request for each kind, if there are few."""
+        for kind, handle_class in KINDS.items():
+            for key, _ in self.keys(f"objects/{kind}", after=f"objects/{kind}/{prefix}"):
+                digest, name = key.split("/")[2:4]
+                if not digest.startswith(prefix):
+                    break
+                if name == MANIFEST:
+                    yield handle_class(digest=digest)
+
+    def sizes(self, handle: Handle) -> dict[str, int]:
+        """Return the files of an artifact in the remote, by key, with their sizes in bytes."""
+        return dict(self.keys(key_of(handle)))
+
+    def receive(
+        self, handle: Handle, manifest: Manifest, folder: Path, progress: Callable[[int], object] = lambda count: None
+    ) -> Counted:
+        """Write the files of an artifact into a folder, and check them against the manifest.
+
+        Raises:
+            RemoteDamaged: a file does not match.
+            DiskError: they do not fit on the disk.
+        """
+        needed = sum(facts.bytes for facts in manifest.files.values())
+        if needed > (free := shutil.disk_usage(folder).free):
+            raise DiskError(
+                f"{handle} has {needed:,} bytes, and only {free:,} are free for {folder.parent}: free some space "
+                "(`bard gc` deletes what no name refers to), and run it again. Nothing was stored"
+            )
+
+        def one(item: tuple[str, FileFacts]) -> str | None:
+            name, facts = item
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.download(key_of(handle, name), facts.bytes, path)
+            except RemoteDamaged as error:
+                return str(error)
+            progress(facts.bytes)
+            return None if file_facts(path) == facts else f"{key_of(handle, name)} does not have its sha256"
+
+        try:
+            harms = [harm for harm in at_once(one, manifest.files.items()) if harm]
+        except OSError as error:
+            raise (disk_error(error, folder) or error) from error
+        if harms:
+            raise self.damaged(handle, harms[0])
+        return Counted(len(manifest.files), needed)
+
+    def send(
+        self,
+        handle: Handle,
+        place: Path,
+        manifest: Manifest,
+        *,
+        again: bool = False,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> Counted:
+        """Send an intact artifact: its files, its origin, and its manifest last; nothing if the remote has it.
+
+        With `again`, everything is sent, in place of what is there.
+        """
+        known = self.writable()
+        again = again or known.is_bad(key_of(handle))
+        if not again and self.holds(handle):
+            return Counted()
+        large = {name for name, facts in manifest.files.items() if facts.bytes > PART}
+
+        def one(name: str) -> None:
+            self.put(key_of(handle, name), place / name)
+            progress(manifest.files[name].bytes)
+
+        for name in sorted(large):
+            one(name)
+        for _ in at_once(one, sorted(manifest.files.keys() - large)):
+            pass
+        origin = sealed((place / ORIGIN).read_bytes())
+        if again:
+            self.put(key_of(handle, ORIGIN), origin)
+        else:
+            self.create(key_of(handle, ORIGIN), origin)  # an artifact keeps the origin that it had
+        self.put(key_of(handle, MANIFEST), (place / MANIFEST).read_bytes())
+        known.add(key_of(handle))
+        return Counted(len(manifest.files) + 2, sum(facts.bytes for facts in manifest.files.values()))
+
+    def send_record(self, handle: Handle, place: Path) -> None:
+        """Send manifest and origin of an artifact whose files this home lacks, so that others can read lineage."""
+        known = self.writable()
+        if known.has(key := key_of(handle, RECORD_FILE)) or self.holds(handle):
+            return
+        self.create(key_of(handle, ORIGIN), sealed((place / ORIGIN).read_bytes()))
+        self.create(key, (place / MANIFEST).read_bytes())
+        known.add(key)
+
+    # Cached results of tasks
+
+    def result(self, name: str) -> bytes | None:
+        """Return a cached result by its cache key; None if there is none, or if it is damaged or not such a file."""
+        with self.tolerated(f"looking for the result {name[:60]}"):
+            if self.known() is None:
+                return None
+            try:
+                content = self.unsealed(f"results/{name}")
+            except RemoteDamaged as error:
+                LOGGER.warning("%s. The task runs again", error)
+                return None
+            return content if content is not None and is_plain_result(content) else None
+        return None
+
+    def send_result(self, name: str, content: bytes) -> None:
+        """Send a cached result; if that fails, it is sent with the next one, or by `bard push`."""
+        self._unsent[name] = content
+        try:
+            with self.tolerated("sending a result"):
+                self.writable()
+                for one in list(self._unsent):
+                    self.put(f"results/{one}", sealed(self._unsent[one]))
+                    del self._unsent[one]
+        except RemoteError as error:
+            LOGGER.warning("the result %s was not sent: %s. `bard push` sends it", name[:60], error)
+
+
+REPAIR = "`bard verify --remote --repair` in a home that has it intact writes it again"
+NEEDED = (
+    "So two machines could both move a name, and one of the moves would be lost. Use storage that honours them, such "
+    "as Amazon S3, Google Cloud Storage, Azure, Cloudflare R2 or MinIO"
+)
+CONDITIONS = "conditions"
+
+
+class _Missing(RemoteError):
+    """There is no such file."""
+
+
+class _Known:
+    """What a home remembers of a remote, which saves requests: keys that are there, and those found damaged.
+
+    A file with one line for each key; `!` before a key says that it is damaged, and the last line of a key counts. The
+    first line is the identity of the remote, so that nothing is believed of another one at the same address.
+    """
+
+    def __init__(self, path: Path, identity: str, drafts: Path) -> None:
+        self.path, self.identity, self.drafts = path, identity, drafts
+        lines = (read_or_none(path) or b"").decode(errors="replace").splitlines()
+        if not lines or lines[0] != identity:
+            write_whole(path, f"{identity}\n".encode(), drafts)
+            lines = [identity]
+        self.lines = {line.lstrip("!"): not line.startswith("!") for line in lines[1:]}
+
+    def has(self, key: str) -> bool:
+        return self.lines.get(key, False)
+
+    def is_bad(self, key: str) -> bool:
+        return not self.lines.get(key, True)
+
+    def add(self, key: str) -> None:
+        self._note(key, key)
+
+    def mark_bad(self, key: str) -> None:
+        self._note(f"!{key}", key)
+
+    def forget(self) -> None:
+        """Forget all but that conditions are honoured."""
+        lines = [self.identity, CONDITIONS] if self.has(CONDITIONS) else [self.identity]
+        write_whole(self.path, "".join(f"{line}\n" for line in lines).encode(), self.drafts)
+        self.lines = dict.fromkeys(lines[1:], True)
+
+    def _note(self, line: str, key: str) -> None:
+        good = not line.startswith("!")
+        if self.lines.get(key) is not good:
+            self.lines[key] = good
+            with self.path.open("a", encoding="utf-8") as file:  # one small write, so lines of two processes do not mix
+                file.write(f"{line}\n")
+
+
+def key_of(handle: Handle, name: str = "") -> str:
+    """The key of an artifact in a remote, or of one of its files."""
+    folder = f"objects/{text_of(handle)}"
+    return f"{folder}/{UNUSUAL.sub(lambda found: f'%{ord(found[0]):02X}', name)}" if name else folder
+
+
+def is_plain_result(content: bytes) -> bool:
+    """Whether the content is a cached result that is JSON and has only handles and values of bardflow.
+
+    Prefect takes the serializer and the classes from the file, and pickle can run code.
+    """
+    try:
+        stored = json.loads(content)
+        if stored["metadata"]["serializer"]["type"] != "json":
+            return False
+        left = [json.loads(stored["result"])]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if "__exc_type__" in value or not str(value.get("__class__", "bardflow.")).startswith(OWN):
+                return False
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return True
+
+
+# The modules of classes in results; `storage.handles` is that of version 0.1.
+OWN = ("bardflow.", "storage.handles.")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether the name of a file stays in its folder, and is not one of the store's own."""
+    parts = PurePosixPath(name).parts
+    reserved = name in (MANIFEST, ORIGIN, RECORD_FILE, "reduced")
+    return bool(parts) and "/".join(parts) == name and ".." not in parts and "\0" not in name and not reserved
+
+
+def _said(error: Exception) -> str:
+    """The first line of the library's message, without what may be a signature in an address."""
+    first = str(error).partition("\n\nDebug source")[0]
+    return re.sub(r"\?[^\s\"')]*", "", re.sub(r"\s+", " ", first)).strip()[:600]
+
+
+def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call a function for each item in a few threads; the first error is raised after the others have ended."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(work, items))
