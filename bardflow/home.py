@@ -67,15 +67,17 @@ def home() -> Path:
     return Path(named).expanduser().resolve() if named else project_folder() / ".bardflow"
 
 
-def remote_address() -> tuple[str | None, str | None]:
-    """Return the address of the home's remote (BARDFLOW_REMOTE), and its server if that is not the storage's own.
+def remote_address() -> tuple[str | None, str | None, bool]:
+    """Return the address of the home's remote (BARDFLOW_REMOTE), its server, and whether that may be an http:// one.
 
-    The library reads the server and the credentials from the same environment; the server is for messages.
+    The server is None if it is the storage's own. The library reads it and the credentials from the environment, too.
     """
     address = os.environ.get("BARDFLOW_REMOTE") or None
-    endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if (address or "").startswith("s3:") else ()
-    endpoint = next((os.environ[name] for name in endpoints if os.environ.get(name)), None)
-    return address, None if endpoint is None else re.sub(r"(?<=//)[^/@]*@|[?#].*", "", endpoint)
+    prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}.get((address or "").partition(":")[0], "")
+    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if prefix == "AWS" else ()
+    endpoint = next((os.environ[name] for name in named if os.environ.get(name)), None)
+    shown = None if endpoint is None else re.sub(r"(?<=//)[^/@]*@|[?#].*", "", endpoint)
+    return address, shown, os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true")
 
 
 def password() -> str | None:

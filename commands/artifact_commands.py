@@ -241,12 +241,20 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Make damaged artifacts again; move foreign files to set-aside/.")
     ] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Check the remote instead; --repair sends what is damaged there again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the files of the home against their sha256; the exit status is 1 if something is damaged.
 
     With REF, only this artifact and what it was made from.
     """
+    if remote:
+        from bardflow.commands.remote_commands import verify_there
+
+        verify_there(ref, repair, as_json)
+        return
     prepare_prefect()
     from bardflow.storage.verifying import line, repaired
     from bardflow.tasks.locks import using_store

@@ -12,6 +12,7 @@ from bardflow.commands.corpus_commands import corpora
 from bardflow.commands.model_commands import absolute, models
 from bardflow.commands.notify_commands import notifications
 from bardflow.commands.recipe_commands import recipes
+from bardflow.commands.remote_commands import remotes
 from bardflow.errors import BardError, disk_error
 from bardflow.files import parse_json
 from bardflow.home import home, project_folder, set_up_computing
@@ -200,6 +201,7 @@ app.add_typer(corpora, name="corpus")
 app.add_typer(recipes, name="recipe")
 app.add_typer(notifications, name="notify")
 app.add_typer(artifacts)
+app.add_typer(remotes)
 app.add_typer(models)
 
 

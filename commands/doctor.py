@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
-from bardflow.commands.console import prepare_prefect
+from bardflow.commands.console import opened, prepare_prefect
 from bardflow.commands.prefect_api import api, ask
 from bardflow.errors import BardError
 from bardflow.home import healthy, held, home, prefect_environment, project_folder, up_lock
@@ -143,6 +143,18 @@ def storage() -> Iterator[Check]:
         yield ok("clock", f"{now:%Y-%m-%d %H:%M} UTC")
 
 
+def remote() -> Iterator[Check]:
+    """The remote: it answers, honours conditional writes, and is not ahead of this version."""
+    there = opened()[0].remote
+    if there is None:
+        return
+    if there.known() is None:
+        yield ok("remote", f"{there.where} answers, and is empty; the first run or `bard push` fills it")
+        return
+    there.writable()
+    yield ok("remote", f"{there.where} answers, and honours conditional writes")
+
+
 def project() -> Iterator[Check]:
     """The project's corpora, recipes and deployments."""
     prepare_prefect()
@@ -247,6 +259,7 @@ CHECKS: dict[str, Callable[[], Iterator[Check]]] = {
     "Python": python,
     "packages": packages,
     "home": storage,
+    "remote": remote,
     "server": server,
     "settings": settings,  # before `project`, which sets these variables and imports Prefect
     "project": project,

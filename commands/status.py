@@ -10,6 +10,7 @@ from typing import Literal
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.commands.console import opened
 from bardflow.commands.prefect_api import POOL, WORKER, all_deployments, api, ask, next_starts
 from bardflow.commands.processes import UpError
 from bardflow.home import healthy, held, home, up_lock
@@ -69,6 +70,7 @@ class Status(Frozen):
     """The state of a project. `disk` is in bytes by kind; `problems` are what could not be read."""
 
     home: Path
+    remote: str | None
     server: Literal["running", "not answering", "not running"]
     url: str | None
     worker: Literal["online", "offline"]
@@ -105,6 +107,7 @@ def gather() -> Status:
             problems.append(f"Prefect's database could not be read: {error}")
     return Status(
         home=home(),
+        remote=remote_state(),
         server=server,
         url=url,
         worker=worker,
@@ -115,6 +118,16 @@ def gather() -> Status:
         champions=champions(problems),
         problems=problems,
     )
+
+
+def remote_state() -> str | None:
+    """Return the address of the remote and whether it answers; None without one."""
+    remote = opened()[0].remote
+    if remote is None:
+        return None
+    from bardflow.storage.syncing import state_of
+
+    return f"{remote.where} {state_of(remote)}"
 
 
 def is_online(client: httpx.Client) -> bool:
@@ -227,6 +240,7 @@ def champions(problems: list[str]) -> list[Champion]:
 def text_of(status: Status) -> str:
     """Return the status for people, on one screen."""
     lines = [f"home      {status.home}"]
+    lines += [] if status.remote is None else [f"remote    {status.remote}"]
     at = "" if status.url is None else f" at {status.url.removesuffix('/api')}"
     missing = "; `bard up` starts it" if status.server == "not running" else ""
     missing = f"; see {status.home / 'logs' / 'server.log'}" if status.server == "not answering" else missing

@@ -6,6 +6,7 @@ from bardflow.errors import BardError
 from bardflow.home import home
 from bardflow.storage.garbage import names_that_need
 from bardflow.storage.handles import Handle
+from bardflow.storage.manifests import ObjectMissing
 from bardflow.storage.refs import resolve
 from bardflow.storage.verifying import forget, line, repaired, to_make
 from bardflow.tasks.remaking import CannotMake, make_again
@@ -53,7 +54,9 @@ def remade(run: Run, handles: list[Handle]) -> dict[Handle, str]:
         try:
             if store().damage(handle) is not None:  # another one may have made it meanwhile
                 make_again(run, handle)
-        except CannotMake as error:
+            elif store().remote is not None:
+                store().fetch(handle)
+        except (CannotMake, ObjectMissing) as error:
             lost[handle] = str(error)
             say(str(error))
             if not names_that_need(store(), handle):

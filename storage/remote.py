@@ -76,15 +76,16 @@ class Counted(NamedTuple):
 
 
 @lru_cache
-def remote_of(root: Path, address: str | None, endpoint: str | None = None) -> "Remote | None":
+def remote_of(root: Path, address: str | None, endpoint: str | None = None, plain: bool = False) -> "Remote | None":
     """Return the remote of the home `root`; None without an address. Nothing is sent or imported yet.
 
-    `endpoint` is the server behind the address, for messages; the library reads it itself.
+    `endpoint` is the server behind the address, for messages; the library reads it itself. With `plain` it may be an
+    http:// one: then names and bytes are not encrypted on their way.
 
     Raises:
         RemoteError: the address is not one of a remote, or contains a password.
     """
-    return Remote(root, checked_address(address), endpoint) if address else None
+    return Remote(root, checked_address(address), endpoint, plain) if address else None
 
 
 def checked_address(address: str) -> str:
@@ -109,8 +110,8 @@ def checked_address(address: str) -> str:
 class Remote:
     """The remote of one home. All methods raise `RemoteError` and its subclasses; those say what to do."""
 
-    def __init__(self, root: Path, address: str, endpoint: str | None = None) -> None:
-        self.root, self.address = root, address
+    def __init__(self, root: Path, address: str, endpoint: str | None = None, plain: bool = False) -> None:
+        self.root, self.address, self.plain = root, address, plain
         self.where = f"{address} at {endpoint}" if endpoint else address
         self._quiet_until = 0.0
         self._reason = ""
@@ -144,7 +145,9 @@ class Remote:
                 "base": 2,
             },
         }
-        waits = {
+        # These replace the library's own, which has 30 s for a whole request, and what it reads from the environment.
+        options = {
+            "allow_http": self.plain,
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "read_timeout": timedelta(seconds=SILENCE_SECONDS),
             "timeout": timedelta(hours=1),
@@ -154,7 +157,7 @@ class Remote:
             if not Path(folder).is_dir():
                 raise RemoteUnreachable(f"{self.where} is not a folder: mount the share, or create the folder")
             return self.api.store.from_url(self.address)
-        return self.api.store.from_url(self.address, retry_config=retries, client_options=waits)
+        return self.api.store.from_url(self.address, retry_config=retries, client_options=options)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -205,8 +208,8 @@ class Remote:
             r"\b40[13] [A-Z]|os error 13\b", said
         ):
             return RemoteError(
-                f"access to {self.where} is denied: check the credentials and that they may read, write, list and "
-                f"delete there ({said})"
+                f"access to {self.where} is denied: check the credentials, and that they may read, write and list "
+                f"there ({said})"
             )
         if re.search(r"HTTP.{0,40}(URL scheme is not allowed|not allowed)|scheme is not allowed|builder error", said):
             return RemoteError(
@@ -256,15 +259,6 @@ class Remote:
             except self.api.exceptions.AlreadyExistsError:
                 return False
             return True
-
-    def delete(self, keys: list[str]) -> None:
-        """Delete files; no error if there are none."""
-        for key in keys:
-            try:
-                with self._asking():
-                    self.api.delete(self.library, key)
-            except _Missing:
-                pass
 
     def keys(self, folder: str, after: str | None = None) -> Iterator[tuple[str, int]]:
         """Yield all files below a folder with their sizes in bytes; the list may lack the newest."""
@@ -328,12 +322,8 @@ class Remote:
             if content is None:
                 if not write:
                     return None
-                self._require_conditions()
-                content = json.dumps({"layout": REMOTE_LAYOUT, "id": uuid4().hex}).encode() + b"\n"
-                if not self.create(LAYOUT_FILE, content):
-                    content = self.get(LAYOUT_FILE) or b""
-                known = self._read_known(content)
-                known.add(CONDITIONS)
+                self.create(LAYOUT_FILE, _marker())
+                content = self.get(LAYOUT_FILE) or b""
             self._known = self._read_known(content)
         if write and not self._known.has(CONDITIONS):
             self._require_conditions()
@@ -364,26 +354,21 @@ class Remote:
         return _Known(self.root / REMOTE / f"{name}.txt", identity, self.root / DRAFTS)
 
     def _require_conditions(self) -> None:
-        """Check that a file cannot be created twice.
+        """Check that a file cannot be created twice, with the same content, so that nothing is lost if it can.
 
         Raises:
             RemoteError: it can: two machines could both move a name.
         """
-        key = f"probe/{uuid4().hex}"
+        content = self.get(LAYOUT_FILE) or b""
         try:
-            honoured = self.create(key, b"first") and not self.create(key, b"second")
-            lost = self.get(key) != b"first"
+            if not self.create(LAYOUT_FILE, content):
+                return
         except RemoteError as error:
-            if isinstance(error, RemoteUnreachable) and not re.search(r"50[0-9]|[Ii]mplement|[Ss]upport", str(error)):
-                raise
-            if not isinstance(error, RemoteUnreachable) and "refused a request" not in str(error):
-                raise
-            raise RemoteError(f"{self.where} refuses conditional writes. {NEEDED} ({error})") from error
-        finally:
-            self.ask_again()
-            self.delete([key])
-        if not honoured or lost:
-            raise RemoteError(f"{self.where} ignores conditional writes (If-None-Match). {NEEDED}")
+            if re.search(r"\b501 |[Nn]ot ?[Ii]mplemented|refused a request", str(error)):
+                self.ask_again()
+                raise RemoteError(f"{self.where} refuses conditional writes. {NEEDED} ({error})") from error
+            raise
+        raise RemoteError(f"{self.where} ignores conditional writes (If-None-Match). {NEEDED}")
 
     # Artifacts
 
@@ -610,6 +595,11 @@ class _Known:
                 file.write(f"{line}\n")
 
 
+def _marker() -> bytes:
+    """The content of `layout.json` for a new remote, with an identity of its own."""
+    return json.dumps({"layout": REMOTE_LAYOUT, "id": uuid4().hex}).encode() + b"\n"
+
+
 def key_of(handle: Handle, name: str = "") -> str:
     """The key of an artifact in a remote, or of one of its files."""
     folder = f"objects/{text_of(handle)}"
@@ -653,7 +643,11 @@ def _is_inside(name: str) -> bool:
 def _said(error: Exception) -> str:
     """The first line of the library's message, without what may be a signature in an address."""
     first = str(error).partition("\n\nDebug source")[0]
-    return re.sub(r"\?[^\s\"')]*", "", re.sub(r"\s+", " ", first)).strip()[:600]
+    first = re.sub(r"(https?://[^\s?\"')]*)\?[^\s\"')]*", r"\1", first)
+    answer = re.search(r"<\?xml.*?<Code>(.*?)</Code>\s*(?:<Message>(.*?)</Message>)?", first, re.DOTALL)
+    if answer is not None:
+        first = f"{first[: answer.start()]}{answer[1]} {answer[2] or ''}"
+    return " ".join(first.split())[:500]
 
 
 def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

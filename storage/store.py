@@ -417,9 +417,11 @@ class Store:
         if harm is None:
             return Counted()
         try:
-            found = self.remote.record(handle) if self.remote is not None and self.remote.holds(handle) else None
-            if self.remote is None or found is None:
+            if self.remote is None or not self.remote.holds(handle):
                 raise self._refused(handle, harm)
+            found = self._own_record(handle) or self.remote.record(handle)
+            if found is None:
+                raise self.remote.damaged(handle, f"{MANIFEST} is missing")
             content, origin = found
             LOGGER.info("receiving %s from %s", handle, self.remote.address)
             with self.draft() as draft:
@@ -428,6 +430,13 @@ class Store:
         except RemoteError as error:
             raise self._refused(handle, harm, str(error)) from error
         return counted
+
+    def _own_record(self, handle: Handle) -> tuple[bytes, bytes] | None:
+        """Manifest and origin as they are in the copies, if both are intact."""
+        content, origin = (self.copies.read(self.place(handle) / name) for name in (MANIFEST, ORIGIN))
+        if content is None or origin is None or hashlib.sha256(content).hexdigest() != handle.digest:
+            return None
+        return content, origin
 
     def _is_offered(self, handle: Handle) -> bool:
         """Whether the remote has the artifact, with all files in their sizes; then its record is in this home."""

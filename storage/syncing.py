@@ -236,7 +236,7 @@ def _list(remote: Remote) -> _Listed:
             listed.entries.append(key)
         elif parts[0] == "results" and len(parts) == 2:
             listed.results.append(key)
-        elif key != LAYOUT_FILE and parts[0] != "probe":
+        elif key != LAYOUT_FILE:
             listed.foreign.append(key)
     return listed
 
@@ -296,15 +296,13 @@ def repair_remote(root: Path, remote: Remote, harms: list[Harm]) -> Iterator[str
             path = refs.folder / entry[1] / f"{entry[2]}.json"
             content = refs.copies.read(path)
             content = None if content is None else b"0" * 32 + b"\n" + content
+            again = ""
         else:
+            again = "; its task runs again, and then sends it"
             path = root / "prefect" / "results" / harm.key.partition("/")[2]
             content = Copies(root).read(path) or read_or_none(path)
-            if content is None:  # its task runs again
-                remote.delete([harm.key])
-                yield f"{harm.key}: deleted, because this home lacks it; its task runs again"
-                continue
         if content is None:
-            yield f"{harm.key}: not repaired, because this home does not have it intact"
+            yield f"{harm.key}: not repaired, because this home does not have it intact{again}"
             continue
         remote.put(harm.key, sealed(content))
         yield f"{harm.key}: sent again"
