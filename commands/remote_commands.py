@@ -75,9 +75,8 @@ def show(done: "Synced", word: str, remote: "Remote", as_json: bool) -> None:
         BardError: something could not be.
     """
     if as_json:
-        print_json(
-            {"remote": remote.address, **{name: getattr(done, name) for name in FIELDS}, "problems": done.problems}
-        )
+        counts = {"files": done.files, "bytes": done.bytes, "entries": done.entries, "results": done.results}
+        print_json({"remote": remote.address, **counts, "problems": done.problems})
     else:
         print(f"{remote.where}: {done.line(word)}")
     if done.problems:
