@@ -320,10 +320,10 @@ class Refs:
                 last += 1
                 self._take(name, last, content)
             known.add(entry_key(name, last))
-            head = read_entry(self.folder / name / f"{last:06}.json")
-            Store(self.root, self.remote).take_record(head.handle)
 
     def _take(self, name: str, number: int, content: bytes) -> None:
+        """Write an entry of the remote into the home, after the record of its artifact, if there is one."""
+        Store(self.root, self.remote).take_record(Entry.model_validate_json(content).handle)
         try:
             self._write(self.folder / name / f"{number:06}.json", content)
         except FileExistsError:  # another process of this home brought it
