@@ -11,9 +11,9 @@ import pytest
 from bardflow.commands import cli
 from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.storage import remote as remotes
-from bardflow.storage.handles import Checkpoint
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
+from bardflow.tasks.champion import champion
 from tests.artifacts import keep, origin
 from tests.object_storage import BUCKET, Proxy, Storage, denied, proxy_before, running_storage, unavailable, with_remote
 from tests.quick import run
@@ -72,13 +72,12 @@ def test_a_second_empty_home_trains_nothing_evaluates_the_champion_and_continues
     assert not [key for key in asked if "/checkpoint/" in key and key.endswith(".safetensors")], "no weights are needed"
     scored = evaluate_gpt(["own"])
     assert scored == {"own": pytest.approx(first.bits_per_character)}
-    longer = run(steps=6)
-    assert longer.trained
-    legs = [handle for handle in Store(b).handles() if isinstance(handle, Checkpoint) and not Store(b).damage(handle)]
-    # The checkpoint after 4 steps, from the remote, and that after 6, from here.
-    assert sorted(Store(b).facts(leg)["step"] for leg in legs) == [4, 6]
+    continued = run(base_model="own/champion", steps=8, width=None)
+    assert continued.trained and continued.champion_moved
     in_home("a")
-    assert not run(steps=6).trained, "and the first home takes what the second trained"
+    reached = champion("own")
+    assert reached is not None and reached.model.digest == continued.model
+    assert evaluate_gpt(["own"]) == {"own": pytest.approx(continued.bits_per_character)}
 
 
 def test_a_run_goes_on_while_the_remote_is_away_and_says_that_no_name_was_moved(
