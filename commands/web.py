@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from bardflow.commands.web_guard import guarded
 from bardflow.errors import BardError
+from bardflow.home import home
 from bardflow.model.machine import device
 from bardflow.model.sampling import SamplingSpec, sample_watched
 from bardflow.model.training import load_model
@@ -21,6 +22,7 @@ from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode
 from bardflow.pages import writing
 from bardflow.storage.handles import Model, Report
 from bardflow.storage.manifests import StoreError
+from bardflow.storage.store import Store
 from bardflow.tasks.evaluation import opening
 from bardflow.tasks.index import write_index
 from bardflow.tasks.reporting import html_of
@@ -53,7 +55,7 @@ def reports_app() -> Starlette:
     def report(request: Request) -> Response:
         digest = request.path_params["digest"]
         try:
-            handle = store().find(digest)
+            handle = Store(home()).find(digest)
         except BardError:
             handle = None
         if not isinstance(handle, Report) or handle.digest != digest:
