@@ -503,7 +503,7 @@ class Remote:
             self.create(key_of(handle, ORIGIN), origin)  # an artifact keeps the origin that it had
         self.put(key_of(handle, MANIFEST), (place / MANIFEST).read_bytes())
         known.add(key_of(handle))
-        return Counted(len(manifest.files) + 2, sum(facts.bytes for facts in manifest.files.values()))
+        return Counted(len(manifest.files), sum(facts.bytes for facts in manifest.files.values()))
 
     def send_record(self, handle: Handle, place: Path) -> None:
         """Send manifest and origin of an artifact whose files this home lacks, so that others can read lineage."""

@@ -72,7 +72,8 @@ class Run:
     """The tasks of one run in order; each result comes from Prefect's cache, or the task runs.
 
     Use it as a context manager. It holds the store lock, so that garbage collection does not delete the artifacts of
-    the run, which have no name before the run ends.
+    the run, which have no name before the run ends. A remote that cannot be written is an error at the beginning, not
+    after hours; one that cannot be reached is a warning.
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,10 @@ class Run:
         self._lock: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
+        there = remote()
+        if there is not None:
+            with there.tolerated("looking at the remote"):
+                there.writable()
         self._lock = using_store()
         self._lock.__enter__()
         bring_up_to_date(home())

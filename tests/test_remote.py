@@ -362,6 +362,8 @@ def test_while_the_remote_is_away_work_goes_on_and_is_sent_before_the_next_move(
     first = keep(a.store, {"x": b"1"})
     a.point(first)
     before = a.refs.history(NAME)
+    b = home("b")
+    assert b.refs.history(NAME) == before
     proxy.fault = unavailable(10**6)
     with caplog.at_level(logging.WARNING):
         second, third = keep(a.store, {"x": b"2"}), keep(a.store, {"x": b"3"})
@@ -370,6 +372,8 @@ def test_while_the_remote_is_away_work_goes_on_and_is_sent_before_the_next_move(
         caplog.records[0].message
     ], "it is said once"
     assert a.store.damage(third) is None
+    with pytest.raises(ObjectMissing, match=r"cannot be reached.*bard verify"):
+        b.store.folder(first)
     with pytest.raises(RemoteUnreachable, match="cannot be reached"):
         a.point(third)
     assert Refs(a.root).history(NAME) == before

@@ -14,8 +14,20 @@ from bardflow.storage import remote as remotes
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
 from bardflow.tasks.champion import champion
+from bardflow.tasks.run import Run
 from tests.artifacts import keep, origin
-from tests.object_storage import BUCKET, Proxy, Storage, denied, proxy_before, running_storage, unavailable, with_remote
+from tests.object_storage import (
+    BUCKET,
+    Fault,
+    Proxy,
+    Storage,
+    denied,
+    proxy_before,
+    running_storage,
+    unavailable,
+    unconditional,
+    with_remote,
+)
 from tests.quick import run
 
 
@@ -94,6 +106,19 @@ def test_a_run_goes_on_while_the_remote_is_away_and_says_that_no_name_was_moved(
     assert again.champion_moved
     in_home("b")
     assert not run().trained
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(denied, "is denied"), (unconditional, "ignores conditional writes")],
+    ids=["denied", "ignored"],
+)
+def test_a_run_whose_remote_cannot_be_used_fails_before_its_first_task(
+    project: Path, proxy: Proxy, fault: Fault, words: str
+) -> None:
+    proxy.fault = fault
+    with pytest.raises(remotes.RemoteError, match=words), Run():
+        pytest.fail("no task may be called")
 
 
 class Said(NamedTuple):
