@@ -1,6 +1,7 @@
 """Names: each is an append-only history of handles, and refers to the handle of its last entry."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from bardflow.storage.store import Store
 if TYPE_CHECKING:
     from bardflow.storage.remote import Counted, Remote
 
+LOGGER = logging.getLogger("bardflow")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*(?:/[a-z0-9][a-z0-9-]*)+")
 ENTRY = re.compile(r"[0-9].*\.json")
 ENTRY_KEY = re.compile(rf"refs/({NAME.pattern})/([0-9]{{6,}})\.json")
@@ -443,6 +445,8 @@ class Refs:
     def update(self) -> list[str]:
         """Bring the new entries of all names into the home, from one list of the remote; return the names."""
         if self.remote is not None:
+            from bardflow.storage.remote import RemoteDamaged
+
             with self.remote.tolerated("reading names"):
                 if self.remote.known() is not None:
                     last: dict[str, int] = {}
@@ -451,7 +455,10 @@ class Refs:
                             last[entry[1]] = max(last.get(entry[1], 0), int(entry[2]))
                     for name, number in sorted(last.items()):
                         if number > self._last(name):
-                            self._bring(name)
+                            try:
+                                self._bring(name)
+                            except (Diverged, RemoteDamaged) as error:  # one name hides no others
+                                LOGGER.warning("%s", error)
                     self._fresh = set(self._here())
         return self._here()
 

@@ -455,7 +455,9 @@ class Store:
                     return False
                 sizes = self.remote.sizes(handle)
                 wanted = {key_of(handle, n): f.bytes for n, f in Manifest.model_validate_json(content).files.items()}
-                if lacking := sorted(key for key, size in wanted.items() if sizes.get(key) != size):
+                unlisted = sorted(key for key, size in wanted.items() if sizes.get(key) != size)
+                # The list of a storage may lack the newest files.
+                if lacking := [key for key in unlisted if self.remote.size(key) != wanted[key]]:
                     raise self.remote.damaged(handle, f"{lacking[0]} is missing, or has another size")
                 return True
             except RemoteDamaged as error:

@@ -262,10 +262,11 @@ def _artifact(
     def harm_of(item: tuple[str, FileFacts]) -> Harm | None:
         name, facts = item
         key = key_of(handle, name)
-        if key not in sizes:
+        there = sizes[key] if key in sizes else remote.size(key)  # a list may lack the newest files
+        if there is None:
             return Harm(key, "is missing", handle=handle)
-        if sizes[key] != facts.bytes:
-            return Harm(key, f"has {sizes[key]:,} bytes, and its manifest says {facts.bytes:,}", handle=handle)
+        if there != facts.bytes:
+            return Harm(key, f"has {there:,} bytes, and its manifest says {facts.bytes:,}", handle=handle)
         with TemporaryDirectory(prefix=f"{os.getpid()}-verifying-", dir=root / DRAFTS) as draft:
             path = Path(draft) / "file"
             try:

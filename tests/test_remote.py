@@ -247,6 +247,11 @@ def test_a_stale_list_hides_no_entry(home: Homes, proxy: Proxy) -> None:
     assert pull(home("c").root, home("c").remote).entries == 6
     proxy.fault = stale_list("refs/")
     assert len(home("d").refs.history(NAME)) == 6
+    proxy.fault = stale_list("objects/")
+    e = home("e")
+    assert e.store.damage(handles[0]) is None
+    assert content(e.store.folder(handles[0])) == content(a.store.folder(handles[0]))
+    assert [harm for harm in verify_remote(e.root, e.remote) if harm.harmful] == []
 
 
 @pytest.mark.parametrize("fault", [answer_lost("refs/", 1), answer_lost("refs/", 2)], ids=["once", "also again"])
@@ -304,6 +309,8 @@ def test_histories_that_grew_apart_are_named_and_the_remotes_can_be_taken(home: 
     for failing in (lambda: b.refs.head(NAME), lambda: b.point(shared)):
         with pytest.raises(Diverged, match=r"own/champion .* entry 2 is the first that differs.*--replace"):
             failing()
+    a.point(shared, "own/text")
+    assert b.refs.names() == [NAME, "own/text"], "one name hides no others"
     assert "entry 2" in push(b.root, b.remote).problems[0]
     [moved] = b.refs.replace(NAME)
     assert json.loads(moved.read_bytes())["by"] == "b alone"
