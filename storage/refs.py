@@ -439,6 +439,7 @@ class Refs:
         for path in reversed([path for path in self.entry_files(name) if int(path.stem) >= first]):
             self.copies.remove(path)
             moved.append(set_aside(self.root, path))
+        self._fresh.discard(name)
         self._bring(name)
         return moved
 
