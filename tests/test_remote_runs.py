@@ -159,6 +159,7 @@ def test_the_commands_push_pull_and_verify_a_home(
     assert "own/champion" in bard(b, "show").out
     assert bard(b, "explain", "own/champion").code == 0
     assert bard(b, "verify").code == 0
+    assert bard(project / "c", "verify", "own/champion").out == "0 damaged or missing files, 0 harmless findings\n"
     pulled = json.loads(bard(b, "pull", "own/champion", "--json").out)
     assert pulled["files"] == 3 and Store(b).damage(made) is None
     assert json.loads(bard(b, "pull", "--json").out)["files"] == 0
