@@ -379,7 +379,8 @@ class Remote:
             return False
         if known.has(key := key_of(handle)):
             return True
-        if time.monotonic() < self._absent.get(key, 0.0) + QUIET_SECONDS:
+        lately = time.monotonic() - QUIET_SECONDS
+        if self._absent.get(key, lately) > lately:
             return False
         if self.size(key_of(handle, MANIFEST)) is None:
             self._absent[key] = time.monotonic()
@@ -393,13 +394,15 @@ class Remote:
         Raises:
             RemoteDamaged: one of them does not have its sha256.
         """
-        if self.known() is None:
+        lately = time.monotonic() - QUIET_SECONDS
+        if self.known() is None or self._absent.get(record := key_of(handle, RECORD_FILE), lately) > lately:
             return None
         for name in (MANIFEST, RECORD_FILE):
             content = self.get(key := key_of(handle, name))
             if content is not None:
                 break
         else:
+            self._absent[record] = time.monotonic()
             return None
         if hashlib.sha256(content).hexdigest() != handle.digest:
             raise self.damaged(handle, f"{key} does not match its digest")

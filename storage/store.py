@@ -275,13 +275,14 @@ class Store:
         return self.place(handle)
 
     def damage(self, handle: Handle) -> str | None:
-        """What is wrong with the artifact, or None if all bytes match the digest, or if the remote has it.
+        """What is wrong with the artifact, or None if all bytes match the digest, or if only the remote has them.
 
         All files are hashed, at about 1.5 GB/s on a processor with SHA instructions. What only the remote has is
         received by `folder`, not here.
         """
         harm = self._harm(handle)
-        return None if harm is not None and self._is_offered(handle) else harm
+        lacking = harm is not None and (harm == "missing" or harm.startswith("a record"))
+        return None if lacking and self._is_offered(handle) else harm
 
     def _harm(self, handle: Handle) -> str | None:
         """What is wrong with the artifact in this home, or None."""
@@ -356,7 +357,7 @@ class Store:
             ObjectMissing: there is no such artifact, or its manifest does not match the digest.
         """
         content = read_or_none(self.place(handle) / MANIFEST)
-        if content is None and self._is_offered(handle):
+        if content is None and self._is_known(handle):
             content = read_or_none(self.place(handle) / MANIFEST)
         if content is None:
             raise self._refused(handle, "missing")
@@ -378,8 +379,8 @@ class Store:
             ObjectMissing: there is no such artifact, or its origin cannot be read or differs from its copy.
         """
         try:
-            if self.remote is not None and not (self.place(handle) / ORIGIN).is_file():
-                self._is_offered(handle)
+            if not (self.place(handle) / MANIFEST).is_file():
+                self._is_known(handle)
             return self._origin(handle)
         except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
             whole = (self.place(handle) / MANIFEST).is_file()
@@ -460,6 +461,19 @@ class Store:
                 if lacking := [key for key in unlisted if self.remote.size(key) != wanted[key]]:
                     raise self.remote.damaged(handle, f"{lacking[0]} is missing, or has another size")
                 return True
+            except RemoteDamaged as error:
+                LOGGER.warning("%s", error)
+        return False
+
+    def _is_known(self, handle: Handle) -> bool:
+        """Whether the record of the artifact is in this home now, from the remote if need be."""
+        if self.remote is None:
+            return False
+        from bardflow.storage.remote import RemoteDamaged
+
+        with self.remote.tolerated(f"looking for {handle}"):
+            try:
+                return self.take_record(handle)
             except RemoteDamaged as error:
                 LOGGER.warning("%s", error)
         return False

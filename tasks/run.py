@@ -109,8 +109,12 @@ class Run:
             if not ran and store().damage(handle):
                 store().mend(handle)
                 if rebuilt := store().damage(handle):
-                    say(f"{handle} is {rebuilt}: making it again")
                     store().discard_damaged(handle)
+                if rebuilt and store().damage(handle) is None:
+                    say(f"{handle} was {rebuilt}: it comes from the remote")
+                    rebuilt = None
+                elif rebuilt:
+                    say(f"{handle} is {rebuilt}: making it again")
                     handle, ran = self.result(task.with_options(refresh_cache=True), *args, **kwargs)
                 else:
                     say(f"{handle} was damaged: its manifest and origin are restored from their copies")

@@ -182,6 +182,20 @@ def test_lineage_is_read_without_files(home: Homes) -> None:
     assert not [finding for finding in verify(b.root) if finding.harmful]
 
 
+def test_lineage_is_whole_where_the_home_that_was_sent_had_only_a_record(home: Homes) -> None:
+    a, alone = home("a"), Store(home("a").root)
+    source = keep(alone, {"large": bytes(1000)})
+    handle = keep(alone, came=origin(source=source))
+    Refs(a.root).point(NAME, handle, by="a", why=lambda before: "")
+    alone.reduce(source)
+    assert push(a.root, a.remote).problems == ()
+    b = home("b")
+    assert [one.handle for one in lineage(b.store, handle)] == [source, handle]
+    assert b.store.damage(source) == "a record (its files are not in this home)"
+    assert pull(home("c").root, home("c").remote).problems == ()
+    assert not list(verify_remote(b.root, b.remote))
+
+
 def test_what_garbage_collection_deleted_here_comes_from_the_remote(home: Homes) -> None:
     a = home("a")
     handle = keep(a.store)

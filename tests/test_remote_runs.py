@@ -11,11 +11,13 @@ import pytest
 from bardflow.commands import cli
 from bardflow.flows.evaluate_gpt import evaluate_gpt
 from bardflow.storage import remote as remotes
+from bardflow.storage.handles import Checkpoint
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
+from bardflow.tasks import run as tasks
 from bardflow.tasks.champion import champion
 from bardflow.tasks.run import Run
-from tests.artifacts import keep, origin
+from tests.artifacts import keep, origin, writable
 from tests.object_storage import (
     BUCKET,
     Fault,
@@ -104,8 +106,12 @@ def test_a_run_goes_on_while_the_remote_is_away_and_says_that_no_name_was_moved(
     remotes.remote_of.cache_clear()  # as in a new process
     again = run()
     assert again.champion_moved
-    in_home("b")
-    assert not run().trained
+    leg = next(handle for handle in Store(a).handles() if isinstance(handle, Checkpoint))
+    file = next(Store(a).place(leg).glob("*.safetensors"))
+    writable(file).write_bytes(b"damaged")
+    assert not run().trained, "what is damaged here comes from the remote, and is not made again"
+    assert Store(a).is_record(leg)
+    assert (tasks.store().folder(leg) / file.name).read_bytes() != b"damaged"
 
 
 @pytest.mark.parametrize(
