@@ -17,8 +17,12 @@ QUICK = {
 
 
 def quickly(**changes: object) -> Overrides:
-    """The changes to a recipe that make a training as short as that, and others; None keeps what the recipe has."""
-    given = {name: value for name, value in (QUICK | changes).items() if value is not None}
+    """The changes to a recipe that make a training as short as that, and others; None keeps what the recipe has.
+
+    A training that begins from a model has its shape.
+    """
+    shape = {"layers": None, "width": None} if "base_model" in changes else {}
+    given = {name: value for name, value in (QUICK | shape | changes).items() if value is not None}
     return Overrides.model_validate(given)
 
 

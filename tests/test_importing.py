@@ -59,7 +59,7 @@ def test_an_exported_model_is_imported_with_its_history(exported: Path, tmp_path
 
 def test_an_imported_model_is_compared_and_trained_further(exported: Path) -> None:
     import_model(str(exported), "friend", by="test")
-    further = run(base_model="models/friend", width=None)
+    further = run(base_model="models/friend")
     report = compare_models(["models/friend", "own/champion"], "own")
     page = ExperimentPage.model_validate_json((Path(report).parent / "page.json").read_bytes())
     bits = {row[0]: row[1] for row in page.parts[0].tables[0].rows}

@@ -86,7 +86,7 @@ def test_a_second_empty_home_trains_nothing_evaluates_the_champion_and_continues
     assert not [key for key in asked if "/checkpoint/" in key and key.endswith(".safetensors")], "no weights are needed"
     scored = evaluate_gpt(["own"])
     assert scored == {"own": pytest.approx(first.bits_per_character)}
-    continued = run(base_model="own/champion", steps=8, width=None)
+    continued = run(base_model="own/champion", steps=8)
     assert continued.trained and continued.champion_moved
     in_home("a")
     reached = champion("own")

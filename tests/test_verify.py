@@ -22,8 +22,6 @@ from bardflow.commands import cli
 from bardflow.commands.prefect_database import ensure_database
 from bardflow.commands.web import reports_app
 from bardflow.errors import BardError
-from bardflow.flows.train_gpt import train_gpt
-from bardflow.outcome import Outcome
 from bardflow.storage.backup import restore
 from bardflow.storage.handles import KINDS, Corpus, Handle
 from bardflow.storage.manifests import ObjectMissing, StoreError
@@ -32,16 +30,12 @@ from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs, store
 from bardflow.tasks.searching import TO_THE_END, Range, Search
 from tests.conftest import make_project, own_text, served_by
+from tests.quick import run
 from tests.site import Site, bring, corpus
 from tests.site import serving as answering
 
-QUICK = {"steps": 4, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 # Folders and files whose bytes are the same after a repair; stamps are not, and Prefect's database changes.
 LASTING = ("objects", "refs", "prefect/results", "searches", "copies", "downloads", "layout.json")
-
-
-def run(**changes: object) -> Outcome:
-    return train_gpt("own", "tiny", Overrides.model_validate(QUICK | changes))
 
 
 def searched() -> Search:

@@ -21,12 +21,11 @@ from bardflow.commands.processes import UpError, require_password
 from bardflow.commands.up import server
 from bardflow.commands.web import reports_app, writing_app
 from bardflow.commands.web_guard import SECURE, guarded
-from bardflow.flows.train_gpt import train_gpt
 from bardflow.storage.handles import Model
-from bardflow.tasks.recipes import Overrides
 from bardflow.tasks.run import refs
 from tests.conftest import serving
 from tests.hostile import files_of
+from tests.quick import run
 
 SECRET = "correct-horse-battery"
 HERE = "http://127.0.0.1:4300"
@@ -193,7 +192,6 @@ def test_the_reports_site_serves_nothing_but_reports(path: str, project: Path) -
         assert answer.status_code in (404, 405) and "root:" not in answer.text
 
 
-QUICK = {"steps": 2, "leg_steps": 2, "width": 16, "context": 16, "batch": 4, "samples": 1, "sample_characters": 20}
 BODIES: dict[str, bytes] = {
     "nothing": b"",
     "no JSON": b"<html>",
@@ -218,7 +216,7 @@ BODIES: dict[str, bytes] = {
 
 
 def test_no_request_breaks_the_page_to_write(project: Path, answers: None) -> None:
-    train_gpt("own", "tiny", Overrides.model_validate(QUICK))
+    run(steps=2)
     head = refs().head("own/champion")
     assert head is not None
     before = files_of(project / "home" / "objects")
