@@ -34,6 +34,7 @@ def train(
     recipe: str = "small",
     *,
     memory_limit: str | int | None = None,
+    workers: int | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> Outcome:
@@ -49,6 +50,7 @@ def train(
     command = [sys.executable, "-m", "bardflow", "train", corpus, "--recipe", recipe, "--json"]
     command += [word for name, value in overrides.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
+    command += [] if workers is None else ["--workers", str(workers)]
     said: list[str] = []
     # Output goes to a file, because an unread pipe holds only 64 KiB and a sample may be longer.
     with (

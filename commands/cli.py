@@ -36,6 +36,15 @@ MemoryLimit = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Processes that share the windows of each step, in the cluster of BARDFLOW_CLUSTER or here; needs "
+        "the extra `cluster`. [BARDFLOW_WORKERS]",
+    ),
+]
+
 DEFAULT_CORPUS = "tiny-shakespeare"
 FALLBACK_CORPUS = "synthetic"
 
@@ -83,6 +92,7 @@ def train(
         typer.Option(metavar="MODEL", help="Begin from a model: NAME/champion, a folder (./…) or hub:OWNER/NAME."),
     ] = None,
     memory_limit: MemoryLimit = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a GPT on a corpus, evaluate it and write a report."""
@@ -95,10 +105,12 @@ def train(
     given = dict(assignment(text) for text in set_)
 
     def checked() -> tuple[str, dict[str, Any]]:
-        """Check the recipe, its base and the memory limit, and return the recipe's name and the overrides."""
+        """Check the recipe, its base and the limits, and return the recipe's name and the overrides."""
+        from bardflow.engine.cluster import require_ray
         from bardflow.flows import train_gpt  # noqa: F401
         from bardflow.pages import lineage_drawing, loss_chart  # noqa: F401, because matplotlib takes 0.6 s to import
         from bardflow.tasks.base_model import shape_of
+        from bardflow.tasks.cluster import checked_workers
         from bardflow.tasks.planning import checked_limit
         from bardflow.tasks.recipes import overrides_from
         from bardflow.tasks.recipes import recipe as recipe_named
@@ -108,6 +120,8 @@ def train(
         if chosen.base.model is not None:
             shape_of(chosen.base, chosen.gpt)
         checked_limit(memory_limit, chosen.training)
+        if checked_workers(workers, chosen.training) > 1:
+            require_ray()
         return chosen.name, overrides
 
     unreachable: FetchError | None = None
@@ -115,13 +129,13 @@ def train(
         from bardflow.flows.train_gpt import train_gpt
 
         try:
-            outcome = train_gpt(corpus or DEFAULT_CORPUS, name, overrides, memory_limit)
+            outcome = train_gpt(corpus or DEFAULT_CORPUS, name, overrides, memory_limit, workers)
         except FetchError as error:
             if corpus is not None:
                 raise
             unreachable = error
             tell(f"{error}\n\nNo corpus was named, so the built-in one is used, {FALLBACK_CORPUS}.\n")
-            outcome = train_gpt(FALLBACK_CORPUS, name, overrides, memory_limit)
+            outcome = train_gpt(FALLBACK_CORPUS, name, overrides, memory_limit, workers)
     print(outcome.model_dump_json(indent=2) if as_json else summary(outcome))
     if unreachable is not None:
         tell(f"This was the {FALLBACK_CORPUS} corpus, because {DEFAULT_CORPUS} could not be reached:\n{unreachable}")

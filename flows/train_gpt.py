@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from bardflow.flows.outcome import outcome
+from bardflow.flows.parameters import Count
 from bardflow.flows.text import prepared_text
 from bardflow.flows.training import train_and_evaluate
 from bardflow.home import project_folder
@@ -11,6 +12,7 @@ from bardflow.outcome import Outcome
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.refs import RefMoved
 from bardflow.tasks.champion import champion, decide, note_text, update_champion
+from bardflow.tasks.cluster import checked_workers, spread
 from bardflow.tasks.evaluation import evaluate_model, measure_baselines, unspellable
 from bardflow.tasks.locks import training_lock
 from bardflow.tasks.planning import checked_limit
@@ -32,6 +34,7 @@ def train_gpt(
     recipe: RecipeName = "small",
     overrides: Overrides = AS_THE_RECIPE_HAS_IT,
     memory_limit: int | str | None = None,
+    workers: Count | None = None,
 ) -> Outcome:
     """Train and evaluate a GPT on a corpus with a recipe; cached results are used again.
 
@@ -41,6 +44,8 @@ def train_gpt(
         overrides: Recipe fields to change for this run.
         memory_limit: The most memory that training may use: bytes, a text such as 800MB or 2GiB, or `free` for the
             machine's free memory. It changes how a step is computed, not the result, so it is not part of cache keys.
+        workers: The number of processes that share the windows of each step; see docs/distributed.md. It is not part of
+            cache keys either.
 
     Returns:
         The scores and artifacts. The state's message has them too; its name is `Unchanged` if nothing was trained.
@@ -48,8 +53,9 @@ def train_gpt(
     spec = load_corpus(corpus, project_folder() / "corpora")
     chosen = recipe_named(recipe, overrides)
     checked_limit(memory_limit, chosen.training)
+    checked_workers(workers, chosen.training)
     require_vocabulary(chosen.vocabulary)
-    with training_lock(corpus), Run() as run:
+    with training_lock(corpus), Run() as run, spread(workers):
         text = prepared_text(run, spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         note_length(corpus, chosen)

@@ -12,6 +12,7 @@ from bardflow.model.planning import Machine, Parts, Plan, choose, flops_per_step
 from bardflow.model.training import TrainingSpec
 from bardflow.storage.handles import Model, Vocabulary
 from bardflow.tasks.base_model import network_of
+from bardflow.tasks.cluster import workers_of_a_training
 from bardflow.tasks.run import store
 from bardflow.tasks.saying import say
 
@@ -37,15 +38,21 @@ def plan_training(
     size = store().facts(vocabulary)["size"]
     if base is not None:
         gpt, size = network_of(base, gpt), store().facts(base)["vocabulary_size"]
-    plan = planned(gpt, size, training, memory_limit)
+    workers = workers_of_a_training()
+    plan = planned(gpt, size, training, memory_limit, workers)
     counted = parameters(gpt, size)
     say(
         f"plan: {counted.total:,} parameters ({counted.embedding:,} in embeddings), "
         f"{flops_per_step(gpt, size, training) * training.steps:.3g} FLOPs in {training.steps:,} steps"
     )
     say(f"plan: peak {in_megabytes(plan.peak.total)}, {by_part(plan.peak)}; {in_words(plan, training)}")
+    if workers > 1:
+        say(
+            f"plan: {workers:,} workers compute {-(-training.batch // workers):,} windows of a step each; each has its "
+            f"own copy of the model and takes that peak, {in_megabytes(workers * plan.peak.total)} in all"
+        )
     free = memory.free_bytes(devices.choose(training.precision))
-    if plan.peak.total > free:
+    if workers == 1 and plan.peak.total > free:
         say(
             f"plan: only {in_megabytes(free)} are free here; --memory-limit free (or memory_limit=free) computes the "
             "same in less, or says how much it needs"
@@ -53,12 +60,19 @@ def plan_training(
     return plan
 
 
-def planned(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_limit: int | str | None) -> Plan:
-    """Plan a training run for this process on this machine; the default limit is BARDFLOW_MEMORY_LIMIT."""
+def planned(
+    gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, memory_limit: int | str | None, workers: int = 1
+) -> Plan:
+    """Plan a training run for this process on this machine; the default limit is BARDFLOW_MEMORY_LIMIT.
+
+    With several workers, the plan is that of each of them, and the limit is divided among them.
+    """
     device = devices.choose(training.precision)
     limit = checked_limit(memory_limit, training)
     machine = Machine.here(device, settled_bytes(device))
-    return choose(gpt, vocabulary_size, training, machine, limit)
+    part = training.model_copy(update={"batch": -(-training.batch // workers)})
+    plan = choose(gpt, vocabulary_size, part, machine, None if limit is None else limit // workers)
+    return plan.model_copy(update={"execution": plan.execution.model_copy(update={"workers": workers})})
 
 
 def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int | None:
@@ -85,7 +99,8 @@ def by_part(parts: Parts) -> str:
 def in_words(plan: Plan, training: TrainingSpec) -> str:
     """Describe in a few words how a step is computed."""
     execution = plan.execution
-    words = [f"{-(-training.batch // execution.micro_batch):,} x {execution.micro_batch:,} windows a step"]
+    windows = -(-training.batch // execution.workers)
+    words = [f"{-(-windows // execution.micro_batch):,} x {execution.micro_batch:,} windows a step"]
     words += ["activations computed again"] if execution.recompute else []
     words += [f"logits of {execution.loss_tokens:,} tokens at once"]
     words += ["fused by torch.compile"] if execution.compiled else []

@@ -66,7 +66,8 @@ def make_again(run: Run, handle: Handle) -> None:
                 now = "no longer exists" if task is None else f"has version {task.version} now"
                 raise CannotMake(f"{handle} was made by {origin.task}, and that task {now}; train again instead")
             if threads := origin.measured.get("threads"):
-                torch.set_num_threads(threads)  # sums depend on it
+                # Sums depend on it. Several workers share the threads of this process.
+                torch.set_num_threads(threads * origin.measured.get("execution", {}).get("workers", 1))
             made = run(task.with_options(refresh_cache=True), **arguments(task, origin))
     except CannotMake:
         raise

@@ -1,22 +1,19 @@
 """Training in legs: each leg is a cached task that takes a checkpoint and returns the next one."""
 
 import json
-import time
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.engine.legs import Job, trained
 from bardflow.identity import identity
+from bardflow.model.leg import LegRun
 from bardflow.model.machine import device as devices
-from bardflow.model.machine import memory
 from bardflow.model.networks import GPTSpec, count_parameters
 from bardflow.model.planning import Plan
-from bardflow.model.scoring import score
 from bardflow.model.training import (
-    Step,
     Training,
     TrainingSpec,
     begin,
@@ -33,11 +30,11 @@ from bardflow.storage.shards import read_shards
 from bardflow.tasks.base_model import TOKENIZER_SETTINGS, base_in_words, base_of
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.card import model_card
+from bardflow.tasks.cluster import folder_of, spread
 from bardflow.tasks.run import origin, store
-from bardflow.tasks.saying import say, watched
+from bardflow.tasks.saying import Progress, say, watched
 
 LOG = "log.jsonl"
-LOGGED_POINTS = 400  # the approximate number of points in a run's loss curve, which take 30 kB
 
 
 class LogLine(BaseModel):
@@ -63,61 +60,58 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
     """Train from the checkpoint to step `until`, then score the validation set.
 
-    The plan says how a step is computed and does not change the result, so it is not part of the cache key.
-    """
-    device = devices.choose(spec.precision)
-    of_this_leg = memory.forget_peak(device)
-    training = Training(load_snapshot(store().folder(checkpoint)), spec, device, plan.execution)
-    train = read_shards(store().folder(shards), "train")
-    validation = read_shards(store().folder(shards), "validation")[: spec.validation_tokens]
+    The plan says how a step is computed, and by how many workers, and does not change the result. So it is not part of
+    the cache key.
 
-    # A leg of a constant schedule is the same in a training of any length, so its points do not depend on that.
-    every = max(1, (10 * spec.leg_steps if spec.schedule == "constant" else spec.steps) // LOGGED_POINTS)
-    log: list[LogLine] = []
-    seconds: list[float] = []
-    losses: list[torch.Tensor] = []
-    tokens, begun = 0, time.monotonic()
-    steps = watched(
-        training.steps(train, until),
-        total=until - training.step,
-        doing=f"steps {training.step:,} to {until:,}" + ("" if spec.schedule == "constant" else f" of {spec.steps:,}"),
-        unit="step",
-        note=lambda step: f"loss {step.loss.item():.3f}",
-    )
-    for step in steps:
-        losses.append(step.loss)
-        tokens += step.tokens
-        if step.number % every == 0 or step.number == until:
-            log.append(log_line(step, losses))
-            seconds.append(time.monotonic() - begun)
-            losses = []
-    trained = time.monotonic() - begun
-    held_out = score(
-        training.gpt,
-        validation,
-        before=train[-1:],
-        device=devices.Device(device.name, "f32"),
-        execution=plan.execution,
-    )
-    say(
-        f"step {until:,}: train {log[-1].train_nats:.4f}, validation {held_out.nats_per_token:.4f} nats per token, "
-        f"{tokens / trained:,.0f} tokens per second"
-    )
-    with store().draft() as draft:
-        save_snapshot(training.state(), draft.folder)
-        (draft.folder / LOG).write_text("".join(f"{line.model_dump_json()}\n" for line in log))
-        facts = {"step": until, "validation_nats_per_token": held_out.nats_per_token}
+    Raises:
+        BardError: as `model.leg.LegRun`, and `engine.legs.trained` on a cluster.
+    """
+    begun = store().facts(checkpoint)["step"]
+    doing = f"steps {begun:,} to {until:,}" + ("" if spec.schedule == "constant" else f" of {spec.steps:,}")
+    execution = plan.execution
+    with store().draft() as draft, spread(execution.workers) as cluster:
+        if cluster is None:
+            device = devices.choose(spec.precision)
+            run = LegRun(
+                lambda: Training(load_snapshot(store().folder(checkpoint)), spec, device, execution),
+                read_shards(store().folder(shards), "train"),
+                read_shards(store().folder(shards), "validation"),
+                until,
+                device,
+            )
+            steps = watched(
+                run.steps(),
+                total=until - begun,
+                doing=doing,
+                unit="step",
+                note=lambda step: f"loss {step.loss.item():.3f}",
+            )
+            for _ in steps:
+                pass
+            leg = run.finished()
+            save_snapshot(run.training.state(), draft.folder)
+        else:
+            job = Job(folder_of(cluster, checkpoint), folder_of(cluster, shards), spec, until, execution)
+            with Progress(doing, "step", until - begun) as progress:
+                leg = trained(cluster, job, draft.folder, lambda step, loss: progress(step - begun), say)
+        lines = [LogLine(step=p.step, train_nats=p.train_nats, learning_rate=p.learning_rate) for p in leg.points]
+        say(
+            f"step {until:,}: train {lines[-1].train_nats:.4f}, validation {leg.validation_nats_per_token:.4f} nats "
+            f"per token, {leg.tokens / leg.train_seconds:,.0f} tokens per second"
+        )
+        (draft.folder / LOG).write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+        facts = {"step": until, "validation_nats_per_token": leg.validation_nats_per_token}
         measured: dict[str, Any] = {
-            "seconds": seconds,
-            "train_seconds": trained,
-            "tokens": tokens,
-            "peak_bytes": memory.peak_bytes(device),
-            "peak_of": "leg" if of_this_leg else "process",
+            "seconds": [point.seconds for point in leg.points],
+            "train_seconds": leg.train_seconds,
+            "tokens": leg.tokens,
+            "peak_bytes": leg.peak_bytes,
+            "peak_of": leg.peak_of,
             "planned_peak_bytes": plan.peak.total,
-            "execution": plan.execution.model_dump(),
-            "device": device.name,
-            "precision": device.precision,
-            "threads": torch.get_num_threads(),
+            "execution": execution.model_copy(update={"workers": leg.workers}).model_dump(),
+            "device": leg.device,
+            "precision": leg.precision,
+            "threads": leg.threads,
         }
         return store().keep(draft, Checkpoint, facts, origin(**measured))
 
@@ -148,16 +142,6 @@ def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus)
             "vocabulary_kind": store().facts(vocabulary)["kind"],
         } | ({} if begun is None else {"base": begun})
         return store().keep(draft, Model, facts, origin())
-
-
-def log_line(step: Step, losses: list[torch.Tensor]) -> LogLine:
-    """Return the log line of this step, with the mean of the losses since the last log line."""
-    return LogLine(
-        step=step.number,
-        # On the CPU, because Apple's GPUs have no f64.
-        train_nats=float(torch.stack(losses).cpu().double().mean()),
-        learning_rate=step.learning_rate,
-    )
 
 
 def validation_losses(legs: Iterable[Checkpoint]) -> list[float]:

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
+from bardflow.engine.tokens import encode_on
 from bardflow.errors import BardError
 from bardflow.home import project_folder
 from bardflow.model.vocabulary import (
@@ -29,8 +30,12 @@ from bardflow.storage.documents import SPLITS, read_documents, read_text
 from bardflow.storage.handles import Corpus, TokenShards, Vocabulary
 from bardflow.storage.shards import ShardSpec, TokenIds, finished_shards, write_shards
 from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.cluster import cluster_of_run
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
+
+# The characters of a text from which it is spread over a cluster: the processes of a cluster take seconds to start.
+SPREAD_CHARACTERS = 20_000_000
 
 
 class NoSuchVocabulary(BardError):
@@ -131,11 +136,19 @@ def require_vocabulary(spec: VocabularySpec) -> None:
 def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> TokenShards:
     """Write both sets as token ids in shards, one document after another. If interrupted, it resumes after a shard.
 
+    A large text is tokenized by the processes of the run's cluster, if it has one; the files have the same bytes.
+
     Raises:
         VocabularyError: a tokenizer of another program changes or drops a part of the text; the message has the line.
     """
     tokenizer = load(store().folder(vocabulary) / TOKENIZER_FILE)
     folder, survey = store().folder(corpus), store().facts(corpus)["survey"]
+
+    def encoded(texts: Iterator[str]) -> Iterator[TokenIds]:
+        cluster = cluster_of_run()
+        if cluster is None or survey["characters"] < SPREAD_CHARACTERS:
+            return encode(tokenizer, texts)
+        return encode_on(cluster, tokenizer, texts)
 
     def rows(finished: dict[str, int]) -> Iterator[tuple[str, int, TokenIds]]:
         with Progress("tokenizing", "character", survey["characters"]) as progress:
@@ -145,7 +158,7 @@ def tokenize_corpus(corpus: Corpus, vocabulary: Vocabulary, spec: ShardSpec) -> 
                     progress.advance(len(text))
                 pieces, ahead = tee(documents)
                 try:
-                    for (document, text), ids in zip(pieces, encode(tokenizer, (t for _, t in ahead)), strict=True):
+                    for (document, text), ids in zip(pieces, encoded(t for _, t in ahead), strict=True):
                         yield part, document, ids
                         progress.advance(len(text))
                 except NotLossless as error:

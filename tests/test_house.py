@@ -29,9 +29,10 @@ ROOMS: dict[str, set[str]] = {
     "storage": set(),
     "sources": set(),
     "pages": set(),
-    "tasks": {"model", "storage", "sources", "pages"},
-    "flows": {"tasks", "model", "storage", "sources", "pages"},
-    "commands": {"flows", "tasks", "model", "storage", "sources", "pages"},
+    "engine": {"model", "storage"},
+    "tasks": {"engine", "model", "storage", "sources", "pages"},
+    "flows": {"tasks", "engine", "model", "storage", "sources", "pages"},
+    "commands": {"flows", "tasks", "engine", "model", "storage", "sources", "pages"},
 }
 # The same within `model`.
 MODEL: dict[str, set[str]] = {
@@ -41,17 +42,19 @@ MODEL: dict[str, set[str]] = {
     "training": {"machine", "networks"},
     "sampling": {"machine", "networks", "vocabulary"},
     "scoring": {"machine", "networks", "training", "sampling"},
+    "leg": {"machine", "training", "scoring"},
     "planning": {"machine", "networks", "training", "scoring"},
 }
 GROUND = {"code_points", "errors", "files", "home", "identity", "outcome", "toml"}
 # Only errors and identities are for everyone; where things lie is decided above these rooms.
-WITHOUT_A_HOME = {"model", "storage", "sources", "pages"}
+WITHOUT_A_HOME = {"model", "storage", "sources", "pages", "engine"}
 # `python -m bardflow` and the Python API lie on the ground because Python wants them there.
 ROOF = {"bardflow/__init__.py", "bardflow/__main__.py", "bardflow/api.py"}
 THEIRS = {
     "prefect": {"flows", "tasks", "commands"},
-    "torch": {"model", "tasks"},
-    "tokenizers": {"model", "tasks"},
+    "torch": {"model", "tasks", "engine"},
+    "tokenizers": {"model", "tasks", "engine"},
+    "ray": {"engine"},
     "sentencepiece": {"model"},
     "pyarrow": {"storage", "sources"},
     "obstore": {"storage"},

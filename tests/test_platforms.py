@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from bardflow.model.leg import point
 from bardflow.model.machine import device as devices
 from bardflow.model.machine.execution import Execution
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.sampling import SamplingSpec, sample_watched
 from bardflow.model.scoring.held_out import charges_both_ways, guesses, score
 from bardflow.model.training.loop import Training, TrainingSpec, begin
-from bardflow.tasks.training import log_line
 from tests.conftest import CHECKOUT
 
 REFUSED = (
@@ -66,7 +66,7 @@ def test_a_model_is_trained_scored_and_sampled_without_numbers_of_64_bits(
         execution = Execution(micro_batch=2, recompute=True, loss_tokens=16, optimizer_state="bf16")
         training = Training(begin(gpt, 23, 1), spec, here, execution)
         steps = list(training.steps(tokens, 4))
-        line = log_line(steps[-1], [step.loss for step in steps])
+        line = point(steps[-1], [step.loss for step in steps], 1.0)
         exact = devices.Device("cpu", "f32")
         held_out = score(training.gpt, tokens, before=tokens[:1], device=exact, execution=execution)
         disjoint, sliding = charges_both_ways(training.gpt, tokens, before=tokens[:1], device=exact)

@@ -43,6 +43,10 @@ class Bits:
             mask_RE = mask_of(drawn(state, rows, each), dropped, dtype)
         return mask_RE
 
+    def skip(self, rows: int, each: int) -> None:
+        """Continue as if the numbers of these rows had been drawn."""
+        self._moved(rows, each)
+
     def _moved(self, rows: int, each: int) -> Tensor:
         """Return the current state, and advance the stream by these rows."""
         state = self._state

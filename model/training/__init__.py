@@ -5,6 +5,7 @@ from bardflow.model.training.checkpoints import NotAModel, load_model, load_snap
 from bardflow.model.training.loop import Snapshot, Step, Training, TrainingSpec, begin, best_leg, hopeless, restore
 from bardflow.model.training.optimizers import OPTIMIZERS, STACKED, STACKED_ON_A_CARD
 from bardflow.model.training.pretrained import BaseDoesNotFit, begin_from, begun_spec, load_pretrained, spec_at
+from bardflow.model.training.team import Team, TooManyWorkers, joined, require_rows
 
 __all__ = [
     "OPTIMIZERS",
@@ -14,8 +15,10 @@ __all__ = [
     "NotAModel",
     "Snapshot",
     "Step",
+    "Team",
     "Tokens",
     "TooFewTokens",
+    "TooManyWorkers",
     "Training",
     "TrainingSpec",
     "begin",
@@ -23,9 +26,11 @@ __all__ = [
     "begun_spec",
     "best_leg",
     "hopeless",
+    "joined",
     "load_model",
     "load_pretrained",
     "load_snapshot",
+    "require_rows",
     "restore",
     "save_model",
     "save_snapshot",

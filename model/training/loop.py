@@ -31,6 +31,7 @@ from bardflow.model.networks import (
 from bardflow.model.training.batches import Batches, Tokens, with_noise
 from bardflow.model.training.optimizers import OPTIMIZERS, Optimizer, RandomBits, owners
 from bardflow.model.training.replay import Replayed
+from bardflow.model.training.team import Team
 
 
 class Diverged(BardError):
@@ -150,9 +151,9 @@ class Inputs:
     step: Any
 
     @classmethod
-    def on_gpu(cls, spec: TrainingSpec, context: int, device: Device) -> "Inputs":
+    def on_gpu(cls, rows: int, context: int, device: Device) -> "Inputs":
         """Allocate tensors on the device."""
-        inputs_BT, targets_BT = torch.zeros(2, spec.batch, context, dtype=torch.int64, device=device.name)
+        inputs_BT, targets_BT = torch.zeros(2, rows, context, dtype=torch.int64, device=device.name)
         charged, factor = torch.zeros(2, device=device.name)
         return cls(inputs_BT, targets_BT, charged, factor, torch.zeros((), dtype=torch.int64, device=device.name))
 
@@ -180,10 +181,20 @@ class Training:
 
     `gpt` has the weights in f32. If products are in bf16, `working` is a copy that computes, and each of its gradients
     is added to that of `gpt` as soon as it is computed.
+
+    With a `team`, other processes take the same steps from the same snapshot. This one computes its rows of each batch,
+    and the gradients of all are added up. So the steps are those of a single process up to rounding.
+
+    Raises:
+        TooManyWorkers: the team has more workers than a batch has windows.
     """
 
-    def __init__(self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution) -> None:
+    def __init__(
+        self, snapshot: Snapshot, spec: TrainingSpec, device: Device, execution: Execution, team: Team | None = None
+    ) -> None:
         self.spec, self.device, self.execution, self.step = spec, device, execution, snapshot.step
+        self.team = team
+        self.rows = slice(0, spec.batch) if team is None else team.rows(spec.batch)
         self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
         self.gpt: GPT = restore(snapshot).to(device.name)
         self.working = working_copy(self.gpt, device.dtype)
@@ -209,10 +220,12 @@ class Training:
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
-        inputs = Inputs.on_gpu(spec, self.gpt.context, self.device) if self.device.is_card else None
+        rows = self.rows.stop - self.rows.start
+        inputs = Inputs.on_gpu(rows, self.gpt.context, self.device) if self.device.is_card else None
         compute: Callable[[], Tensor] | None = partial(self._compute, inputs) if inputs else None
         if compute and self.device.name == "cuda":
-            compute = Replayed(compute, recorded=self.execution.recorded)
+            # A recorded step has no sums over processes.
+            compute = Replayed(compute, recorded=self.execution.recorded and self.team is None)
         while self.step < until:
             given = self._inputs(batches)
             if inputs and compute:
@@ -238,16 +251,19 @@ class Training:
         give_back(self.device)
 
     def _inputs(self, batches: Batches) -> "Inputs":
-        """Return the inputs of the next step, with input noise."""
+        """Return this process's inputs of the next step, with input noise; `charged` counts the whole batch."""
         batch = batches.at(self.step)
         if noise := self.spec.input_noise:
             batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
-        return Inputs(batch.inputs_BT, batch.targets_BT, charged, learning_rate_factor(self.step, self.spec), self.step)
+        factor = learning_rate_factor(self.step, self.spec)
+        return Inputs(batch.inputs_BT[self.rows], batch.targets_BT[self.rows], charged, factor, self.step)
 
     def _compute(self, given: "Inputs") -> Tensor:
         """Take the step and return its mean loss, without reading a value from the device."""
         loss = self._gradients(given)
+        if self.team is not None:
+            self.team.add_up([loss, *(p.grad for p in self.gpt.parameters() if p.grad is not None)])
         if self.spec.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
         self._update(given)
@@ -260,7 +276,13 @@ class Training:
                 torch._foreach_copy_([*self.copies], [*self.copies.values()])
         dropout = None
         if share := self.gpt.dropout:
-            dropout = Dropout(share, seed=self.spec.seed, step=given.step, fused=self.execution.compiled)
+            dropout = Dropout(
+                share,
+                seed=self.spec.seed,
+                step=given.step,
+                fused=self.execution.compiled,
+                first=self.rows.start,
+            )
         loss = torch.zeros((), device=self.device.name)
         micro = self.execution.micro_batch
         for first in range(0, len(given.inputs_BT), micro):

@@ -52,11 +52,11 @@ class UnknownCharacter(VocabularyError):
 class NotText(VocabularyError):
     """The text has half of a surrogate pair, which is not a character; Python makes it from bytes it cannot decode.
 
-    `offset` is its position in the piece in characters, `piece` the piece's number from 0.
+    `half` is the half, `offset` its position in the piece in characters, `piece` the piece's number from 0.
     """
 
     def __init__(self, half: str, offset: int, piece: int) -> None:
-        self.offset, self.piece = offset, piece
+        self.half, self.offset, self.piece = half, offset, piece
         super().__init__(
             f"at offset {offset} of piece {piece} stands U+{ord(half):04X}, which is no character: most likely a byte "
             "that is not UTF-8. Give the text in UTF-8 (a terminal's encoding is shown by `locale`)."
