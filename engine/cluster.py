@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from bardflow.errors import BardError, installing
 
 # Memory for objects on their way between processes of a local cluster; what does not fit goes to disk.
 OBJECT_BYTES = 256 * 2**20
+CONNECTING_SECONDS = 10.0
 # What workers and the driver must have alike: pickled values name its modules.
 ALIKE = ("bardflow", "ray", "torch", "numpy")
 
@@ -63,6 +65,8 @@ def require_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A worker gets the accelerators that Ray assigns to it; without one it would hide those that the machine has.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # How often Ray tries to reach a cluster that `auto` finds in its files but that has ended.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
     try:
         import ray
     except ImportError as error:
@@ -102,8 +106,9 @@ def connected(processes: int, threads: int, address: str | None = None) -> Itera
             )
         else:
             try:
+                _require_listening(address)
                 ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise ClusterError(
                     f"no cluster answers at {address} from this machine: {str(error).splitlines()[0]}; start one with "
                     f"`ray start --head`, and make this machine a node of it with `ray start --address {address}`"
@@ -115,6 +120,17 @@ def connected(processes: int, threads: int, address: str | None = None) -> Itera
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+def _require_listening(address: str) -> None:
+    """Connect to the port of a head node once, because Ray tries for more than 7 minutes.
+
+    Raises:
+        OSError, ValueError: nothing listens there, or it is no address.
+    """
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTING_SECONDS).close()
 
 
 def versions_here() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bardflow.engine.cluster import ClusterError
-from bardflow.storage.manifests import MANIFEST, ORIGIN, Manifest
+from bardflow.storage.manifests import MANIFEST, Manifest
 
 # Bytes that are sent at once.
 PIECE = 16 * 2**20
@@ -28,28 +28,36 @@ class Folder:
         """Return the folder on this machine: the same path if it is there (a shared disk), else a copy in `cache`.
 
         Raises:
-            ClusterError: a copied file has another sha256 than its manifest says.
+            ClusterError: as `copied`.
         """
         path = Path(self.path)
-        if _digest(path) == self.digest:
-            return path
+        return path if _digest(path) == self.digest else self.copied(cache)
+
+    def copied(self, cache: Path) -> Path:
+        """Return the copy of the folder in `cache`, which is fetched from its node if it is not there.
+
+        Raises:
+            ClusterError: a file came with another sha256 than its manifest says.
+        """
         copy = cache / self.digest
-        if _digest(copy) != self.digest:
-            cache.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=".", dir=cache))
+        if _digest(copy) == self.digest:
+            return copy
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".", dir=cache))
+        try:
+            fetch(self.node, Path(self.path), draft, [MANIFEST])
+            require_sha256(draft / MANIFEST, self.digest)
+            manifest = Manifest.model_validate_json((draft / MANIFEST).read_bytes())
+            fetch(self.node, Path(self.path), draft, sorted(manifest.files))
+            for name, facts in manifest.files.items():
+                require_sha256(draft / name, facts.sha256)
             try:
-                fetch(self.node, path, draft, [MANIFEST, ORIGIN])
-                manifest = Manifest.model_validate_json((draft / MANIFEST).read_bytes())
-                fetch(self.node, path, draft, sorted(manifest.files))
-                for name, facts in manifest.files.items():
-                    require_sha256(draft / name, facts.sha256)
-                try:
-                    draft.rename(copy)
-                except OSError:  # another worker of this machine was first
-                    if _digest(copy) != self.digest:
-                        raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                draft.rename(copy)
+            except OSError:  # another worker of this machine was first
+                if _digest(copy) != self.digest:
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         return copy
 
 

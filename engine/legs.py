@@ -23,7 +23,8 @@ from bardflow.storage.shards import read_shards
 
 # A leg is begun at most this often.
 ATTEMPTS = 4
-# The seconds between two notes of progress, and for which a dead worker is looked for once another one failed.
+# The seconds between two notes of progress, and for which a dead worker is looked for once another one failed: Ray
+# notices the end of a machine after up to 13 s (benchmarks/LOG.md).
 LOOKED = 1.0
 EXPLAINED = 60.0
 # The seconds for which the workers of an attempt wait for room in the cluster, before the room is counted again.
@@ -159,10 +160,10 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
     """Train the leg once.
 
     Raises:
-        Died: a worker died, or there was no room for all of them within WAITED seconds.
+        Died: a worker died, or the cluster has no room for all of them after WAITED seconds, or no longer.
     """
     import ray
-    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     takes = cluster.resources()
@@ -175,7 +176,10 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
         return remote.options(scheduling_strategy=where, **options)
 
     try:
-        ray.get(group.ready(), timeout=WAITED)
+        placed_all, until = group.ready(), time.monotonic() + WAITED
+        while not ray.wait([placed_all], timeout=LOOKED)[0]:
+            if cluster.room() < workers or time.monotonic() > until:
+                raise Died(f"{workers:,} workers found no room in the cluster")
         met = ray.get([placed(meet, rank).remote() for rank in range(workers)])
         for _, node, versions in met:
             require_alike(versions, node)
@@ -194,8 +198,6 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
                 require_sha256(into / name, sha256)
         ray.get(placed(forget, 0).remote(done.folder))
         return done.leg
-    except GetTimeoutError as error:
-        raise Died(f"{workers:,} workers found no room within {WAITED:.0f} s") from error
     except RayTaskError as error:
         # A worker sees a closed connection when another one died, which may be known sooner than the death.
         dead = _dead(running) if workers > 1 else None

@@ -1,0 +1,274 @@
+"""Several workers on a Ray cluster: the same results as in one process, also when a worker or a machine is killed.
+
+    python -m pytest -m faults tests/faults/test_cluster.py
+
+A machine is a node of a cluster of two on this machine (`ray.cluster_utils`).
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from bardflow.engine import legs, tokens
+from bardflow.engine.cluster import Cluster, ClusterError, WorkersLost, connected
+from bardflow.engine.folders import Folder, fetch
+from bardflow.engine.legs import Job, trained
+from bardflow.model.leg import Leg, LegRun
+from bardflow.model.machine import Device, Execution
+from bardflow.model.networks import GPTSpec
+from bardflow.model.training import Training, TrainingSpec, begin, load_snapshot, save_snapshot
+from bardflow.model.training.loop import Diverged
+from bardflow.model.vocabulary import NotLossless, UnknownCharacter, VocabularySpec, encode, learn
+from bardflow.storage.handles import Checkpoint, Handle, TokenShards
+from bardflow.storage.manifests import Origin
+from bardflow.storage.shards import ShardSpec, read_shards, write_shards
+from bardflow.storage.store import Store
+from tests.conftest import own_text
+
+# Ray leaves files and sockets open when it ends.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+VOCABULARY = 96
+GPT = GPTSpec(layers=2, heads=2, width=32, context=32, dropout=0.1)
+SPEC = TrainingSpec(steps=200, batch=6, precision="f32", input_noise=0.05, leg_steps=100, validation_tokens=2000)
+MADE = Origin(task="test@1", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
+Say = list[str]
+
+
+class Made:
+    """A store with the shards of a text and a checkpoint of step 0."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder / "home")
+        ids = np.frombuffer(own_text().encode(), np.uint8).astype(np.uint16) % VOCABULARY
+        with self.store.draft() as draft:
+            rows = [("train", 0, ids), ("validation", 0, ids[:3000])]
+            write_shards(draft.folder, rows, ShardSpec(), dtype=np.dtype(np.uint16))
+            self.shards = self.store.keep(draft, TokenShards, {}, MADE)
+        with self.store.draft() as draft:
+            save_snapshot(begin(GPT, VOCABULARY, 1), draft.folder)
+            self.begun = self.store.keep(draft, Checkpoint, {"step": 0}, MADE)
+
+    def alone(self, checkpoint: Handle, until: int) -> tuple[Leg, Checkpoint]:
+        """A leg in this process."""
+        run = LegRun(
+            lambda: Training(
+                load_snapshot(self.store.folder(checkpoint)), SPEC, Device("cpu", "f32"), Execution(micro_batch=6)
+            ),
+            read_shards(self.store.folder(self.shards), "train"),
+            read_shards(self.store.folder(self.shards), "validation"),
+            until,
+            Device("cpu", "f32"),
+        )
+        for _ in run.steps():
+            pass
+        with self.store.draft() as draft:
+            save_snapshot(run.training.state(), draft.folder)
+            return run.finished(), self.store.keep(draft, Checkpoint, {"step": until}, MADE)
+
+    def on(
+        self,
+        cluster: Cluster,
+        checkpoint: Handle,
+        until: int,
+        workers: int,
+        watch: Callable[[int, float], None] = lambda step, loss: None,
+        said: Say | None = None,
+        spec: TrainingSpec = SPEC,
+    ) -> tuple[Leg, Checkpoint]:
+        """A leg on a cluster."""
+        checkpoint_folder, shards = (
+            Folder(str(self.store.folder(handle)), handle.digest, cluster.node) for handle in (checkpoint, self.shards)
+        )
+        job = Job(checkpoint_folder, shards, spec, until, Execution(micro_batch=6, workers=workers))
+        with self.store.draft() as draft:
+            leg = trained(cluster, job, draft.folder, watch, (said if said is not None else []).append)
+            return leg, self.store.keep(draft, Checkpoint, {"step": until}, MADE)
+
+
+def losses(*parts: Leg) -> list[float]:
+    """The loss of each step."""
+    return [point.train_nats for leg in parts for point in leg.points]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Cluster, Callable[[], None]]]:
+    """A cluster of two nodes with a core each, and a function that kills the one without this process."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = nodes.add_node(num_cpus=1)
+    alive = True
+
+    def kill() -> None:
+        nonlocal alive
+        if alive:
+            nodes.remove_node(other, allow_graceful=False)
+        alive = False
+
+    try:
+        with connected(2, 1, nodes.address) as cluster:
+            assert (cluster.cpus, cluster.room()) == (1, 2)
+            yield cluster, kill
+    finally:
+        nodes.shutdown()
+
+
+def workers_here() -> list[psutil.Process]:
+    """The processes that train, of those that this one has started."""
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::work")]
+
+
+def test_two_workers_take_200_steps_as_one_does_and_either_number_resumes(made: Made) -> None:
+    first, half = made.alone(made.begun, 100)
+    second, whole = made.alone(half, 200)
+    alone = losses(first, second)
+    assert len(alone) == 200 and alone[0] > alone[-1] + 1
+    with connected(2, 2) as cluster:
+        shared, shared_half = made.on(cluster, made.begun, 100, 2)
+        at_two, _ = made.on(cluster, shared_half, 200, 2)
+        at_one, _ = made.on(cluster, shared_half, 200, 1)
+        same, same_whole = made.on(cluster, half, 200, 1)
+    assert (shared.workers, at_two.workers, at_one.workers) == (2, 2, 1)
+    for way in (losses(shared, at_two), losses(shared, at_one)):
+        print("largest difference of a step", np.abs(np.subtract(way, alone)).max())
+        assert way == pytest.approx(alone, abs=1e-3)
+    assert at_two.validation_nats_per_token == pytest.approx(second.validation_nats_per_token, abs=1e-3)
+    assert losses(same) == losses(second) and same_whole == whole, "one worker computes what this process does"
+
+
+def test_a_leg_whose_worker_is_killed_is_begun_again_and_ends_with_the_same_bytes(made: Made) -> None:
+    said: Say = []
+    killed: list[int] = []
+
+    def kill_once(step: int, loss: float) -> None:
+        if not killed:
+            killed.append(workers_here()[-1].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with connected(2, 2) as cluster:
+        leg, undisturbed = made.on(cluster, made.begun, 100, 2)
+        again, disturbed = made.on(cluster, made.begun, 100, 2, kill_once, said)
+        assert killed and (again.workers, losses(again)) == (2, losses(leg))
+        assert disturbed == undisturbed
+        assert len(said) == 1 and "beginning the leg again from its checkpoint (attempt 2 of 4)" in said[0]
+
+
+def test_a_leg_whose_workers_die_each_time_ends_with_an_error_and_leaves_nothing(made: Made) -> None:
+    def kill(step: int, loss: float) -> None:
+        for worker in workers_here():
+            worker.kill()
+
+    with connected(2, 2) as cluster, pytest.raises(WorkersLost, match="begun 4 times, and each time a worker died"):
+        made.on(cluster, made.begun, 100, 2, kill)
+    assert not list(made.store.drafts.iterdir())
+
+
+def test_an_error_of_the_training_is_raised_at_once_and_not_tried_again(made: Made) -> None:
+    said: Say = []
+    with made.store.draft() as draft:
+        begun = begin(GPT, VOCABULARY, 1)
+        broken = {name: weight * float("nan") for name, weight in begun.weights.items()}
+        save_snapshot(replace(begun, weights=broken), draft.folder)
+        checkpoint = made.store.keep(draft, Checkpoint, {"step": 0}, MADE)
+    with connected(2, 2) as cluster:
+        with pytest.raises(Diverged, match="the loss at step 60 is nan"):
+            made.on(cluster, checkpoint, 60, 2, said=said)
+        with pytest.raises(ClusterError, match="no living node"):
+            made.on(Cluster(1, 1000, cluster.node), made.begun, 60, 1)
+    assert not said
+
+
+def test_a_training_completes_after_one_of_two_machines_is_killed(made: Made) -> None:
+    alone, _ = made.alone(made.begun, 100)
+    said: Say = []
+    with two_nodes() as (cluster, kill):
+        leg, trained_on = made.on(cluster, made.begun, 100, 2, lambda step, loss: kill(), said)
+    assert leg.workers == 1 and losses(leg) == pytest.approx(losses(alone), abs=1e-3)
+    assert "a worker died" in said[0] and "room for 1 of 2 workers" in said[-1]
+    assert load_snapshot(made.store.folder(trained_on)).step == 100
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_text_is_tokenized_alike_after_one_of_two_machines_is_killed(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "TASK_CHARACTERS", 30_000)
+    text = own_text()
+    tokenizer = learn(
+        lambda: [text],
+        VocabularySpec(kind=kind, size=300 if kind == "bpe" else None),
+        characters=len(text),
+        unseen=False,
+    )
+    pieces = [text[n : n + 997] for n in range(0, len(text), 997)] * 20 + ["", "sings\n"]
+    expected = list(encode(tokenizer, pieces))
+    found = []
+    with two_nodes() as (cluster, kill):
+        for ids in tokens.encode_on(cluster, tokenizer, pieces):
+            found.append(ids)
+            if len(found) == 100:
+                kill()
+    assert len(found) == len(expected)
+    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_files_come_whole_from_another_machine_and_a_text_that_is_refused_is_named_as_in_one_process(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    tokenizer = learn(lambda: ["abc\n"], VocabularySpec(kind="char", byte_fallback="never"), characters=4, unseen=False)
+    pieces = ["ab\n"] * 50 + ["a\n", "xa\n"]
+    monkeypatch.setattr(tokens, "TASK_CHARACTERS", 1000)
+    with two_nodes() as (cluster, _):
+        [other] = [node["NodeID"] for node in ray.nodes() if node["NodeID"] != cluster.node]
+        for handle in (made.begun, made.shards):
+            folder = made.store.folder(handle)
+            copy = Folder(str(folder), handle.digest, other).copied(tmp_path / "cache")
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name != "origin.json"]
+            assert len(files) > 2
+            assert all((copy / path.relative_to(folder)).read_bytes() == path.read_bytes() for path in files)
+        wrong = Folder(str(made.store.folder(made.begun)), made.shards.digest, other)
+        with pytest.raises(ClusterError, match=f"sha256 {made.begun.digest}"):
+            wrong.copied(tmp_path / "other")
+        big = tmp_path / "big"
+        big.write_bytes(os.urandom(40 * 2**20 + 1))
+        fetch(other, tmp_path, made.store.root, ["big"])
+        assert (made.store.root / "big").read_bytes() == big.read_bytes()
+        found = []
+        with pytest.raises(UnknownCharacter, match="at offset 0 of piece 51") as refused:
+            found += list(tokens.encode_on(cluster, tokenizer, pieces))
+        assert refused.value.piece == 51 and not isinstance(refused.value, NotLossless)
+
+
+def test_an_address_without_a_cluster_is_an_error_that_says_what_to_start() -> None:
+    with (
+        pytest.raises(ClusterError, match=r"no cluster answers at 127\.0\.0\.1:1 .* `ray start --head`"),
+        connected(2, 2, "127.0.0.1:1"),
+    ):
+        pass
+    with pytest.raises(ClusterError, match="HOST:PORT of its head node"), connected(2, 2, "ray://somewhere:10001"):
+        pass
+
+
+def test_signals_and_attempts_are_as_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with connected(1, 1) as cluster:
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert cluster.room() == 1
+    assert signal.getsignal(signal.SIGTERM) == before and legs.ATTEMPTS > 1
