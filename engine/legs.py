@@ -122,11 +122,14 @@ def forget(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def trained(cluster: Cluster, job: Job, into: Path, watch: Watch, say: Say) -> Leg:
+def trained(
+    cluster: Cluster, job: Job, into: Path, watch: Watch, say: Say, require_wanted: Callable[[], None] = lambda: None
+) -> Leg:
     """Train a leg on the cluster and write the new snapshot into a folder.
 
     If a worker or its node dies, the leg is begun again from its checkpoint, with as many of the workers as there is
-    room for. Ray starts the processes, places them and notices when one dies.
+    room for. Ray starts the processes, places them and notices when one dies. `require_wanted` is called each second;
+    if it raises an exception, the workers end.
 
     Raises:
         WorkersLost: workers died in each of the attempts.
@@ -144,7 +147,7 @@ def trained(cluster: Cluster, job: Job, into: Path, watch: Watch, say: Say) -> L
         if workers < job.execution.workers:
             say(f"the cluster has room for {workers:,} of {job.execution.workers:,} workers, and these train")
         try:
-            return _attempt(cluster, job, workers, into, watch)
+            return _attempt(cluster, job, workers, into, watch, require_wanted)
         except Died as died:
             why = str(died)
             if attempt < ATTEMPTS:
@@ -156,7 +159,9 @@ def trained(cluster: Cluster, job: Job, into: Path, watch: Watch, say: Say) -> L
     )
 
 
-def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch) -> Leg:
+def _attempt(
+    cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch, require_wanted: Callable[[], None]
+) -> Leg:
     """Train the leg once.
 
     Raises:
@@ -178,6 +183,7 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
     try:
         placed_all, until = group.ready(), time.monotonic() + WAITED
         while not ray.wait([placed_all], timeout=LOOKED)[0]:
+            require_wanted()
             if cluster.room() < workers or time.monotonic() > until:
                 raise Died(f"{workers:,} workers found no room in the cluster")
         met = ray.get([placed(meet, rank).remote() for rank in range(workers)])
@@ -188,7 +194,7 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
             placed(work, rank, num_returns="streaming").remote(job, rank, workers, address, cluster.cpus)
             for rank in range(workers)
         ]
-        done = _watched(running, watch)
+        done = _watched(running, watch, require_wanted)
         if node == cluster.node:
             for name in done.files:
                 shutil.move(Path(done.folder) / name, into / name)
@@ -212,7 +218,7 @@ def _attempt(cluster: Cluster, job: Job, workers: int, into: Path, watch: Watch)
         ray.util.remove_placement_group(group)
 
 
-def _watched(running: list[Any], watch: Watch) -> Done:
+def _watched(running: list[Any], watch: Watch, require_wanted: Callable[[], None]) -> Done:
     """Wait for all workers and return what rank 0 gave.
 
     Raises:
@@ -224,7 +230,8 @@ def _watched(running: list[Any], watch: Watch) -> Done:
     waiting = list(running)
     done: Done | None = None
     while waiting:
-        for worker in ray.wait(waiting, num_returns=1)[0]:
+        require_wanted()
+        for worker in ray.wait(waiting, num_returns=1, timeout=LOOKED)[0]:
             try:
                 said = ray.get(next(worker))
             except StopIteration:

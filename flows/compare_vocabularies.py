@@ -5,12 +5,14 @@ from typing import Literal
 from prefect import flow
 from prefect.states import Completed
 
+from bardflow.engine.cluster import ClusterError
 from bardflow.flows.parameters import Corpora, Count, Seconds, Vocabularies
 from bardflow.flows.text import prepared_text
 from bardflow.flows.training import Trained, make_vocabulary, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Corpus, Vocabulary
+from bardflow.tasks.cluster import at_once, spread
 from bardflow.tasks.comparing import characters_per_token, publish_vocabularies, steps_within
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, from_random_weights
@@ -32,6 +34,7 @@ def compare_vocabularies(
     budget: Literal["time", "characters"] = "time",
     seconds: Seconds = 60.0,
     characters: Count = 2_500_000,
+    trainings_at_once: Count = 1,
 ) -> str:
     """Train a model with each vocabulary at an equal budget, compare the scores, and return the report's path.
 
@@ -44,13 +47,23 @@ def compare_vocabularies(
         budget: What is equal for all models: seconds of training on this machine, or characters seen.
         seconds: The training time of each model if the budget is time.
         characters: The number of characters that each model sees if the budget is characters.
+        trainings_at_once: The number of models that are trained at the same time, if the budget is characters; see
+            docs/distributed.md.
+
+    Raises:
+        ClusterError: `trainings_at_once` is above 1 and the budget is time.
     """
     specs = {name: vocabulary_named(name) for name in vocabularies}
     for spec in specs.values():
         require_vocabulary(spec)
     chosen = from_random_weights(recipe_named(recipe, overrides), "compare-vocabularies")
     texts = {name: load_corpus(name, project_folder() / "corpora") for name in corpora}
-    with Run() as run:
+    if trainings_at_once > 1 and budget == "time":
+        raise ClusterError(
+            f"trainings_at_once is {trainings_at_once} and budget is time, but trainings at the same time take each "
+            "other's cores, so their times would be wrong; give budget = characters, or train one after another"
+        )
+    with Run() as run, spread(trainings=trainings_at_once):
         names: list[str] = []
         on: list[Corpus] = []
         learned: list[Vocabulary] = []
@@ -74,10 +87,12 @@ def compare_vocabularies(
         else:
             seen = [one.training.batch * one.gpt.context * reach for one, reach in zip(fitted, reaches, strict=True)]
             steps = [max(1, round(characters / a_step)) for a_step in seen]
-        runs: list[Trained] = []
-        for name, text, one, count in zip(names, on, fitted, steps, strict=True):
-            say(f"{store().facts(text)['title']}, {name}: {count:,} steps")
-            runs.append(train_and_evaluate(run, text, with_steps(one, count)))
+
+        def trained(which: int) -> Trained:
+            say(f"{store().facts(on[which])['title']}, {names[which]}: {steps[which]:,} steps")
+            return train_and_evaluate(run, on[which], with_steps(fitted[which], steps[which]))
+
+        runs = at_once(trained, range(len(names)), trainings_at_once)
         said = f"{seconds:g} s of training each" if budget == "time" else f"{characters:,} characters seen by each"
         report = run(
             publish_vocabularies,

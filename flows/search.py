@@ -13,6 +13,7 @@ from bardflow.flows.training import LEGS, train_and_evaluate
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, TokenShards
+from bardflow.tasks.cluster import at_once, spread
 from bardflow.tasks.experiments import show_experiment
 from bardflow.tasks.locks import search_lock
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, overrides_from
@@ -45,6 +46,7 @@ def search(
     fields: dict[str, Range | list[Any]] = LEARNING_RATES,
     trials: Count = 12,
     seed: Seed = 1337,
+    trials_at_once: Count = 1,
 ) -> str:
     """Search for the recipe fields with the fewest bits per character, and return the path of the report.
 
@@ -55,30 +57,16 @@ def search(
         fields: Values or ranges to search, such as {"layers": [2, 4], "learning_rate": {"low": 0.001, "high": 0.01}}.
         trials: The total number of trials, including those of earlier runs.
         seed: The random seed of the search.
+        trials_at_once: The number of trials that are trained at the same time, each in processes of its own; see
+            docs/distributed.md. After the first four trials, the values of a trial depend on those that ended before.
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     base = recipe_named(recipe, overrides)
     # With two processes in one study, each would treat the other's active trials as interrupted.
-    with search_lock(corpus), Run() as run:
+    with search_lock(corpus), Run() as run, spread(trainings=trials_at_once):
         text = prepared_text(run, described)
         search = Search(text, recipe, overrides, fields, seed)
-        for trial in search.trials(trials):
-            drawn = search.fields(trial)
-            try:
-                chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
-                reached, ending = tried(run, text, chosen, search, trial)
-            except BardError as error:
-                # These values cannot be trained on this text, but others can, so the search continues.
-                say(f"trial {trial.number}: {drawn}: {error}")
-                search.end(trial, None, 0, str(error))
-                continue
-            except Exception:
-                raise  # probably not caused by the fields; a later run repeats the trial, up to a limit
-            except BaseException:
-                search.interrupted(trial)
-                raise
-            search.end(trial, min(reached), len(reached), ending)
-            say(f"trial {trial.number}: {drawn}: {min(reached):.4f} bits per character")
+        at_once(lambda _: searched(run, text, recipe, overrides, search, trials), range(trials_at_once), trials_at_once)
         over = [ended for ended in search.over() if ended.bits is not None]
         failed = [f"{ended.said}: {ended.ending}" for ended in search.over() if ended.bits is None]
         if not over:
@@ -101,6 +89,27 @@ def search(
         where = show_experiment(f"experiments/search-{corpus}", report, by="search")
     name = "Completed" if run.ran("train_leg") else "Unchanged"
     return Completed(name=name, message=where, data=where)  # type: ignore[return-value]
+
+
+def searched(run: Run, text: Corpus, recipe: RecipeName, overrides: Overrides, search: Search, trials: int) -> None:
+    """Train trials one after another, until so many are finished or being trained by other threads."""
+    for trial in search.trials(trials):
+        drawn = search.fields(trial)
+        try:
+            chosen = in_legs(recipe_named(recipe, overrides_from(overrides.changes() | drawn)))
+            reached, ending = tried(run, text, chosen, search, trial)
+        except BardError as error:
+            # These values cannot be trained on this text, but others can, so the search continues.
+            say(f"trial {trial.number}: {drawn}: {error}")
+            search.end(trial, None, 0, str(error))
+            continue
+        except Exception:
+            raise  # probably not caused by the fields; a later run repeats the trial, up to a limit
+        except BaseException:
+            search.interrupted(trial)
+            raise
+        search.end(trial, min(reached), len(reached), ending)
+        say(f"trial {trial.number}: {drawn}: {min(reached):.4f} bits per character")
 
 
 def tried(run: Run, text: Corpus, chosen: Recipe, search: Search, trial: Trial) -> tuple[list[float], str]:

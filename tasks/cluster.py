@@ -1,6 +1,7 @@
 """How a run is spread over processes and machines: the number of workers and the cluster, which are in no cache key."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,6 +22,13 @@ CLUSTER_VARIABLE = "BARDFLOW_CLUSTER"
 T = TypeVar("T")
 R = TypeVar("R")
 
+
+class Unwanted(BaseException):
+    """The result of a training is no longer wanted. No Exception, because nothing is wrong with the training."""
+
+
+# Set when the trainings of `at_once` are to end.
+_ENDED: ContextVar[threading.Event | None] = ContextVar("ended", default=None)
 # The cluster of this run and the workers of a training; also in the threads of `at_once`, which copy the context.
 _SPREAD: ContextVar[tuple[Cluster, int] | None] = ContextVar("spread", default=None)
 
@@ -88,18 +96,33 @@ def folder_of(cluster: Cluster, handle: Handle) -> Folder:
 
 
 def at_once(work: Callable[[T], R], items: Iterable[T], number: int) -> list[R]:
-    """Return `work` of each item, in order, with up to `number` at once in threads. The first error ends it.
+    """Return `work` of each item, in order, with up to `number` at once in threads. The first error ends them all.
 
     The trainings are computed on the cluster, in processes of their own; a thread only waits for them.
     """
     if number == 1:
         return [work(item) for item in items]
+    ended = threading.Event()
+    within = copy_context()
+    within.run(_ENDED.set, ended)
     with ThreadPoolExecutor(number) as threads:
-        futures = [threads.submit(copy_context().run, work, item) for item in items]
+        futures = [threads.submit(within.copy().run, work, item) for item in items]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
+            ended.set()  # and leaving the block waits until the threads have noticed
             threads.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def require_wanted() -> None:
+    """Stop waiting for a training if another one of `at_once` failed, or the run was cancelled.
+
+    Raises:
+        Unwanted: so it is.
+    """
+    ended = _ENDED.get()
+    if ended is not None and ended.is_set():
+        raise Unwanted

@@ -2,8 +2,11 @@
 
 import fcntl
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 from bardflow.home import home
 from bardflow.tasks.saying import say
@@ -40,21 +43,70 @@ def collecting_garbage() -> Iterator[None]:
 
 @contextmanager
 def making(result: str) -> Iterator[None]:
-    """Hold the lock for making a result, given by its cache key; waits while another process makes it.
+    """Hold the lock for making a result, given by its cache key; waits while another process or thread makes it.
 
     All results share one file: each has the lock of one byte, at an offset computed from its key. The kernel releases
-    it when the process ends in any way.
+    it when the process ends in any way. These locks belong to the process, so its threads exclude each other here.
     """
     path = home() / "locks" / "results.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     offset = int.from_bytes(hashlib.sha256(result.encode()).digest()[:7], "big")
-    with path.open("ab") as file:
+    with _opened(path) as file, _thread_lock(f"{path}@{offset}"):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
             say("another run is making the same result: waiting for it")
             fcntl.lockf(file, fcntl.LOCK_EX, 1, offset)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
+
+
+# Files of `making` that are open in this process, and locks of its threads, each with the number of users.
+_OPEN: dict[Path, tuple[IO[bytes], int]] = {}
+_THREADS: dict[str, tuple[threading.Lock, int]] = {}
+_GUARD = threading.Lock()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file once for all threads: if one of two open files is closed, the kernel drops the locks of both."""
+    with _GUARD:
+        if path not in _OPEN:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _OPEN[path] = path.open("ab"), 0
+        file, users = _OPEN[path]
+        _OPEN[path] = file, users + 1
+    try:
+        yield file
+    finally:
+        with _GUARD:
+            file, users = _OPEN.pop(path)
+            if users > 1:
+                _OPEN[path] = file, users - 1
+            else:
+                file.close()
+
+
+@contextmanager
+def _thread_lock(name: str) -> Iterator[None]:
+    """Hold a lock among the threads of this process; log that it waits."""
+    with _GUARD:
+        lock, users = _THREADS.get(name, (threading.Lock(), 0))
+        _THREADS[name] = lock, users + 1
+    try:
+        if not lock.acquire(blocking=False):
+            say("another training of this run is making the same result: waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        with _GUARD:
+            lock, users = _THREADS.pop(name)
+            if users > 1:
+                _THREADS[name] = lock, users - 1
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,7 @@ class Search:
         }
         self.name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         self.space, self.seed = space, seed
+        self._drawing, self._running = threading.Lock(), 0
         folder = home() / "searches"
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = folder / f"{self.name}.log"
@@ -139,13 +141,28 @@ class Search:
             self.study.enqueue_trial(dead.params, user_attrs={ATTEMPT: attempt})
 
     def trials(self, wanted: int) -> Iterator[Trial]:
-        """Yield trials until `wanted` trials have finished, including those of earlier runs."""
-        while len(self.over()) < wanted:
+        """Yield trials until `wanted` trials have finished, including those of earlier runs.
+
+        Each of several threads can iterate; each trial is yielded once.
+        """
+        while (trial := self._next(wanted)) is not None:
+            yield trial
+            with self._drawing:
+                self._running -= 1
+
+    def _next(self, wanted: int) -> Trial | None:
+        with self._drawing:
+            if len(self.over()) + self._running >= wanted:
+                return None
             # Each trial has its own seed, so that the sampler in a new process does not repeat its draws.
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=self.seed + len(self.study.trials), n_startup_trials=NEVER_STOPPED, multivariate=False
             )
-            yield self.study.ask()
+            trial = self.study.ask()
+            # Drawn before another thread changes the sampler.
+            self.fields(trial)
+            self._running += 1
+            return trial
 
     def fields(self, trial: Trial) -> dict[str, Any]:
         """Draw the fields of a trial."""
@@ -178,7 +195,8 @@ class Search:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, bits)
-        store().copies.write(self.journal, self.journal.read_bytes())
+        with self._drawing:
+            store().copies.write(self.journal, self.journal.read_bytes())
 
     def over(self) -> list[Tried]:
         """Return the finished trials in order."""

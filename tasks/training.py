@@ -30,7 +30,7 @@ from bardflow.storage.shards import read_shards
 from bardflow.tasks.base_model import TOKENIZER_SETTINGS, base_in_words, base_of
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.card import model_card
-from bardflow.tasks.cluster import folder_of, spread
+from bardflow.tasks.cluster import folder_of, require_wanted, spread
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
@@ -93,7 +93,9 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
         else:
             job = Job(folder_of(cluster, checkpoint), folder_of(cluster, shards), spec, until, execution)
             with Progress(doing, "step", until - begun) as progress:
-                leg = trained(cluster, job, draft.folder, lambda step, loss: progress(step - begun), say)
+                leg = trained(
+                    cluster, job, draft.folder, lambda step, loss: progress(step - begun), say, require_wanted
+                )
         lines = [LogLine(step=p.step, train_nats=p.train_nats, learning_rate=p.learning_rate) for p in leg.points]
         say(
             f"step {until:,}: train {lines[-1].train_nats:.4f}, validation {leg.validation_nats_per_token:.4f} nats "

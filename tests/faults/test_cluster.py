@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import psutil
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from bardflow.engine import legs, tokens
 from bardflow.engine.cluster import Cluster, ClusterError, WorkersLost, connected
 from bardflow.engine.folders import Folder, fetch
 from bardflow.engine.legs import Job, trained
+from bardflow.flows.search import search
 from bardflow.model.leg import Leg, LegRun
 from bardflow.model.machine import Device, Execution
 from bardflow.model.networks import GPTSpec
@@ -31,7 +35,9 @@ from bardflow.storage.handles import Checkpoint, Handle, TokenShards
 from bardflow.storage.manifests import Origin
 from bardflow.storage.shards import ShardSpec, read_shards, write_shards
 from bardflow.storage.store import Store
+from bardflow.tasks.searching import Range
 from tests.conftest import own_text
+from tests.quick import quickly
 
 # Ray leaves files and sockets open when it ends.
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -254,6 +260,30 @@ def test_files_come_whole_from_another_machine_and_a_text_that_is_refused_is_nam
         with pytest.raises(UnknownCharacter, match="at offset 0 of piece 51") as refused:
             found += list(tokens.encode_on(cluster, tokenizer, pieces))
         assert refused.value.piece == 51 and not isinstance(refused.value, NotLossless)
+
+
+@pytest.mark.usefixtures("answers")
+def test_two_trials_at_once_give_what_they_give_one_after_another(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    overrides = quickly(steps=40, leg_steps=20, precision="f32")
+    fields: Any = {"learning_rate": Range(low=1e-4, high=1e-1, log=True), "heads": [1, 2, 3]}
+    found = []
+    for number in (1, 2):
+        home = project / f"home {number}"
+        monkeypatch.setenv("BARDFLOW_HOME", str(home))
+        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
+            search("own", "tiny", overrides, fields, 4, trials_at_once=number)
+        [journal] = (home / "searches").glob("*.log")
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+        found.append(optuna.load_study(study_name=journal.stem, storage=storage).trials)
+    one, two = ([(t.params, t.value, t.user_attrs) for t in trials] for trials in found)
+    assert two == one, "to the last bit"
+    first, second = found[1][:2]
+    starts, ends = ([getattr(t, when) for t in (first, second)] for when in ("datetime_start", "datetime_complete"))
+    assert max(starts) < min(ends)
 
 
 def test_an_address_without_a_cluster_is_an_error_that_says_what_to_start() -> None:
