@@ -49,6 +49,10 @@ class Cluster:
         gpus = any(node["Resources"].get("GPU", 0) >= 1 for node in _nodes())
         return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if gpus else {})
 
+    def nodes(self) -> int:
+        """Return the number of living nodes."""
+        return len(_nodes())
+
     def room(self) -> int:
         """Return for how many workers the living nodes have room."""
         takes = self.resources().items()

@@ -7,6 +7,8 @@ A machine is a node of a cluster of two on this machine (`ray.cluster_utils`).
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,12 +27,14 @@ from bardflow.engine.cluster import Cluster, ClusterError, WorkersLost, connecte
 from bardflow.engine.folders import Folder, fetch
 from bardflow.engine.legs import Job, trained
 from bardflow.flows.search import search
+from bardflow.flows.train_gpt import train_gpt
 from bardflow.model.leg import Leg, LegRun
 from bardflow.model.machine import Device, Execution
 from bardflow.model.networks import GPTSpec
 from bardflow.model.training import Training, TrainingSpec, begin, load_snapshot, save_snapshot
 from bardflow.model.training.loop import Diverged
 from bardflow.model.vocabulary import NotLossless, UnknownCharacter, VocabularySpec, encode, learn
+from bardflow.outcome import Outcome
 from bardflow.storage.handles import Checkpoint, Handle, TokenShards
 from bardflow.storage.manifests import Origin
 from bardflow.storage.shards import ShardSpec, read_shards, write_shards
@@ -111,27 +115,33 @@ def made(tmp_path: Path) -> Made:
 
 
 @contextmanager
-def two_nodes() -> Iterator[tuple[Cluster, Callable[[], None]]]:
-    """A cluster of two nodes with a core each, and a function that kills the one without this process."""
+def nodes() -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of a cluster of two nodes with a core each, and a function that kills the one without the head."""
     from ray.cluster_utils import Cluster as Nodes
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
-    other = nodes.add_node(num_cpus=1)
+    both = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = both.add_node(num_cpus=1)
     alive = True
 
     def kill() -> None:
         nonlocal alive
         if alive:
-            nodes.remove_node(other, allow_graceful=False)
+            both.remove_node(other, allow_graceful=False)
         alive = False
 
     try:
-        with connected(2, 1, nodes.address) as cluster:
-            assert (cluster.cpus, cluster.room()) == (1, 2)
-            yield cluster, kill
+        yield both.address, kill
     finally:
-        nodes.shutdown()
+        both.shutdown()
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Cluster, Callable[[], None]]]:
+    """Such a cluster, connected."""
+    with nodes() as (address, kill), connected(2, 1, address) as cluster:
+        assert (cluster.cpus, cluster.room(), cluster.nodes()) == (1, 2, 2)
+        yield cluster, kill
 
 
 def workers_here() -> list[psutil.Process]:
@@ -260,6 +270,52 @@ def test_files_come_whole_from_another_machine_and_a_text_that_is_refused_is_nam
         with pytest.raises(UnknownCharacter, match="at offset 0 of piece 51") as refused:
             found += list(tokens.encode_on(cluster, tokenizer, pieces))
         assert refused.value.piece == 51 and not isinstance(refused.value, NotLossless)
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_run_completes_after_one_of_two_machines_is_killed_and_its_shards_have_the_same_bytes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    overrides = quickly(
+        steps=60, leg_steps=20, precision="f32", vocabulary_kind="bpe", vocabulary_size=300, patience=None
+    )
+    spread: list[int] = []
+
+    def spread_too(cluster: Cluster, *given: Any) -> Any:
+        spread.append(cluster.nodes())
+        return tokens.encode_on(cluster, *given)
+
+    monkeypatch.setattr("bardflow.tasks.vocabulary.SPREAD_CHARACTERS", 1)
+    monkeypatch.setattr("bardflow.tasks.vocabulary.encode_on", spread_too)
+
+    def run(number: int) -> tuple[Outcome, str]:
+        home = project / f"home {number}"
+        monkeypatch.setenv("BARDFLOW_HOME", str(home))
+        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
+            outcome = train_gpt("own", "tiny", overrides, workers=number)
+        [shards] = (home / "objects" / "token-shards").iterdir()
+        return outcome, shards.name
+
+    alone, expected = run(1)
+    assert not spread
+
+    with nodes() as (address, kill):
+        monkeypatch.setenv("BARDFLOW_CLUSTER", address)
+
+        def kill_while_it_trains() -> None:
+            while len(workers_here()) < 2:
+                time.sleep(0.05)
+            kill()
+
+        killer = threading.Thread(target=kill_while_it_trains)
+        killer.start()
+        outcome, shards = run(2)
+        killer.join()
+    assert spread == [2, 2] and shards == expected, "training and validation set were tokenized by two machines"
+    assert outcome.nats_per_token == pytest.approx(alone.nats_per_token, abs=1e-3)
+    assert "beginning the leg again from its checkpoint" in caplog.text and "room for 1 of 2 workers" in caplog.text
 
 
 @pytest.mark.usefixtures("answers")
