@@ -8,6 +8,7 @@ from bardflow.flows.text import prepared_text
 from bardflow.flows.training import Trained, train_and_evaluate, with_steps
 from bardflow.home import project_folder
 from bardflow.sources.corpora import load_corpus
+from bardflow.tasks.cluster import spread
 from bardflow.tasks.experiments import interval, show_experiment
 from bardflow.tasks.ladder import RUNGS, heads_of, larger, learning_rate_factor, pays, publish_ladder
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, Recipe, RecipeName, from_random_weights
@@ -39,7 +40,7 @@ def scaling_ladder(
     """
     described = load_corpus(corpus, project_folder() / "corpora")
     chosen = from_random_weights(recipe_named(recipe, overrides), "scaling-ladder")
-    with Run() as run:
+    with Run() as run, spread():
         text = prepared_text(run, described)
         rungs: list[Trained] = []
         best, idle = 0, 0
