@@ -14,7 +14,7 @@ endif
 # Python keeps what it compiled beside each module in .venv; without this, each process compiles a thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help train plan test pytest faults lint up install clean
+.PHONY: help train plan test pytest slow faults lint up install clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test: .venv/installed-dev ## lint, types and tests, at the same time
 
 pytest: .venv/installed-dev
 	@.venv/bin/python -m pytest
+
+slow: .venv/installed-dev ## tests of experiments, mixtures, remotes and others that run flows again and again (minutes)
+	@.venv/bin/python -m pytest -m 'slow and not faults'
 
 faults: .venv/installed-dev ## tests that kill processes, fill disks and start other servers (several minutes)
 	@.venv/bin/python -m pytest -m faults

@@ -178,6 +178,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(how: str, said: str, write: 
         load_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_a_training_begins_from_a_folder_with_its_tokenizer(kind: str, write: Callable[..., Path]) -> None:
@@ -212,6 +213,7 @@ def _report(outcome: Outcome) -> Any:
     return Report(digest=Path(outcome.report).parent.name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_training_begins_from_a_champion_and_meets_it(caplog: pytest.LogCaptureFixture) -> None:
     first = run(steps=8)
@@ -308,6 +310,7 @@ def hub(folder: Path) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_from_the_hub_without_code_or_pickles(write: Callable[..., Path], tmp_path: Path) -> None:
     folder = write("qwen3")
     for name in ("pytorch_model.bin", "modeling_own.py"):

@@ -38,6 +38,7 @@ def test_a_better_challenger_takes_the_seat_and_the_history_says_why() -> None:
     assert "less than the champion before it" in history[1].why
 
 
+@pytest.mark.slow
 def test_a_rollback_puts_the_one_before_back_and_the_history_says_who_and_why() -> None:
     first, second, third = (run(steps=steps, leg_steps=steps).model for steps in (4, 20, 60))
     assert [entry.digest for entry in refs().history("own/champion")] == [first, second, third]
@@ -91,6 +92,7 @@ def collected() -> Collected:
     return collect_garbage(store(), refs(), dry_run=False)
 
 
+@pytest.mark.slow
 def test_a_run_can_run_again_after_a_garbage_collection_although_the_champion_that_it_met_is_another_by_now() -> None:
     run(steps=20, leg_steps=20)
     # With a sample more the champion is scored anew, and that score has no name but in the loser's note.
@@ -110,6 +112,7 @@ def test_a_run_can_run_again_after_a_garbage_collection_although_the_champion_th
     assert run(samples=2).report == again.report
 
 
+@pytest.mark.slow
 def test_a_seat_that_is_moved_between_a_runs_two_notes_makes_it_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
     run(steps=20, leg_steps=20)
     second = run(steps=30, leg_steps=30)
@@ -148,6 +151,7 @@ def test_two_processes_that_note_one_text_at_once_lose_neither(monkeypatch: pyte
     assert head is not None and head.handle == text
 
 
+@pytest.mark.slow
 def test_a_rollback_while_a_training_ends_makes_it_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = run(), run(steps=40, leg_steps=40)
     crowned: list[str] = []
@@ -180,6 +184,7 @@ def test_a_champion_is_scored_again_on_the_text_of_today(project: Path) -> None:
     assert len(reports) == 2
 
 
+@pytest.mark.slow
 def test_a_corpus_that_cannot_be_scored_keeps_no_other_from_it_and_what_was_scored_has_a_name(project: Path) -> None:
     first = run()
     collected()

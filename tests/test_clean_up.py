@@ -12,7 +12,7 @@ from bardflow.tasks.housekeeping import PolicyError, handle_in, policy_of
 from bardflow.tasks.run import refs, store
 from tests.quick import run
 
-pytestmark = pytest.mark.usefixtures("quickly_answered")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_answered")]
 
 
 def test_after_a_clean_up_what_it_kept_is_served_and_what_it_deleted_is_made_again(project: Path) -> None:

@@ -24,6 +24,8 @@ from bardflow.tasks.run import refs, store
 from tests.conftest import own_text
 from tests.quick import run
 
+pytestmark = pytest.mark.slow
+
 CPU = Device("cpu", "f32")
 
 

@@ -84,6 +84,7 @@ def require_deployment(name: str, parameters: list[str]) -> None:
         assert parameter.partition("=")[0] in known, parameter
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(
     project: Path, server_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def page_of(name: str) -> dict[str, Any]:
     return page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is_trained(
     caplog: pytest.LogCaptureFixture, project: Path
@@ -82,6 +83,7 @@ def test_vocabularies_are_compared_at_an_equal_budget_and_asked_again_nothing_is
     assert not [line for line in caplog.messages if line.startswith("train_leg") and "done" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_an_equal_time_is_a_number_of_steps_that_stays_the_same(caplog: pytest.LogCaptureFixture) -> None:
     def run() -> Any:
@@ -108,6 +110,7 @@ def test_what_trained_for_another_time_than_was_meant_is_told() -> None:
     assert "counted out for 60 s" in said and said.endswith("more or less: bytes 70 s, bpe 40 s.")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_ladder_stops_by_itself_where_a_larger_model_no_longer_pays() -> None:
     scaling_ladder("own", "tiny", Overrides.model_validate(SMALL | {"width": 48}), 3, 10.0, 2)
@@ -119,6 +122,7 @@ def test_a_ladder_stops_by_itself_where_a_larger_model_no_longer_pays() -> None:
     assert "3 layers of width 112" in page["answer"][2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_wrong_vocabulary_is_refused_before_anything_starts(project: Path) -> None:
     for name in ("words", "bpe", "bpe-12", "bpe-many", "char-100", "wordpiece-511", "unigram", "file-300"):
@@ -129,6 +133,7 @@ def test_a_wrong_vocabulary_is_refused_before_anything_starts(project: Path) -> 
     assert not (project / "home" / "objects").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_search_resumes_where_it_was_interrupted_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     space: Any = {"learning_rate": Range(low=1e-4, high=1e-1, log=True), "heads": [1, 2, 3]}
@@ -169,6 +174,7 @@ def test_a_search_resumes_where_it_was_interrupted_and_is_not_repeated(monkeypat
     assert run(6) is not None and len(tried()) == len(ended) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_hopeless_trial_stops_early_also_where_the_recipe_has_one_leg(caplog: pytest.LogCaptureFixture) -> None:
     # After four trials to compare with, each of the others learns nothing, or next to nothing.
@@ -182,6 +188,7 @@ def test_a_hopeless_trial_stops_early_also_where_the_recipe_has_one_leg(caplog: 
     assert not any("after step 8 of 8" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_each_trials_error_is_its_own_ending_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     # No text of 20,000 characters has a window of 60,000; a vocabulary of 300 is no alphabet and merges less.
@@ -199,6 +206,7 @@ def test_each_trials_error_is_its_own_ending_and_the_others_go_on(caplog: pytest
     assert not [line for line in caplog.messages if line.startswith("trial ")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_search_in_which_every_trial_fails_says_why_and_ends() -> None:
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
@@ -207,6 +215,7 @@ def test_a_search_in_which_every_trial_fails_says_why_and_ends() -> None:
             search("own", "tiny", quick, {"context": [60_000]}, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Overrides.model_validate(SMALL | {"steps": 4, "leg_steps": 2})
@@ -235,6 +244,7 @@ def test_a_trial_that_ends_its_process_is_not_tried_for_ever(monkeypatch: pytest
     assert attempts == [1, 2, 3, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_trial_that_patience_ended_is_complete_and_not_pruned() -> None:
     # At such rates each leg is worse than the one before.
@@ -251,6 +261,7 @@ def test_a_trial_that_patience_ended_is_complete_and_not_pruned() -> None:
     assert states == {"COMPLETE"}
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.usefixtures("answers")
 def test_garbage_collection_meanwhile_takes_nothing_from_an_experiment(
@@ -290,6 +301,7 @@ def test_every_number_and_list_that_a_flow_takes_has_bounds() -> None:
                     assert way.get("minItems"), f"{flow.name}: {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 @pytest.mark.parametrize(
     ("run", "said"),
@@ -323,6 +335,7 @@ def test_what_an_experiment_makes_of_a_recipe_is_a_legal_recipe() -> None:
             wrong()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 @pytest.mark.parametrize(
     ("space", "said"),

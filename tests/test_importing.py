@@ -18,7 +18,7 @@ from bardflow.tasks.run import refs, store
 from tests.quick import run
 from tests.test_compare_models import write_model
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture(scope="module")

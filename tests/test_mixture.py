@@ -181,6 +181,7 @@ def text(corpus: str) -> tuple[Corpus, dict[str, Any]]:
     return Corpus(digest=head.digest), store().facts(head.handle)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server", "answers")
 class TestFlows:
     def test_a_mixture_is_trained_on_and_its_parts_stand_in_facts_report_and_lineage(self, both: Path) -> None:

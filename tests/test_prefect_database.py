@@ -48,6 +48,7 @@ def test_a_database_with_tables_stays_as_it_is_and_for_another_version_none_is_m
     assert schema(file) == "CREATE TABLE flow (name TEXT);"
 
 
+@pytest.mark.slow
 def test_a_damaged_database_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("no database")
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_API_HOST": "127.0.0.1"}

@@ -32,6 +32,8 @@ from tests.object_storage import (
 )
 from tests.quick import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:

@@ -19,6 +19,8 @@ from bardflow.tasks.planning import planned
 from tests.conftest import CHECKOUT, RECIPES
 from tests.quick import quickly
 
+pytestmark = pytest.mark.slow
+
 IN_ONE_PROCESS = """
 import sys
 from bardflow.flows import search, train_gpt

@@ -303,6 +303,7 @@ def with_file(file: str) -> dict[str, str]:
     return {"vocabulary_kind": "file", "vocabulary_file": file}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_model_is_trained_on_the_content_of_a_file_wherever_it_lies(project: Path, tmp_path: Path) -> None:
     stored(with_cls(qwen()), project)

@@ -160,6 +160,7 @@ def test_another_learning_rate_trains_on_the_same_shards(caplog: pytest.LogCaptu
     assert did["train_leg"] == "done"
 
 
+@pytest.mark.slow
 def test_a_longer_training_continues_a_shorter_one_where_the_schedule_allows_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -249,6 +249,7 @@ def test_watching_changes_no_draw() -> None:
         assert len(drawn.likeliest) == 4 and 0 < drawn.shares[0] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_answered")
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("unigram", 300), ("wordpiece", 540)])
 def test_an_export_opens_in_transformers_with_the_same_tokens_and_logits_and_has_its_scores(
