@@ -36,7 +36,7 @@ test: .venv/installed-dev ## lint, types and tests, at the same time
 pytest: .venv/installed-dev
 	@.venv/bin/python -m pytest
 
-slow: .venv/installed-dev ## tests of experiments, mixtures, remotes and others that run flows again and again (minutes)
+slow: .venv/installed-dev ## tests that take seconds each: flows again and again, many processes, large inputs (minutes)
 	@.venv/bin/python -m pytest -m 'slow and not faults'
 
 faults: .venv/installed-dev ## tests that kill processes, fill disks and start other servers (several minutes)

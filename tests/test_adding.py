@@ -168,6 +168,7 @@ def zst(data: bytes) -> bytes:
 PACKED = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_compressed_text_is_read_through_whatever_its_name_is_and_the_packed_file_is_pinned(
     kind: str, tmp_path: Path

@@ -262,6 +262,7 @@ for changes, arguments, status in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_file_and_no_output(project: Path, site: Site) -> None:
     """Those of a mirror, of ~/.netrc and of a refused corpus file, in the project, its home and what commands say."""
     port = site.server.server_address[1]

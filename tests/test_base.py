@@ -68,6 +68,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
     [

@@ -430,6 +430,7 @@ def test_the_policy_stops_a_script_that_came_into_a_page(browser: Any, tmp_path:
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_a_corpus_full_of_scripts_runs_none_in_its_report_the_index_and_the_page_to_write(
     browser: Any, project: Path

@@ -18,6 +18,7 @@ from tests.test_scoring import CPU, lively, some_text
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SMALL_NETWORKS)
 @settings(max_examples=15)
 @given(length=st.integers(0, 300), stretch=st.sampled_from([8, 40, 8192]), before=st.integers(0, 16))

@@ -113,6 +113,7 @@ def test_without_line_ends_a_cut_comes_before_the_space_between_two_words(tmp_pa
     assert [len(piece.text) for piece in reading(tmp_path / "b", {"a": b"x" * 150_000})] == [65_536, 65_536, 18_928]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cleaning", [(), ("gutenberg", "unwrap", "nfc")])
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, cleaning: tuple[str, ...]) -> None:
     line = b"A line that is wrapped at about seventy columns, as in a printed book,\n"

@@ -173,6 +173,7 @@ def test_what_is_found_is_the_same_in_every_process() -> None:
     assert len(outputs) == 1 and '"near":' in outputs.pop()
 
 
+@pytest.mark.slow
 def test_a_very_long_document_is_compared_in_bounded_memory() -> None:
     def parts() -> Iterator[tuple[Part, Piece]]:
         for number in range(3):

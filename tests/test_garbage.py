@@ -250,6 +250,7 @@ def test_a_former_champion_over_the_budget_keeps_its_model_and_its_explanation(h
     assert all(home.store.damage(handle) is None for handle in old)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     models=st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["champion", "small", ""])), max_size=6),

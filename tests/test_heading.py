@@ -79,6 +79,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "line"), SLOW, ids=[pattern for pattern, _ in SLOW])
 def test_a_heading_that_takes_too_long_is_an_error(pattern: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"one\n{line}\ntwo\n")

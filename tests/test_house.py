@@ -156,6 +156,7 @@ print(len(cloud.cards({})) > 0, load_recipe("tiny").recipe.name, page.splitlines
 """
 
 
+@pytest.mark.slow
 def test_what_the_package_needs_is_found_from_any_working_directory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "True tiny <!doctype html>\n", done.stderr

@@ -79,6 +79,7 @@ def test_a_readers_own_matplotlib_settings_do_not_change_the_page() -> None:
         assert render(a_page()) == plain
 
 
+@pytest.mark.slow
 def test_pages_drawn_at_the_same_time_do_not_disturb_one_another() -> None:
     plain = render(a_page())
     with ThreadPoolExecutor(4) as pool:

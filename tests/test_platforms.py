@@ -52,6 +52,7 @@ def test_the_mimic_refuses_what_apples_gpus_refuse_and_nothing_else() -> None:
                 wrong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["modern", "classic", "llama"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])

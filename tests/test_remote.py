@@ -129,6 +129,7 @@ CONTENTS = st.dictionaries(
 ).filter(lambda files: not any(one.startswith(f"{other}/") for one in files for other in files))
 
 
+@pytest.mark.slow
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(artifacts=st.lists(CONTENTS, min_size=1, max_size=3), moves=st.lists(st.integers(0, 2), min_size=1, max_size=4))
 def test_what_was_pushed_is_pulled_with_the_same_bytes_and_histories(

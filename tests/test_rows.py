@@ -385,6 +385,7 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 def test_bombs_and_lies_are_errors_in_bounded_memory(name: str, tmp_path: Path) -> None:
     data, said = LIES[name]

@@ -257,6 +257,7 @@ PEAK_OF_WRITING = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["tokens", "text"])
 def test_writing_streams_so_memory_does_not_grow_with_the_corpus(tmp_path: Path, what: str) -> None:
     def peak_kilobytes(pieces: int) -> int:

@@ -194,6 +194,7 @@ for kind, size in (("char", None), ("bpe", 700), ("bpe-char", 700), ("unigram", 
 """
 
 
+@pytest.mark.slow
 def test_the_same_text_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     words = ["秦", "漢", "they", "ll", " ", "\n", "天下", "hear", ",", "é"]
     draws = np.random.default_rng(7).integers(0, len(words), 20_000)
@@ -406,6 +407,7 @@ def test_tiny_shakespeare_has_the_published_vocabulary(real_text: Callable[[str,
     assert len(ids_of(tokenizer, validation)) == len(validation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["char", "bpe-char", "unigram", "wordpiece"])
 def test_three_kingdoms_comes_back_from_what_its_first_part_taught(
     kind: str, real_text: Callable[[str, str], str]

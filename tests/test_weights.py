@@ -142,6 +142,7 @@ def test_after_the_first_step_there_is_optimizer_state(tmp_path: Path) -> None:
         Training(load_snapshot(tmp_path), spec, CPU, Execution(micro_batch=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_looking_at_what_was_saved_loads_no_compiler(optimizer: str, tmp_path: Path) -> None:
     trained(tmp_path, optimizer)
