@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -152,14 +151,20 @@ def main(pools: Sequence[str]) -> None:
     if not (url := os.environ.get("PREFECT_API_URL")):
         raise SystemExit("Set PREFECT_API_URL to the address of Prefect's server, which ends in /api.")
     memory = MemoryWatch()
-    prepared = False
+    prepared, failed = False, ""
     while True:
-        with api(url) as client, suppress(UpError, httpx.HTTPError):
-            if not prepared:
-                prepare(client, pools)
-                prepared = True
-            for line in look_after(client, memory, pools):
-                print(line, flush=True)
+        try:
+            with api(url) as client:
+                if not prepared:
+                    prepare(client, pools)
+                    prepared = True
+                for line in look_after(client, memory, pools):
+                    print(line, flush=True)
+            failed = ""
+        except (UpError, httpx.HTTPError) as error:
+            if str(error) != failed:  # once, not every few seconds
+                failed = str(error)
+                print(f"{url}: {failed.rstrip('.')}; trying again", flush=True)
         time.sleep(LOOK_SECONDS)
 
 

@@ -190,14 +190,25 @@ def unavailable(times: int) -> Fault:
     return fault
 
 
+def first_few(method: str, pattern: str, times: int) -> Callable[[Asked], bool]:
+    """Whether a request is one of the first with this method and a key that matches."""
+    left = [times]
+
+    def met(asked: Asked) -> bool:
+        matches = asked.method == method and re.search(pattern, asked.key) is not None and left[0] > 0
+        left[0] -= matches
+        return matches
+
+    return met
+
+
 def cut_half_way(pattern: str, times: int) -> Fault:
     """The connection ends in the middle of the first answers for keys that match."""
-    left = [times]
+    met = first_few("GET", pattern, times)
 
     def fault(asked: Asked, passed_on: Callable[[], Answer]) -> Answer | None:
         answer = passed_on()
-        if asked.method == "GET" and re.search(pattern, asked.key) and left[0] > 0:
-            left[0] -= 1
+        if met(asked):
             answer.cut = len(answer.body) // 2
         return answer
 
@@ -206,14 +217,11 @@ def cut_half_way(pattern: str, times: int) -> Fault:
 
 def answer_lost(pattern: str, times: int) -> Fault:
     """The server does what it is told, and the connection ends before the answer, for the first matching writes."""
-    left = [times]
+    met = first_few("PUT", pattern, times)
 
     def fault(asked: Asked, passed_on: Callable[[], Answer]) -> Answer | None:
         answer = passed_on()
-        if asked.method == "PUT" and re.search(pattern, asked.key) and left[0] > 0:
-            left[0] -= 1
-            return None
-        return answer
+        return None if met(asked) else answer
 
     return fault
 

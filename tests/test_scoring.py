@@ -1,5 +1,6 @@
 """Laws of the score."""
 
+import copy
 import itertools
 import math
 
@@ -182,6 +183,22 @@ class TestBf16:
             differences += [(float(np.mean(f - e)), found.error) for f, e in zip(found[:2], exact, strict=True)]
             assert max(abs(found.disjoint - exact[0])) > 1e-4, "bf16 is not f32"
         assert sum(abs(difference) <= error for difference, error in differences) >= 6, "of 8, 95 % are expected"
+
+    def test_the_mean_difference_is_added_however_large_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def far_off(gpt: GPT, dtype: torch.dtype) -> GPT:
+            other, hidden = copy.deepcopy(gpt), gpt.hidden
+            monkeypatch.setattr(other, "hidden", lambda ids_BT: 1.5 * hidden(ids_BT))
+            return other
+
+        gpt, tokens, before = lively(SMALL_NETWORKS[0]), some_text(64 * 32 * 8, seed=2), some_text(9)
+        exact = charges_both_ways(gpt, tokens, before=before, device=CPU)
+        quick = charges_both_ways(far_off(gpt, torch.bfloat16), tokens, before=before, device=CPU)
+        monkeypatch.setattr("bardflow.model.scoring.bf16.working_copy", far_off)
+        found = charges_in_bf16(gpt, tokens, before=before, device=CPU, error=1.0)
+        assert found is not None
+        for means, expected, rough in zip(found[:2], exact, quick, strict=True):
+            assert abs(float(np.mean(rough - expected))) > 2 * found.error, "without it, the bound would not hold"
+            assert abs(float(np.mean(means - expected))) <= found.error
 
     def test_where_a_sample_cannot_show_the_bound_there_are_none(self) -> None:
         gpt, before = lively(SMALL_NETWORKS[0]), some_text(9)

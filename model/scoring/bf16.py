@@ -66,7 +66,7 @@ def charges_in_bf16(
     left is the error of that mean, 1.96 standard errors: the sample grows until this is at most `error` nats per token.
 
     Returns:
-        None if a sample of an eighth of the text is too small for that. Then f32 takes about as long.
+        None if a sample of an eighth of the text is too small for that. Then the text is to be scored in f32.
 
     Raises:
         TooFewTokens: as `charges_both_ways`.
