@@ -19,7 +19,7 @@ import yaml
 from prefect import settings
 from prefect.client.schemas.objects import FlowRun
 
-from bardflow.commands.prefect_api import ask
+from bardflow.commands.prefect_api import PatientTransport, ask
 from bardflow.storage.handles import Report
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
@@ -84,7 +84,8 @@ def test_deployments_run_on_another_pool_with_a_worker_and_a_home_of_its_own(tmp
             PREFECT_SERVER_API_AUTH_STRING=LOGIN, **login,
         )  # fmt: skip
         server.begin("prefect", "server", "start")
-        client = stack.enter_context(httpx.Client(base_url=url, auth=tuple(LOGIN.split(":")), timeout=60))
+        client = httpx.Client(base_url=url, auth=tuple(LOGIN.split(":")), timeout=60, transport=PatientTransport())
+        stack.enter_context(client)
         wait_for(lambda: answered(client, "/health"), "the server")
 
         # One machine deploys, from its own copy of the project.
