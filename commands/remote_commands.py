@@ -10,7 +10,7 @@ from bardflow.home import home
 
 if TYPE_CHECKING:
     from bardflow.storage.remote import Remote
-    from bardflow.storage.syncing import Synced
+    from bardflow.storage.remote.syncing import Synced
 
 remotes = typer.Typer()
 
@@ -21,7 +21,7 @@ def push(ref: OptionalRef = None, as_json: AsJson = False) -> None:
 
     With REF, only this artifact and all that it was made from.
     """
-    from bardflow.storage import syncing
+    from bardflow.storage.remote import syncing
     from bardflow.tasks.locks import using_store
     from bardflow.tasks.saying import Progress
 
@@ -49,7 +49,7 @@ def pull(
 
     With REF, only this artifact and all that it was made from.
     """
-    from bardflow.storage import syncing
+    from bardflow.storage.remote import syncing
     from bardflow.tasks.locks import using_store
     from bardflow.tasks.saying import Progress
 
@@ -60,8 +60,11 @@ def pull(
         if remote.known() is None:
             raise BardError(f"{remote.where} is empty: `bard push` in the home that has the artifacts fills it")
         if replace:
+            from bardflow.storage.refs import Refs
+            from bardflow.storage.remote.names import RemoteNames
+
             assert ref is not None
-            for path in opened()[1].replace(ref):
+            for path in RemoteNames(Refs(home()), remote).replace(ref):
                 tell(f"moved to {path.relative_to(home())}")
         only = None if ref is None else [found(ref)[1]]
         done = syncing.pull(home(), remote, only, records=names_only, progress=progress.advance)
@@ -89,7 +92,7 @@ def verify_there(ref: str | None, repair: bool, as_json: bool) -> None:
     Raises:
         BardError: something is damaged, and was not repaired.
     """
-    from bardflow.storage.syncing import Harm, repair_remote, verify_remote
+    from bardflow.storage.remote.syncing import Harm, repair_remote, verify_remote
     from bardflow.tasks.locks import using_store
     from bardflow.tasks.saying import Progress
 

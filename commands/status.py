@@ -125,7 +125,7 @@ def remote_state() -> str | None:
     remote = opened()[0].remote
     if remote is None:
         return None
-    from bardflow.storage.syncing import state_of
+    from bardflow.storage.remote.syncing import state_of
 
     return f"{remote.where} {state_of(remote)}"
 

@@ -54,8 +54,8 @@ def remade(run: Run, handles: list[Handle]) -> dict[Handle, str]:
         try:
             if store().damage(handle) is not None:  # another one may have made it meanwhile
                 make_again(run, handle)
-            elif store().remote is not None:
-                store().fetch(handle)
+            elif (remote := store().remote_artifacts) is not None:
+                remote.fetch(handle)
         except (CannotMake, ObjectMissing) as error:
             lost[handle] = str(error)
             say(str(error))

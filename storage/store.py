@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ from bardflow.storage.manifests import (
 )
 
 if TYPE_CHECKING:
-    from bardflow.storage.remote import Counted, Remote
+    from bardflow.storage.remote import Remote
 
 H = TypeVar("H", bound=Handle)
 
@@ -92,6 +92,11 @@ class Store:
         require_layout(root)
         self.root = root
         self.remote = remote
+        self.remote_artifacts = None
+        if remote is not None:
+            from bardflow.storage.remote.artifacts import RemoteArtifacts  # it imports this module
+
+            self.remote_artifacts = RemoteArtifacts(self, remote)
         self.objects = root / "objects"
         self.drafts = root / DRAFTS
         self.copies = Copies(root)
@@ -157,11 +162,12 @@ class Store:
         content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
 
-        self._put_in_place(draft.folder, handle, content, canonical_json(origin.model_dump()))
-        self._share(handle)
+        self.put_in_place(draft.folder, handle, content, canonical_json(origin.model_dump()))
+        if self.remote_artifacts is not None:
+            self.remote_artifacts.share(handle)
         return handle
 
-    def _put_in_place(self, folder: Path, handle: Handle, manifest: bytes, origin: bytes) -> None:
+    def put_in_place(self, folder: Path, handle: Handle, manifest: bytes, origin: bytes) -> None:
         """Rename a folder with an artifact's files to its place, unless the artifact is there and intact."""
         place = self.place(handle)
         (folder / ORIGIN).write_bytes(self.copies.read(place / ORIGIN) or origin)
@@ -186,7 +192,7 @@ class Store:
                 self.copy(handle)
                 return
             # A record never takes the place of an artifact, or of another record.
-            if self._harm(handle) is None or (folder / REDUCED).is_file():
+            if self.harm(handle) is None or (folder / REDUCED).is_file():
                 self.copy(handle)
                 return
             self.discard_damaged(handle)
@@ -224,7 +230,7 @@ class Store:
             place = self.place(handle)
             # A rename replaces an empty folder; anything else must be removed first.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
-            if occupied and self._harm(handle) is not None:
+            if occupied and self.harm(handle) is not None:
                 self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
@@ -268,10 +274,10 @@ class Store:
         Raises:
             ObjectMissing: there is no such artifact, or it is damaged; the message has the names that need it.
         """
-        if not self._is_stamped(handle) and (harm := self._harm(handle)):
-            if self.remote is None:
-                raise self._refused(handle, harm)
-            self.fetch(handle)
+        if harm := self.harm(handle, again=False):
+            if self.remote_artifacts is None:
+                raise self.refused(handle, harm)
+            self.remote_artifacts.fetch(handle)
         return self.place(handle)
 
     def damage(self, handle: Handle) -> str | None:
@@ -280,12 +286,18 @@ class Store:
         All files are hashed, at about 1.5 GB/s on a processor with SHA instructions. What only the remote has is
         received by `folder`, not here.
         """
-        harm = self._harm(handle)
+        harm = self.harm(handle)
         lacking = harm is not None and (harm == "missing" or harm.startswith("a record"))
-        return None if lacking and self._is_offered(handle) else harm
+        offered = lacking and self.remote_artifacts is not None and self.remote_artifacts.is_offered(handle)
+        return None if offered else harm
 
-    def _harm(self, handle: Handle) -> str | None:
-        """What is wrong with the artifact in this home, or None."""
+    def harm(self, handle: Handle, *, again: bool = True) -> str | None:
+        """What is wrong with the artifact in this home, or None.
+
+        Without `again`, files that did not change since they were hashed are not hashed again.
+        """
+        if not again and self._is_stamped(handle):
+            return None
         place, began = self.place(handle), time.time_ns()
         if not (place / MANIFEST).is_file():
             return "missing"
@@ -357,12 +369,12 @@ class Store:
             ObjectMissing: there is no such artifact, or its manifest does not match the digest.
         """
         content = read_or_none(self.place(handle) / MANIFEST)
-        if content is None and self._is_known(handle):
+        if content is None and self.remote_artifacts is not None and self.remote_artifacts.is_known(handle):
             content = read_or_none(self.place(handle) / MANIFEST)
         if content is None:
-            raise self._refused(handle, "missing")
+            raise self.refused(handle, "missing")
         if hashlib.sha256(content).hexdigest() != handle.digest:
-            raise self._refused(handle, f"damaged ({MANIFEST} does not match its digest)")
+            raise self.refused(handle, f"damaged ({MANIFEST} does not match its digest)")
         try:
             return Manifest.model_validate_json(content)
         except ValidationError as error:
@@ -379,13 +391,13 @@ class Store:
             ObjectMissing: there is no such artifact, or its origin cannot be read or differs from its copy.
         """
         try:
-            if not (self.place(handle) / MANIFEST).is_file():
-                self._is_known(handle)
+            if self.remote_artifacts is not None and not (self.place(handle) / MANIFEST).is_file():
+                self.remote_artifacts.is_known(handle)
             return self._origin(handle)
         except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
             whole = (self.place(handle) / MANIFEST).is_file()
             harm = f"damaged ({ORIGIN} is missing or cannot be read)" if whole else "missing"
-            raise self._refused(handle, harm) from error
+            raise self.refused(handle, harm) from error
 
     def inputs(self, handle: Handle) -> list[str]:
         """The inputs in the artifact's origin, as text; from the copy if the origin is damaged. Empty if both are."""
@@ -401,162 +413,10 @@ class Store:
         content = path.read_bytes()
         origin = Origin.model_validate_json(content)
         if self.copies.differs(path, content):
-            raise self._refused(handle, f"damaged ({ORIGIN} does not match its copy)")
+            raise self.refused(handle, f"damaged ({ORIGIN} does not match its copy)")
         return origin
 
-    # The remote
-
-    def fetch(self, handle: Handle, progress: Callable[[int], object] = lambda count: None) -> "Counted":
-        """Receive an artifact from the remote, unless it is here and intact; each file is checked before it is visible.
-
-        Raises:
-            ObjectMissing: the remote lacks it or has it damaged, or cannot be reached.
-        """
-        from bardflow.storage.remote import Counted, RemoteError
-
-        harm = self._harm(handle)
-        if harm is None:
-            return Counted()
-        try:
-            if self.remote is None or not self.remote.holds(handle):
-                raise self._refused(handle, harm)
-            found = self._own_record(handle) or self.remote.record(handle)
-            if found is None:
-                raise self.remote.damaged(handle, f"{MANIFEST} is missing")
-            content, origin = found
-            LOGGER.info("receiving %s from %s", handle, self.remote.address)
-            with self.draft() as draft:
-                counted = self.remote.receive(handle, Manifest.model_validate_json(content), draft.folder, progress)
-                self._put_in_place(draft.folder, handle, content, origin)
-        except RemoteError as error:
-            raise self._refused(handle, harm, str(error)) from error
-        return counted
-
-    def _own_record(self, handle: Handle) -> tuple[bytes, bytes] | None:
-        """Manifest and origin as they are in the copies, if both are intact."""
-        content, origin = (self.copies.read(self.place(handle) / name) for name in (MANIFEST, ORIGIN))
-        if content is None or origin is None or hashlib.sha256(content).hexdigest() != handle.digest:
-            return None
-        return content, origin
-
-    def _is_offered(self, handle: Handle) -> bool:
-        """Whether the remote has the artifact, with all files in their sizes; then its record is in this home."""
-        if self.remote is None:
-            return False
-        from bardflow.storage.remote import RemoteDamaged, key_of
-
-        with self.remote.tolerated(f"looking for {handle}"):
-            try:
-                if not self.remote.holds(handle):
-                    return False
-                if not (self.place(handle) / MANIFEST).is_file():
-                    self.take_record(handle)
-                content = self.copies.read(self.place(handle) / MANIFEST)
-                if content is None or hashlib.sha256(content).hexdigest() != handle.digest:
-                    return False
-                sizes = self.remote.sizes(handle)
-                wanted = {key_of(handle, n): f.bytes for n, f in Manifest.model_validate_json(content).files.items()}
-                unlisted = sorted(key for key, size in wanted.items() if sizes.get(key) != size)
-                # The list of a storage may lack the newest files.
-                if lacking := [key for key in unlisted if self.remote.size(key) != wanted[key]]:
-                    raise self.remote.damaged(handle, f"{lacking[0]} is missing, or has another size")
-                return True
-            except RemoteDamaged as error:
-                LOGGER.warning("%s", error)
-        return False
-
-    def _is_known(self, handle: Handle) -> bool:
-        """Whether the record of the artifact is in this home now, from the remote if need be."""
-        if self.remote is None:
-            return False
-        from bardflow.storage.remote import RemoteDamaged
-
-        with self.remote.tolerated(f"looking for {handle}"):
-            try:
-                return self.take_record(handle)
-            except RemoteDamaged as error:
-                LOGGER.warning("%s", error)
-        return False
-
-    def take_record(self, handle: Handle) -> bool:
-        """Write the record of an artifact that this home lacks, from the remote; return whether it is there."""
-        if (self.place(handle) / MANIFEST).is_file():
-            return True
-        if self.remote is None or (found := self.remote.record(handle)) is None:
-            return False
-        with self.draft() as draft:
-            (draft.folder / REDUCED).touch()
-            self._put_in_place(draft.folder, handle, *found)
-        return True
-
-    def _share(self, handle: Handle) -> None:
-        """Send a new artifact to the remote; if that fails, it is sent before the next move of a name."""
-        if self.remote is None:
-            return
-        from bardflow.storage.remote import RemoteError
-
-        try:
-            with self.remote.tolerated(f"sending {handle}"):
-                self.remote.send(handle, self.place(handle), self.manifest(handle))
-        except RemoteError as error:
-            LOGGER.warning("%s was not sent: %s. `bard push` sends it", handle, error)
-
-    def send(
-        self, handle: Handle, *, again: bool = False, progress: Callable[[int], object] = lambda count: None
-    ) -> "Counted | None":
-        """Send an artifact to the remote, unless it is there; with `again`, in any case.
-
-        None if neither has it whole; then the remote gets at least its record, if this home has one.
-
-        Raises:
-            storage.remote.RemoteError: it cannot be sent.
-        """
-        from bardflow.storage.remote import Counted
-
-        assert self.remote is not None
-        if not again and self.remote.holds(handle):
-            return Counted()
-        if not self._is_stamped(handle) and (harm := self._harm(handle)):
-            if harm.startswith("a record"):
-                self.remote.send_record(handle, self.place(handle))
-            return None
-        manifest = self.manifest(handle)
-        return self.remote.send(handle, self.place(handle), manifest, again=again, progress=progress)
-
-    def send_all(
-        self, handles: Iterable[Handle], progress: Callable[[int], object] = lambda count: None
-    ) -> "tuple[Counted, list[Handle]]":
-        """Send artifacts and all that they were made from, inputs first; return what was sent, and what is nowhere.
-
-        Raises:
-            storage.remote.RemoteError: as `send`.
-        """
-        from bardflow.storage.lineage import handle_of  # it imports this module
-        from bardflow.storage.remote import Counted
-
-        assert self.remote is not None
-        known = self.remote.writable()
-        sent, nowhere, met = Counted(), list[Handle](), set[Handle]()
-        stack = [(handle, False) for handle in handles]
-        while stack:
-            handle, ready = stack.pop()
-            # The lineage of an artifact that was sent with it is not looked through again.
-            whole = f"lineage/{text_of(handle)}"
-            if ready:
-                counted = self.send(handle, progress=progress)
-                if counted is None:
-                    nowhere.append(handle)
-                else:
-                    sent = sent.plus(*counted)
-                    if not nowhere:
-                        known.add(whole)
-            elif handle not in met and not (known.has(whole) and self.remote.holds(handle)):
-                met.add(handle)
-                stack.append((handle, True))
-                stack += [(handle_of(text), False) for text in self.inputs(handle)]
-        return sent, nowhere
-
-    def _refused(self, handle: Handle, harm: str, remote: str = "") -> ObjectMissing:
+    def refused(self, handle: Handle, harm: str, remote: str = "") -> ObjectMissing:
         """The error that names a missing or damaged artifact, what needs it, and the command that repairs it."""
         from bardflow.storage.garbage import names_that_need  # it imports this module
 

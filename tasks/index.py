@@ -38,7 +38,7 @@ def write_index() -> Path:
     home().mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     try:
-        refs().update()
+        refs().names()  # this brings them here
     except BardError as error:
         problems.append(str(error))
     page = pages.IndexPage(

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bardflow.storage.refs import Refs
 from bardflow.storage.remote import Remote
+from bardflow.storage.remote.syncing import verify_remote
 from bardflow.storage.store import Store
-from bardflow.storage.syncing import verify_remote
 from bardflow.storage.verifying import verify
 from tests.artifacts import content, keep, origin
 from tests.object_storage import BUCKET, CREDENTIALS, Storage, running_storage
@@ -31,7 +31,7 @@ from pathlib import Path
 from bardflow.storage.refs import RefMoved, Refs
 from bardflow.storage.remote import Remote
 from bardflow.storage.store import Store
-from bardflow.storage.syncing import pull, push
+from bardflow.storage.remote.syncing import pull, push
 root, address, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 remote = Remote(root, address, url, True)
 print("ready", flush=True)

@@ -10,8 +10,8 @@ import pytest
 from bardflow.errors import DiskError, disk_error
 from bardflow.storage.refs import Refs
 from bardflow.storage.remote import Remote
+from bardflow.storage.remote.syncing import pull
 from bardflow.storage.store import Store
-from bardflow.storage.syncing import pull
 from bardflow.storage.verifying import verify
 from tests.artifacts import content, keep
 from tests.disk_faults import fill, mountable, small_disk

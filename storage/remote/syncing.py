@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,21 +17,13 @@ from bardflow.storage.handles import KINDS, Handle
 from bardflow.storage.layout import LAYOUT_FILE
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.manifests import MANIFEST, ORIGIN, FileFacts, Manifest, Origin, StoreError, file_facts
-from bardflow.storage.refs import ENTRY_KEY, Diverged, Entry, Refs
-from bardflow.storage.remote import (
-    RECORD_FILE,
-    Counted,
-    Remote,
-    RemoteDamaged,
-    RemoteError,
-    at_once,
-    is_plain_result,
-    key_of,
-)
+from bardflow.storage.refs import Diverged, Entry, Refs
+from bardflow.storage.remote.artifacts import Count, RemoteArtifacts
+from bardflow.storage.remote.contents import RECORD_FILE, Counted, Remote, is_plain_result, key_of
+from bardflow.storage.remote.names import ENTRY_KEY, NO_TOKEN, RemoteNames, entry_key
+from bardflow.storage.remote.object_storage import RemoteDamaged, RemoteError, at_once
 from bardflow.storage.store import DIGEST, Store
 from bardflow.storage.verifying import CACHE_KEY, results
-
-Count = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,8 @@ def push(
     Raises:
         RemoteError: the remote cannot be written.
     """
-    store, refs, here = Store(root, remote), Refs(root, remote), Refs(root)
+    here = Refs(root)
+    artifacts, names = RemoteArtifacts(Store(root), remote), RemoteNames(here, remote)
     known = remote.writable()
     known.forget()
     for kind in KINDS:
@@ -75,22 +68,22 @@ def push(
                 known.add(folder)
     problems: list[str] = []
     if only is not None:
-        counted, nowhere = store.send_all(only, progress)
+        counted, nowhere = artifacts.send_all(only, progress)
         problems += [f"{handle} is neither whole in this home nor in the remote" for handle in nowhere]
         return Synced(*counted, problems=tuple(problems))
     sent, entries = Counted(), 0
     recent, former = named(here, KEEP_NAMED, "")
-    counted, _ = store.send_all([*recent, *former], progress)
+    counted, _ = artifacts.send_all([*recent, *former], progress)
     sent = sent.plus(*counted)
     for name in here.names():
         try:
-            counted, added = refs.send(name, progress)
+            counted, added = names.send(name, progress)
             sent, entries = sent.plus(*counted), entries + added
         except StoreError as error:
             problems.append(str(error))
     there = {key.partition("/")[2] for key, _ in remote.keys("results")}
     mine = [path for path in results(root) if CACHE_KEY.search(path.name) and path.name not in there]
-    whole = [path for path in mine if not store.copies.differs(path, path.read_bytes())]
+    whole = [path for path in mine if not here.copies.differs(path, path.read_bytes())]
     at_once(lambda path: remote.put(f"results/{path.name}", sealed(path.read_bytes())), whole)
     return Synced(sent.files, sent.bytes, entries, len(whole), tuple(problems))
 
@@ -110,13 +103,14 @@ def pull(
     Raises:
         RemoteError: the remote cannot be read.
     """
-    store, refs, here = Store(root, remote), Refs(root, remote), Refs(root)
+    store, here = Store(root), Refs(root)
+    artifacts, brought = RemoteArtifacts(store, remote), RemoteNames(here, remote)
     problems: list[str] = []
     before = {name: len(here.entry_files(name)) for name in here.names()}
     if only is None:
         for name in {*before, *_listed_names(remote)}:
             try:
-                refs.history(name)
+                brought.bring(name)
             except Diverged as error:
                 problems.append(str(error))
         recent, former = named(here, KEEP_NAMED, "")
@@ -130,12 +124,12 @@ def pull(
             continue
         met.add(handle)
         try:
-            if not store.take_record(handle):
+            if not artifacts.take_record(handle):
                 if handle in wanted:
                     problems.append(f"{handle} is neither in this home nor in the remote")
                 continue
             if not records:
-                received = received.plus(*store.fetch(handle, progress))
+                received = received.plus(*artifacts.fetch(handle, progress))
         except StoreError as error:
             if not (store.is_record(handle) and not remote.holds(handle)):
                 problems.append(str(error))
@@ -216,7 +210,7 @@ def verify_remote(root: Path, remote: Remote, *, checked: Count = lambda count: 
     for name, present in sorted(numbers.items()):
         # An entry may be missing from the list, and be there.
         for number in sorted(set(range(1, max(present) + 1)) - set(present)):
-            if remote.size(key := f"refs/{name}/{number:06}.json") is None:
+            if remote.size(key := entry_key(name, number)) is None:
                 yield Harm(key, "is missing")
     for key, content in zip(listed.results, at_once(remote.get, listed.results), strict=True):
         plain = unsealed(content or b"")
@@ -283,12 +277,13 @@ def _artifact(
 
 def repair_remote(root: Path, remote: Remote, harms: list[Harm]) -> Iterator[str]:
     """Write what is damaged in the remote again, where this home has it intact; yield what was done."""
-    store, refs = Store(root, remote), Refs(root)
+    store, refs = Store(root), Refs(root)
+    artifacts = RemoteArtifacts(store, remote)
     for handle in dict.fromkeys(harm.handle for harm in harms if harm.handle is not None and harm.harmful):
-        if Store(root).damage(handle) is not None:
+        if store.damage(handle) is not None:
             yield f"{handle}: not repaired, because this home does not have it intact"
             continue
-        store.send(handle, again=True)
+        artifacts.send(handle, again=True)
         yield f"{handle}: sent again"
     for harm in harms:
         if harm.handle is not None or not harm.harmful:
@@ -296,7 +291,7 @@ def repair_remote(root: Path, remote: Remote, harms: list[Harm]) -> Iterator[str
         if entry := ENTRY_KEY.fullmatch(harm.key):
             path = refs.folder / entry[1] / f"{entry[2]}.json"
             content = refs.copies.read(path)
-            content = None if content is None else b"0" * 32 + b"\n" + content
+            content = None if content is None else NO_TOKEN + b"\n" + content
             again = ""
         else:
             again = "; its task runs again, and then sends it"

@@ -10,9 +10,9 @@ import pytest
 
 from bardflow.commands import cli
 from bardflow.flows.evaluate_gpt import evaluate_gpt
-from bardflow.storage import remote as remotes
 from bardflow.storage.handles import Checkpoint
 from bardflow.storage.refs import Refs
+from bardflow.storage.remote import RemoteError, RemoteUnreachable, object_storage, remote_of
 from bardflow.storage.store import Store
 from bardflow.tasks import run as tasks
 from bardflow.tasks.champion import champion
@@ -46,8 +46,8 @@ def proxy(storage: Storage, project: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """The project's home has a remote of this test, behind a proxy."""
     with proxy_before(storage) as running:
         with_remote(monkeypatch, storage, project.parent.name, running.url)
-        monkeypatch.setattr(remotes, "RETRIES", 1)
-        monkeypatch.setattr(remotes, "FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(object_storage, "RETRIES", 1)
+        monkeypatch.setattr(object_storage, "FIRST_PAUSE", 0.01)
         yield running
 
 
@@ -101,11 +101,11 @@ def test_a_run_goes_on_while_the_remote_is_away_and_says_that_no_name_was_moved(
 ) -> None:
     a = in_home("a")
     proxy.fault = unavailable(10**6)
-    with pytest.raises(remotes.RemoteUnreachable, match="cannot be reached"):
+    with pytest.raises(RemoteUnreachable, match="cannot be reached"):
         run()
     assert Refs(a).names() == []
     proxy.fault = None
-    remotes.remote_of.cache_clear()  # as in a new process
+    remote_of.cache_clear()  # as in a new process
     again = run()
     assert again.champion_moved
     leg = next(handle for handle in Store(a).handles() if isinstance(handle, Checkpoint))
@@ -125,7 +125,7 @@ def test_a_run_whose_remote_cannot_be_used_fails_before_its_first_task(
     project: Path, proxy: Proxy, fault: Fault, words: str
 ) -> None:
     proxy.fault = fault
-    with pytest.raises(remotes.RemoteError, match=words), Run():
+    with pytest.raises(RemoteError, match=words), Run():
         pytest.fail("no task may be called")
 
 
@@ -140,7 +140,7 @@ def bard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pr
     def call(home: Path, *arguments: str) -> Said:
         monkeypatch.setenv("BARDFLOW_HOME", str(home))
         monkeypatch.setattr(sys, "argv", ["bard", *arguments])
-        remotes.remote_of.cache_clear()
+        remote_of.cache_clear()
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
