@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Folder:
         copy = cache / self.digest
         if _digest(copy) == self.digest:
             return copy
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".", dir=cache))
         try:
             fetch(self.node, Path(self.path), draft, [MANIFEST])
@@ -115,5 +116,14 @@ def read_piece(path: str, offset: int) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Return this user's folder for copies of artifacts on a machine without the home."""
-    return Path(tempfile.gettempdir()) / f"bardflow-{os.getuid()}"
+    """Return this user's folder for copies of artifacts on a machine without the home.
+
+    Raises:
+        ClusterError: another user made a folder of this name.
+    """
+    folder = Path(tempfile.gettempdir()) / f"bardflow-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ClusterError(f"{folder} belongs to another user; delete it, or set TMPDIR on this machine")
+    return folder

@@ -111,9 +111,10 @@ def _worked(job: Job, place: Device, team: Team | None) -> Iterator[Progress | D
                 noted = time.monotonic()
                 yield Progress(step.number, step.loss.item())
         done = leg.finished()
+    state = leg.training.state(keep=leg.leads)  # with shards, all workers put it together
     if leg.leads:
         folder = Path(tempfile.mkdtemp(prefix="bardflow-leg-"))
-        save_snapshot(leg.training.state(), folder)
+        save_snapshot(state, folder)
         yield Done(done, str(folder), {path.name: file_facts(path).sha256 for path in folder.iterdir()})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from bardflow.model.machine import Device, forget_peak, peak_bytes
-from bardflow.model.scoring import score
+from bardflow.model.scoring import Rounded, score
 from bardflow.model.training import Step, Tokens, Training, TrainingSpec
 
 LOGGED_POINTS = 400  # the approximate number of points in a run's loss curve, which take 30 kB
@@ -96,9 +96,10 @@ class LegRun:
         """Score the first `validation_tokens` of the validation set, and return what was measured."""
         training, device = self.training, self.device
         nats = float("nan")
-        if self.leads:
+        # With shards, all workers put each block together, so all of them score.
+        if self.leads or training.shards is not None:
             nats = score(
-                training.gpt,
+                Rounded(training.gpt, training.gpt) if training.gpt.computes_in is not None else training.gpt,
                 self.validation[: training.spec.validation_tokens],
                 before=self.train[len(self.train) - 1 : len(self.train)],
                 device=Device(device.name, "f32"),

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from bardflow.sources.cleaning import Cleaned, clean, counted
 from bardflow.sources.encoding import decoded
@@ -32,15 +32,25 @@ class Piece(NamedTuple):
     text: str
 
 
+class Units(Protocol):
+    """Yields the cleaned text of each file, chapter or row of some files as blocks of text; adds to the counts."""
+
+    def __call__(
+        self, spec: CorpusSpec, folder: Path, files: Sequence[Path], tallies: Sequence[Tally], rows: RowCounts
+    ) -> Iterator[Iterator[str]]:
+        """Yield them in order."""
+
+
 class Reading:
     """The cleaned text of a corpus as pieces; each iteration reads the files again.
 
     After a full iteration, `cleaned` has the counts of each cleaning step, and `rows` those of the rows in files.
     """
 
-    def __init__(self, spec: CorpusSpec, folder: Path) -> None:
+    def __init__(self, spec: CorpusSpec, folder: Path, units: Units) -> None:
         self._spec = spec
         self._folder = folder
+        self._units = units
         self._cleaned: tuple[Cleaned, ...] | None = None
         self._rows = RowCounts()
 
@@ -63,17 +73,29 @@ class Reading:
         for a heading that matches no line.
         """
         tallies, rows = [Tally() for _ in self._spec.cleaning], RowCounts()
-        yield from _pieces(_documents(self._spec, self._folder, tallies, rows))
+        files = raw_files(self._spec, self._folder)
+        units = self._units(self._spec, self._folder, files, tallies, rows)
+        yield from _pieces(_documents(self._spec, self._folder, units, tallies))
         self._cleaned, self._rows = counted(self._spec.cleaning, tallies), rows
 
 
-def read(spec: CorpusSpec, folder: Path) -> Reading:
+def cleaned_units(
+    spec: CorpusSpec, folder: Path, files: Sequence[Path], tallies: Sequence[Tally], rows: RowCounts
+) -> Iterator[Iterator[str]]:
+    """Read, decode and clean files of a corpus in this process (see `Units`)."""
+    for path in files:
+        for text in _texts(spec, path, path.relative_to(folder).as_posix(), rows):
+            yield clean(text, spec.cleaning, tallies) if spec.cleaning else text
+
+
+def read(spec: CorpusSpec, folder: Path, units: Units = cleaned_units) -> Reading:
     """The text of a corpus whose files, from `sources.fetch.fetch`, are in `folder`.
 
-    The joined pieces are the cleaned text. A piece has at most 65,536 characters. Within a document it ends, if
-    possible, between a line end and a visible character, where usual tokenizers do not join tokens.
+    `units` reads and cleans the files. The joined pieces are the cleaned text. A piece has at most 65,536 characters.
+    Within a document it ends, if possible, between a line end and a visible character, where usual tokenizers do not
+    join tokens.
     """
-    return Reading(spec, folder)
+    return Reading(spec, folder, units)
 
 
 def extent(pieces: Iterable[Piece]) -> tuple[int, int]:
@@ -186,13 +208,16 @@ def _labelled(
         )
 
 
-def _documents(spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts) -> Iterator[Piece]:
+def _documents(
+    spec: CorpusSpec, folder: Path, units: Iterable[Iterator[str]], tallies: Sequence[Tally]
+) -> Iterator[Piece]:
     """Pieces of cleaned text of any size, with the numbers of their documents."""
     heading = None if spec.documents.heading is None else Heading(spec.documents.heading)
     document = 0
     begun = False  # whether the current document has a visible character
     headings = 0
-    for unit in _units(spec, folder, tallies, rows, by_line=heading is not None):
+    for blocks in units:
+        unit = blocks if heading is None else lines(blocks)
         fresh = spec.documents.cut in ("file", "row") or heading is not None
         # Blank text at the start of a file or row is held back until visible text follows: alone it is no document.
         waiting: list[str] = []
@@ -240,16 +265,6 @@ def _opens(spec: CorpusSpec, heading: Heading, line: str) -> bool:
             f"{line[:60]!r} of {len(line):,} characters. Avoid repeats within repeats, such as (a+)+, and two repeats "
             "that can match the same text; begin with ^ and the word that headings begin with."
         ) from error
-
-
-def _units(
-    spec: CorpusSpec, folder: Path, tallies: Sequence[Tally], rows: RowCounts, *, by_line: bool
-) -> Iterator[Iterator[str]]:
-    """The cleaned text of each file or row; as lines if headings need lines."""
-    for path in raw_files(spec, folder):
-        for text in _texts(spec, path, path.relative_to(folder).as_posix(), rows):
-            cleaned = clean(text, spec.cleaning, tallies) if spec.cleaning else text
-            yield lines(cleaned) if by_line else cleaned
 
 
 def _texts(spec: CorpusSpec, path: Path, name: str, counts: RowCounts) -> Iterator[Iterator[str]]:

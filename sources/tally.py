@@ -17,6 +17,12 @@ class Tally:
         self.lines_removed += len(lines)
         self.characters_removed += sum(map(len, lines))
 
+    def add(self, other: "Tally") -> None:
+        """Add the counts of the same step on other text."""
+        self.lines_removed += other.lines_removed
+        self.characters_removed += other.characters_removed
+        self.characters_added += other.characters_added
+
 
 class Lines(Iterator[str]):
     """An iterator of lines with `put_back`."""

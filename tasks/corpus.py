@@ -11,8 +11,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
+from bardflow.engine.reading import UnitsOn
 from bardflow.home import home, project_folder
-from bardflow.sources.documents import Part, Piece, extent, read, split
+from bardflow.sources.documents import Part, Piece, Units, cleaned_units, extent, read, split
 from bardflow.sources.duplicates import treated
 from bardflow.sources.fetch import fetch
 from bardflow.sources.mixing import ReadSet, mix
@@ -22,11 +23,14 @@ from bardflow.storage.disk import fsync_all, write_whole
 from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
 from bardflow.tasks.caching import CACHE_BY_INPUTS
+from bardflow.tasks.cluster import cluster_of_run, folder_of
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
 RAW = "raw"  # a subfolder, because a file of the source may be called manifest.json
 FINISHED = "finished.json"  # in the folder of a corpus that is being cleaned
+# A smaller corpus is read sooner than it is sent to other machines.
+SPREAD_BYTES = 2**26
 # The packages that read a format, beside those that every artifact names.
 READERS = {"html": ("resiliparse",), "epub": ("resiliparse",), "markdown": ("markdown-it-py", "resiliparse")}
 
@@ -54,7 +58,8 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
     """Decode and clean a text, cut it into documents and split it. The counts become the artifact's facts.
 
     The text is read three times: to count it, to write it cleaned, and to survey what was written. An interrupted task
-    resumes after the last of these that it finished.
+    resumes after the last of these that it finished. The files of a large corpus are read by all nodes of the run's
+    cluster, if it has several; the artifact is the same.
     """
     key = CACHE_BY_INPUTS.key_of(clean_corpus, {"source": source, "corpus": corpus})
     with store().draft(key) as draft:
@@ -76,7 +81,7 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
             for path in draft.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-            reading = read(corpus, store().folder(source) / RAW)
+            reading = read(corpus, store().folder(source) / RAW, _units(source))
             if not finished.characters:
                 pieces = watched(
                     reading, doing=f"reading {corpus.name}", unit="character", size=lambda piece: len(piece.text)
@@ -111,6 +116,17 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         note.unlink()
         facts = finished.facts | {"survey": surveyed.model_dump(mode="json")}
         return store().keep(draft, Corpus, facts, origin(*READERS.get(corpus.format, ())))
+
+
+def _units(source: Source) -> Units:
+    """The function that reads the files: on the nodes of the run's cluster, if it has several and they are large."""
+    cluster = cluster_of_run()
+    if cluster is None or cluster.nodes() == 1:
+        return cleaned_units
+    files = store().manifest(source).files.values()
+    if len(files) == 1 or sum(facts.bytes for facts in files) < SPREAD_BYTES:
+        return cleaned_units
+    return UnitsOn(cluster, folder_of(cluster, source), RAW)
 
 
 class _Finished(BaseModel):

@@ -47,9 +47,11 @@ def plan_training(
     )
     say(f"plan: peak {in_megabytes(plan.peak.total)}, {by_part(plan.peak)}; {in_words(plan, training)}")
     if workers > 1:
+        has = "a part of the model's blocks (FSDP)" if plan.execution.sharded else "its own copy of the model"
+        windows = -(-training.batch // workers)
         say(
-            f"plan: {workers:,} workers compute {-(-training.batch // workers):,} windows of a step each; each has its "
-            f"own copy of the model and takes that peak, {in_megabytes(workers * plan.peak.total)} in all"
+            f"plan: {workers:,} workers compute {windows:,} windows of a step each; each has {has} and takes that "
+            f"peak, {in_megabytes(workers * plan.peak.total)} in all"
         )
     free = memory.free_bytes(devices.choose(training.precision))
     if workers == 1 and plan.peak.total > free:
@@ -71,8 +73,7 @@ def planned(
     limit = checked_limit(memory_limit, training)
     machine = Machine.here(device, settled_bytes(device))
     part = training.model_copy(update={"batch": -(-training.batch // workers)})
-    plan = choose(gpt, vocabulary_size, part, machine, None if limit is None else limit // workers)
-    return plan.model_copy(update={"execution": plan.execution.model_copy(update={"workers": workers})})
+    return choose(gpt, vocabulary_size, part, machine, None if limit is None else limit // workers, workers)
 
 
 def checked_limit(memory_limit: int | str | None, training: TrainingSpec) -> int | None:

@@ -13,6 +13,7 @@ from bardflow.model.training import Snapshot, Team, Training, TrainingSpec, begi
 VOCABULARY, STEPS, HALF = 23, 8, 3
 F32, BF16 = Device("cpu", "f32"), Device("cpu", "bf16")
 WHOLE = Execution(micro_batch=64)
+SHARDED = Execution(micro_batch=64, sharded=True)
 
 
 class Case(NamedTuple):

@@ -16,7 +16,7 @@ from bardflow.model.networks.dropout import Dropout
 from bardflow.model.training import Snapshot, Team, TooManyWorkers, Training, begin, load_snapshot
 from bardflow.model.training.team import TOGETHER, buffers
 from tests.conftest import SMALL_NETWORKS
-from tests.team import BF16, F32, HALF, STEPS, VOCABULARY, WHOLE, Case, as_worker, trained
+from tests.team import BF16, F32, HALF, SHARDED, STEPS, VOCABULARY, WHOLE, Case, as_worker, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,6 +25,13 @@ CASES += [
     Case(SMALL_NETWORKS[0], "muon", BF16),
     Case(SMALL_NETWORKS[1], "adamw", F32, Execution(micro_batch=2, recompute=True, loss_tokens=5), batch=2),
     Case(SMALL_NETWORKS[2], "muon", F32, Execution(micro_batch=3, optimizer_state="bf16")),
+]
+# The blocks' matrices in shards.
+CASES += [Case(gpt, optimizer, F32, SHARDED) for gpt in SMALL_NETWORKS for optimizer in ("adamw", "muon")]
+CASES += [
+    Case(SMALL_NETWORKS[0], "muon", BF16, SHARDED),
+    Case(SMALL_NETWORKS[1], "muon", F32, Execution(micro_batch=2, recompute=True, loss_tokens=5, sharded=True)),
+    Case(SMALL_NETWORKS[2], "adamw", F32, Execution(micro_batch=3, optimizer_state="bf16", sharded=True)),
 ]
 
 

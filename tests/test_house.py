@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": set(),
     "sources": set(),
     "pages": set(),
-    "engine": {"model", "storage"},
+    "engine": {"model", "storage", "sources"},
     "tasks": {"engine", "model", "storage", "sources", "pages"},
     "flows": {"tasks", "engine", "model", "storage", "sources", "pages"},
     "commands": {"flows", "tasks", "engine", "model", "storage", "sources", "pages"},

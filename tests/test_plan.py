@@ -137,6 +137,32 @@ def test_logits_of_a_whole_batch_are_in_no_plan() -> None:
     assert plan.peak.logits < whole / 8
 
 
+@given(shapes, vocabularies, training_specs, st.integers(2, 8))
+def test_blocks_are_in_shards_only_where_nothing_else_fits(
+    gpt: GPTSpec, size: int, training: TrainingSpec, workers: int
+) -> None:
+    with pytest.raises(TooLittleMemory) as refusal:
+        choose(gpt, size, training, MACHINE, 1)
+    least = int(str(refusal.value).split("would do for this training is ")[1].split(" ")[0].replace(",", ""))
+    assert not choose(gpt, size, training, MACHINE, least, workers).execution.sharded
+    try:
+        plan = choose(gpt, size, training, MACHINE, least - 1, workers)
+    except TooLittleMemory:
+        assert gpt.layers < 8, "with few blocks, those that are whole at once weigh more than what is divided"
+    else:
+        assert plan.execution.sharded and plan.execution.workers == workers and needed(plan) < least
+
+
+def test_seven_billion_parameters_fit_on_eight_cards_in_shards_and_not_on_one() -> None:
+    gpt = GPTSpec(architecture="llama", layers=32, heads=32, width=4096, context=2048, dropout=0.0)
+    card = Machine(device="cuda", precision="bf16", base=10**9, compiles=True)
+    training = TrainingSpec(steps=1000, batch=8)
+    with pytest.raises(TooLittleMemory):
+        choose(gpt, 32_000, training, card, 80 * 10**9)
+    plan = choose(gpt, 32_000, training, card, 80 * 10**9, workers=8)
+    assert plan.execution.sharded and not plan.execution.compiled
+
+
 def test_too_small_a_limit_is_refused_with_the_least_that_would_do() -> None:
     with pytest.raises(
         TooLittleMemory, match=r"memory_limit is 1,000,000 bytes, but the least .* is [0-9,]+ .*smaller"

@@ -14,6 +14,9 @@ class Execution(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: int = Field(default=1, ge=1, description="processes that each compute a part of a step's windows")
+    sharded: bool = Field(
+        default=False, description="each worker keeps a part of the blocks' weights, gradients and optimizer state"
+    )
     micro_batch: int = Field(ge=1, description="windows of a step that are computed at once; gradients are added up")
     recompute: bool = Field(
         default=False, description="keep only each block's input and compute the rest again in the backward pass"

@@ -109,8 +109,7 @@ class ClassicGPT(GPT):
     ) -> Tensor:
         """As `GPT.hidden`."""
         positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        dtype = self.get_parameter("blocks.0.attention_in.weight").dtype
-        x_BTC = (rows_of(self.tokens.weight, ids_BT) + self.positions(positions_T)).to(dtype)
+        x_BTC = (rows_of(self.tokens.weight, ids_BT) + self.positions(positions_T)).to(self.blocks_type())
         if dropout is not None:
             x_BTC = x_BTC * dropout.mask("tokens", x_BTC)
         for i, block in enumerate(self.blocks):
@@ -269,6 +268,11 @@ def add_dropped(x_BTC: Tensor, added_BTC: Tensor, mask_BTC: Tensor | None) -> Te
 
 def computed(block: nn.Module, recompute: bool, fused: bool, x_BTC: Tensor, *others: Any) -> Tensor:
     """Compute a block; `recompute` saves only its inputs, and the backward pass computes the rest again."""
+    if recompute and hasattr(block, "unshard"):  # FSDP puts a block together for torch's own function
+        from torch.utils.checkpoint import checkpoint
+
+        again: Tensor = checkpoint(block, x_BTC, *others, use_reentrant=False, preserve_rng_state=False)
+        return again
     forward = partial(compiled(type(block).forward), block) if fused else block
     output: Tensor = applied(_Recomputed, forward, x_BTC, *others) if recompute else forward(x_BTC, *others)
     return output

@@ -121,7 +121,7 @@ class LlamaGPT(GPT):
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """As `GPT.hidden`."""
-        x_BTC = rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype)
+        x_BTC = rows_of(self.tokens.weight, ids_BT).to(self.blocks_type())
         normed_BTC: Tensor = self.norm(through_rotary_blocks(self, x_BTC, dropout, recompute=recompute, fused=fused))
         return normed_BTC
 

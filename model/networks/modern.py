@@ -89,7 +89,7 @@ class ModernGPT(GPT):
         self, ids_BT: Tensor, dropout: Dropout | None = None, *, recompute: bool = False, fused: bool = False
     ) -> Tensor:
         """As `GPT.hidden`."""
-        x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.get_parameter("blocks.0.query.weight").dtype))
+        x_BTC = norm(rows_of(self.tokens.weight, ids_BT).to(self.blocks_type()))
         return norm(through_rotary_blocks(self, x_BTC, dropout, recompute=recompute, fused=fused))
 
     @torch.inference_mode()

@@ -60,12 +60,20 @@ class GPT(nn.Module, ABC):
     tokens: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear
+    # The type in which blocks compute, if it is not that of their weights, which may be in shards.
+    computes_in: torch.dtype | None = None
 
     @abstractmethod
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__()
         self.context, self.heads, self.channels = spec.context, spec.heads, spec.channels
         self.activation, self.dropout = spec.activation, spec.dropout
+
+    def blocks_type(self) -> torch.dtype:
+        """Return the type in which the blocks compute."""
+        if self.computes_in is not None:
+            return self.computes_in
+        return next(module.weight.dtype for module in self.blocks.modules() if isinstance(module, nn.Linear))
 
     @staticmethod
     @abstractmethod

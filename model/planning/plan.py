@@ -120,9 +120,16 @@ def disk_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execu
     return begun + len(training.leg_ends()) * one
 
 
-def optimizer_bytes(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution) -> int:
-    """Return the bytes of the optimizer state: AdamW has two numbers a parameter, Muon one in block matrices."""
-    numbers = OPTIMIZERS[training.optimizer].numbers(parameters(gpt, vocabulary_size).total, block_matrices(gpt))
+def optimizer_bytes(
+    gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, matrices: int | None = None
+) -> int:
+    """Return the bytes of the optimizer state: AdamW has two numbers a parameter, Muon one in block matrices.
+
+    `matrices` is the number of parameters in block matrices, all by default.
+    """
+    total, of_blocks = parameters(gpt, vocabulary_size).total, block_matrices(gpt)
+    here = of_blocks if matrices is None else matrices
+    numbers = OPTIMIZERS[training.optimizer].numbers(total - of_blocks + here, here)
     return numbers * (4 if execution.optimizer_state == "f32" else 2)
 
 
@@ -156,17 +163,27 @@ def unlimited(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machin
     return Execution(micro_batch=micro_batch, loss_tokens=loss_tokens, compiled=long and machine.compiles)
 
 
-def choose(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine, limit: int | None) -> Plan:
+def choose(
+    gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, machine: Machine, limit: int | None, workers: int = 1
+) -> Plan:
     """Choose the fastest execution whose planned peak fits into the limit in bytes; without a limit, the fastest.
+
+    The limit, and the batch of `training`, are those of one of `workers`. If nothing fits that has the whole model in
+    each of them, the blocks are in shards.
 
     Raises:
         TooLittleMemory: none fits; the message gives the smallest limit that is enough.
     """
-    fastest = unlimited(gpt, vocabulary_size, training, machine)
+    fastest = unlimited(gpt, vocabulary_size, training, machine).model_copy(update={"workers": workers})
     if limit is None:
         return foresee(gpt, vocabulary_size, training, fastest, machine)
     plans = [foresee(gpt, vocabulary_size, training, e, machine) for e in economies(fastest)]
     fitting = [plan for plan in plans if needed(plan) <= limit]
+    if not fitting and workers > 1:
+        # A block that torch.compile fused would not be put together by FSDP.
+        in_shards = fastest.model_copy(update={"sharded": True, "compiled": False})
+        plans += [foresee(gpt, vocabulary_size, training, e, machine) for e in economies(in_shards)]
+        fitting = [plan for plan in plans if needed(plan) <= limit]
     if not fitting:
         least = min(plans, key=needed)
         raise TooLittleMemory(
@@ -225,12 +242,17 @@ LOSS_COST_TOKENS = 10
 def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, machine: Machine) -> Plan:
     """Plan the bytes allocated at each moment of a leg that may be the peak."""
     C, V, tokens = gpt.width, vocabulary_size, execution.micro_batch * gpt.context
-    total = parameters(gpt, V).total
     number = 2 if machine.precision == "bf16" else 4
     micro_batches = math.ceil(training.batch / execution.micro_batch)
-    state = optimizer_bytes(gpt, V, training, execution)
+    matrices = math.ceil(block_matrices(gpt) / (execution.workers if execution.sharded else 1))
+    total = parameters(gpt, V).total - block_matrices(gpt) + matrices
+    state = optimizer_bytes(gpt, V, training, execution, matrices)
     head = V * C
     copies = 2 * parameters(gpt, V).body if machine.precision == "bf16" else 0
+    if execution.sharded:
+        # Two blocks are whole, the second one already while the first computes; a block's gradients are whole in the
+        # type of the products, and in f32 while they are added up.
+        copies = (3 * number + 4) * math.ceil(block_matrices(gpt) / gpt.layers)
     kept = tokens * activation_bytes_per_token(gpt, execution, machine)
     block = tokens * block_bytes_per_token(gpt, machine)
     again = tokens * block_activation_bytes(gpt, ONE_BLOCK, machine) * execution.recompute

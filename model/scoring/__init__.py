@@ -1,7 +1,7 @@
 """Scores of a model on a text, and comparisons with baselines and with other models."""
 
 from bardflow.model.scoring import baselines, coding, memorisation
-from bardflow.model.scoring.bf16 import charges_in_bf16
+from bardflow.model.scoring.bf16 import Rounded, charges_in_bf16
 from bardflow.model.scoring.causal import CausalModel, NotScorable, generate, open_causal, tokenized
 from bardflow.model.scoring.coding import compress, decompress
 from bardflow.model.scoring.comparison import CONFIDENCE, Charges, Comparison, compare
@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "Guess",
     "NotScorable",
+    "Rounded",
     "baselines",
     "by_character",
     "characters_started",

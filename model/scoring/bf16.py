@@ -35,11 +35,11 @@ class InBf16(NamedTuple):
     sampled: int
 
 
-class _Rounded:
-    """A model with blocks in bf16, and its head in f32."""
+class Rounded:
+    """A model with the blocks of `copy`, which may compute in bf16, and the head of `gpt` in f32."""
 
-    def __init__(self, gpt: GPT) -> None:
-        self.copy = working_copy(gpt, torch.bfloat16)
+    def __init__(self, gpt: GPT, copy: GPT) -> None:
+        self.copy = copy
         self.context, self.tokens, self.head = gpt.context, gpt.tokens, gpt.head
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def charges_in_bf16(
     Raises:
         TooFewTokens: as `charges_both_ways`.
     """
-    rounded = _Rounded(gpt)
+    rounded = Rounded(gpt, working_copy(gpt, torch.bfloat16))
     length = PIECE_CONTEXTS * gpt.context
     order = np.random.default_rng(seed).permutation(len(tokens) // length)
     largest = int(len(order) * LARGEST_SHARE)

@@ -31,6 +31,7 @@ from bardflow.model.networks import (
 from bardflow.model.training.batches import Batches, Tokens, with_noise
 from bardflow.model.training.optimizers import OPTIMIZERS, Optimizer, RandomBits, owners
 from bardflow.model.training.replay import Replayed
+from bardflow.model.training.sharding import Shards
 from bardflow.model.training.team import Team
 
 
@@ -183,7 +184,8 @@ class Training:
     is added to that of `gpt` as soon as it is computed.
 
     With a `team`, other processes take the same steps from the same snapshot. This one computes its rows of each batch,
-    and the gradients of all are added up. So the steps are those of a single process up to rounding.
+    and the gradients of all are added up. So the steps are those of a single process up to rounding. If the execution
+    says so, the blocks' weights, gradients and optimizer state are in shards (`model.training.sharding`).
 
     Raises:
         TooManyWorkers: the team has more workers than a batch has windows.
@@ -196,8 +198,14 @@ class Training:
         self.team = team
         self.rows = slice(0, spec.batch) if team is None else team.rows(spec.batch)
         self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
-        self.gpt: GPT = restore(snapshot).to(device.name)
-        self.working = working_copy(self.gpt, device.dtype)
+        self.shards: Shards | None = None
+        if execution.sharded and team is not None:
+            self.shards = Shards(snapshot.gpt, snapshot.vocabulary_size, snapshot.weights, device, team)
+            self.gpt: GPT = self.shards.gpt
+            self.working, self.named = self.gpt, self.shards.named()
+        else:
+            self.gpt = restore(snapshot).to(device.name)
+            self.working, self.named = working_copy(self.gpt, device.dtype), dict(self.gpt.named_parameters())
         pairs = zip(self.working.parameters(), self.gpt.parameters(), strict=True)
         self.copies = {theirs: ours for theirs, ours in pairs if theirs is not ours}
         # The hook has only a weak reference to the training: Python's cycle collector does not find torch's hooks, so
@@ -205,7 +213,9 @@ class Training:
         hand_over = weakref.WeakMethod(self._hand_over)
         for theirs in self.copies:
             theirs.register_post_accumulate_grad_hook(partial(_call, hand_over))  # type: ignore[no-untyped-call]
-        self.optimizers = OPTIMIZERS[spec.optimizer].make(dict(self.gpt.named_parameters()), spec, device)
+        self.optimizers = OPTIMIZERS[spec.optimizer].make(self.named, spec, device)
+        for optimizer in self.optimizers:
+            optimizer.shards = self.shards
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
@@ -220,7 +230,7 @@ class Training:
         """
         spec = self.spec
         batches = Batches(tokens, context=self.gpt.context, batch=spec.batch, seed=spec.seed)
-        rows = self.rows.stop - self.rows.start
+        rows = self._computed_rows()
         inputs = Inputs.on_gpu(rows, self.gpt.context, self.device) if self.device.is_card else None
         compute: Callable[[], Tensor] | None = partial(self._compute, inputs) if inputs else None
         if compute and self.device.name == "cuda":
@@ -246,7 +256,7 @@ class Training:
 
     def _rest(self) -> None:
         """Free gradients and return freed memory to the system, because scoring and saving follow and need memory."""
-        for parameter in self.gpt.parameters():
+        for parameter in self.named.values():
             parameter.grad = None
         give_back(self.device)
 
@@ -257,17 +267,40 @@ class Training:
             batch = with_noise(batch, noise, vocabulary_size=self.vocabulary_size, seed=self.spec.seed, step=self.step)
         charged = int((batch.targets_BT != NOT_CHARGED).sum())
         factor = learning_rate_factor(self.step, self.spec)
-        return Inputs(batch.inputs_BT[self.rows], batch.targets_BT[self.rows], charged, factor, self.step)
+        inputs_BT, targets_BT = batch.inputs_BT[self.rows], batch.targets_BT[self.rows]
+        if missing := self._computed_rows() - len(inputs_BT):
+            inputs_BT = torch.cat((inputs_BT, inputs_BT[:missing]))
+            targets_BT = torch.cat((targets_BT, torch.full_like(targets_BT[:missing], NOT_CHARGED)))
+        return Inputs(inputs_BT, targets_BT, charged, factor, self.step)
+
+    def _computed_rows(self) -> int:
+        """Return the number of windows that this process computes in a step.
+
+        With shards all workers compute the same number, because they put each block together at once: one with a window
+        less computes one again, whose targets are not charged.
+        """
+        if self.shards is None or self.team is None:
+            return self.rows.stop - self.rows.start
+        return -(-self.spec.batch // self.team.workers)
 
     def _compute(self, given: "Inputs") -> Tensor:
         """Take the step and return its mean loss, without reading a value from the device."""
         loss = self._gradients(given)
         if self.team is not None:
-            self.team.add_up([loss, *(p.grad for p in self.gpt.parameters() if p.grad is not None)])
+            self.team.add_up([loss, *(p.grad for p in self._whole() if p.grad is not None)])
+        if self.shards is not None:
+            self.shards.collect()
         if self.spec.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
+            if self.shards is None:
+                torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
+            else:
+                self.shards.clip(self.spec.clip)
         self._update(given)
         return loss
+
+    def _whole(self) -> Iterable[Tensor]:
+        """Return the parameters that are not in shards."""
+        return [p for name, p in self.named.items() if self.shards is None or name not in self.shards.parts]
 
     def _gradients(self, given: "Inputs") -> Tensor:
         """Return the step's mean loss, and add its gradients to those of the weights."""
@@ -335,23 +368,36 @@ class Training:
         weights, optimizer = ({n: copied(t) for n, t in part.items()} for part in (now.weights, now.optimizer))
         return Snapshot(now.step, now.gpt, now.vocabulary_size, weights, optimizer)
 
-    def state(self) -> Snapshot:
-        """Return the current state without copying it; the next step changes its tensors."""
+    def state(self, *, keep: bool = True) -> Snapshot:
+        """Return the current state without copying it; the next step changes its tensors.
+
+        With shards, all workers call this, because they put the tensors together; a worker without `keep` gets none.
+        """
         optimizer = {
             f"{name}/{key}": value
             for name, parameter, owner in self._owned()
             for key, value in owner.state[parameter].items()
         }
-        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
+        if self.shards is None:
+            return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
+        weights = self.shards.weights(keep)
+        whole: dict[str, Tensor] = {}
+        for key, value in optimizer.items():
+            together = self.shards.whole(value, self.named[key.rpartition("/")[0]]) if value.dim() else value
+            if keep:
+                whole[key] = together.cpu()
+        return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, weights, whole)
 
     def _load_optimizers(self, saved: Mapping[str, Tensor]) -> None:
         if saved or self.step:
-            require_state(saved, self._owned())
+            require_state(saved, self._owned(), dict(self.gpt.named_parameters()))
         for name, parameter, owner in self._owned():
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
             # AdamW's step count is on the CPU for every device, unless it is fused on a GPU.
             dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
+            if self.shards is not None:
+                state = {key: self.shards.rows(name, value) if value.dim() else value for key, value in state.items()}
             owner.state[parameter] = {
                 key: value.clone()
                 if value.dim() == 0 and self.device.name != "cuda"
@@ -361,7 +407,7 @@ class Training:
 
     def _owned(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         owner = owners(self.optimizers)
-        for name, parameter in self.gpt.named_parameters():
+        for name, parameter in self.named.items():
             yield name, parameter, owner[id(parameter)]
 
 
@@ -384,8 +430,10 @@ def restore(snapshot: Snapshot) -> GPT:
     return gpt
 
 
-def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]]) -> None:
-    """Check that saved optimizer state matches these parameters.
+def require_state(
+    saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]], whole: Mapping[str, Tensor]
+) -> None:
+    """Check that saved optimizer state matches these parameters; `whole` has those that are in shards in one piece.
 
     Raises:
         model.networks.WrongWeights: a key is missing or belongs to no parameter, or a shape or type is wrong.
@@ -393,7 +441,7 @@ def require_state(saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor
     expected = {
         # State for zero elements shows the names, and which values are scalars. On torch's meta device, the first
         # `zeros_like` would load sympy: 36 MB and a second for every resumed leg.
-        f"{name}/{key}": parameter if value.dim() else value
+        f"{name}/{key}": whole[name] if value.dim() else value
         for name, parameter, owner in owned
         for key, value in owner.begun(parameter.new_empty(0)).items()
     }

@@ -15,6 +15,7 @@ from bardflow.model.networks import Bits
 
 if TYPE_CHECKING:
     from bardflow.model.training.loop import TrainingSpec
+    from bardflow.model.training.sharding import Shards
 
 # The source of random bits: NumPy on the CPU, or the GPU itself.
 RandomBits = np.random.Generator | Bits
@@ -34,7 +35,10 @@ class Optimizer(ABC):
     """Parameters that are updated together, with the optimizer state of each.
 
     Not a torch.optim.Optimizer, because the first one loads torch's compiler: 75 MB and a second in every process.
+    With `shards`, a parameter may be this worker's rows of a matrix.
     """
+
+    shards: "Shards | None" = None
 
     def __init__(self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
@@ -163,16 +167,19 @@ class Muon(Optimizer):
     def update(self, parameters: list[Tensor], gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         """Update every matrix, one stack at a time."""
         gradient_of = dict(zip(parameters, gradients, strict=True))
-        for stack in stacks(parameters):
+        for stack in stacks(parameters, self.shape):
             buffers = [self.state[p]["momentum_buffer"] for p in stack]
             torch._foreach_lerp_(buffers, [gradient_of[p] for p in stack], 1 - self.momentum)
             updates = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
+            shapes = [self.shape(p) for p in stack]
+            if self.shards is not None:
+                updates = [self.shards.whole(u, p) for p, u in zip(stack, updates, strict=True)]
             wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
             torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
-            orthogonal = [
-                o.t() if p.shape[0] > p.shape[1] else o for p, o in zip(stack, orthogonalised(wide), strict=True)
-            ]
-            scales = [max(1, p.shape[0] / p.shape[1]) ** 0.5 for p in stack]
+            orthogonal = [o.t() if s[0] > s[1] else o for s, o in zip(shapes, orthogonalised(wide), strict=True)]
+            if self.shards is not None:
+                orthogonal = [self.shards.own_rows(o, p) for p, o in zip(stack, orthogonal, strict=True)]
+            scales = [max(1, s[0] / s[1]) ** 0.5 for s in shapes]
             if isinstance(learning_rate, Tensor):
                 changes = [o.to(p.dtype).contiguous() for p, o in zip(stack, orthogonal, strict=True)]
                 torch._foreach_mul_(changes, scales)
@@ -182,17 +189,24 @@ class Muon(Optimizer):
                 for p, o, scale in zip(stack, orthogonal, scales, strict=True):
                     p.add_(o, alpha=-learning_rate * scale)
 
+    def shape(self, parameter: Tensor) -> torch.Size:
+        """Return the shape of a whole matrix, of which `parameter` may be some rows."""
+        return parameter.shape if self.shards is None else self.shards.shape(parameter)
 
-def stacks(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
+
+def stacks(
+    matrices: Iterable[Tensor], shape: Callable[[Tensor], torch.Size] = lambda matrix: matrix.shape
+) -> list[list[Tensor]]:
     """Group matrices of equal or transposed shape into stacks of at most STACKED elements, or of a single matrix.
 
-    On a GPU the limit is STACKED_ON_A_CARD, because larger stacks are faster there.
+    On a GPU the limit is STACKED_ON_A_CARD, because larger stacks are faster there. `shape` returns that of a matrix.
     """
     by_shape: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
     for matrix in matrices:
-        lists = by_shape[min(matrix.shape), max(matrix.shape)]
+        rows, columns = shape(matrix)
+        lists = by_shape[min(rows, columns), max(rows, columns)]
         most = STACKED if matrix.device.type == "cpu" else STACKED_ON_A_CARD
-        if not lists or (len(lists[-1]) + 1) * matrix.numel() > most:
+        if not lists or (len(lists[-1]) + 1) * rows * columns > most:
             lists.append([])
         lists[-1].append(matrix)
     return [stack for lists in by_shape.values() for stack in lists]

@@ -6,6 +6,7 @@ A machine is a node of a cluster of two on this machine (`ray.cluster_utils`).
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from bardflow.engine import legs, tokens
+from bardflow.engine import legs, reading, tokens
 from bardflow.engine.cluster import Cluster, ClusterError, WorkersLost, connected
 from bardflow.engine.folders import Folder, fetch
 from bardflow.engine.legs import Job, trained
@@ -35,10 +36,15 @@ from bardflow.model.training import Training, TrainingSpec, begin, load_snapshot
 from bardflow.model.training.loop import Diverged
 from bardflow.model.vocabulary import NotLossless, UnknownCharacter, VocabularySpec, encode, learn
 from bardflow.outcome import Outcome
-from bardflow.storage.handles import Checkpoint, Handle, TokenShards
+from bardflow.sources.spec import CorpusError, CorpusSpec
+from bardflow.storage.documents import SPLITS, read_documents
+from bardflow.storage.handles import Checkpoint, Corpus, Handle, Source, TokenShards
 from bardflow.storage.manifests import Origin
 from bardflow.storage.shards import ShardSpec, read_shards, write_shards
 from bardflow.storage.store import Store
+from bardflow.tasks.cluster import spread
+from bardflow.tasks.corpus import clean_corpus, fetch_source
+from bardflow.tasks.run import Run
 from bardflow.tasks.searching import Range
 from tests.conftest import own_text
 from tests.quick import quickly
@@ -93,12 +99,13 @@ class Made:
         watch: Callable[[int, float], None] = lambda step, loss: None,
         said: Say | None = None,
         spec: TrainingSpec = SPEC,
+        sharded: bool = False,
     ) -> tuple[Leg, Checkpoint]:
         """A leg on a cluster."""
         checkpoint_folder, shards = (
             Folder(str(self.store.folder(handle)), handle.digest, cluster.node) for handle in (checkpoint, self.shards)
         )
-        job = Job(checkpoint_folder, shards, spec, until, Execution(micro_batch=6, workers=workers))
+        job = Job(checkpoint_folder, shards, spec, until, Execution(micro_batch=6, workers=workers, sharded=sharded))
         with self.store.draft() as draft:
             leg = trained(cluster, job, draft.folder, watch, (said if said is not None else []).append)
             return leg, self.store.keep(draft, Checkpoint, {"step": until}, MADE)
@@ -159,12 +166,26 @@ def test_two_workers_take_200_steps_as_one_does_and_either_number_resumes(made: 
         at_two, _ = made.on(cluster, shared_half, 200, 2)
         at_one, _ = made.on(cluster, shared_half, 200, 1)
         same, same_whole = made.on(cluster, half, 200, 1)
+        in_shards, sharded_half = made.on(cluster, made.begun, 100, 2, sharded=True)
+        sharded_again, _ = made.on(cluster, sharded_half, 200, 2, sharded=True)
+        whole_again, _ = made.on(cluster, sharded_half, 200, 1)
     assert (shared.workers, at_two.workers, at_one.workers) == (2, 2, 1)
-    for way in (losses(shared, at_two), losses(shared, at_one)):
+    ways = [(shared, at_two), (shared, at_one), (in_shards, sharded_again), (in_shards, whole_again)]
+    for way in (losses(*legs_) for legs_ in ways):
         print("largest difference of a step", np.abs(np.subtract(way, alone)).max())
         assert way == pytest.approx(alone, abs=1e-3)
-    assert at_two.validation_nats_per_token == pytest.approx(second.validation_nats_per_token, abs=1e-3)
+    for leg in (at_two, sharded_again):
+        assert leg.validation_nats_per_token == pytest.approx(second.validation_nats_per_token, abs=1e-3)
     assert losses(same) == losses(second) and same_whole == whole, "one worker computes what this process does"
+
+
+def test_a_leg_in_shards_in_bf16_is_scored_as_in_one_process(made: Made) -> None:
+    spec = SPEC.model_copy(update={"precision": "bf16"})
+    with connected(2, 2) as cluster:
+        alone, _ = made.on(cluster, made.begun, 60, 1, spec=spec)
+        in_shards, _ = made.on(cluster, made.begun, 60, 2, spec=spec, sharded=True)
+    assert losses(in_shards) == pytest.approx(losses(alone), abs=2e-2)
+    assert in_shards.validation_nats_per_token == pytest.approx(alone.validation_nats_per_token, abs=2e-2)
 
 
 def test_a_leg_whose_worker_is_killed_is_begun_again_and_ends_with_the_same_bytes(made: Made) -> None:
@@ -270,6 +291,72 @@ def test_files_come_whole_from_another_machine_and_a_text_that_is_refused_is_nam
         with pytest.raises(UnknownCharacter, match="at offset 0 of piece 51") as refused:
             found += list(tokens.encode_on(cluster, tokenizer, pieces))
         assert refused.value.piece == 51 and not isinstance(refused.value, NotLossless)
+
+
+CLEANING = ("strip-bom", "crlf", "gutenberg", "unwrap", "nfc")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"documents": {"cut": "file"}, "cleaning": CLEANING},
+        {"documents": {"cut": "heading", "heading": "^Chapter 1"}, "cleaning": CLEANING},
+        {"documents": {"cut": "row"}, "rows": {"format": "jsonl"}},
+    ],
+    ids=["file", "heading", "row"],
+)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_corpus_of_many_files_that_two_machines_read_is_the_same_also_if_one_is_killed(
+    fields: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleaned, the same artifact; or the same error."""
+    from prefect import flow
+
+    folder = project / "texts" / "many"
+    folder.mkdir()
+    for number in range(60):
+        text = f"\ufeffChapter {number}\r\n\r\nThe cafe\u0301 {number}\r\n" * (number % 7) + "\r\n" * (number % 3)
+        if "rows" in fields:
+            text = "".join(f'{{"text": {row}}}\n' for row in (f'"row {number}\\r\\n"', "null", '" "')[: 1 + number % 3])
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    spec = CorpusSpec(name="many", title="many", source={"path": "texts/many"}, **fields)
+    monkeypatch.setattr("bardflow.tasks.corpus.SPREAD_BYTES", 1)
+    monkeypatch.setattr(reading, "TASK_BYTES", 1000)
+    asked: list[int] = []
+
+    def cleaned() -> tuple[Corpus, Source]:
+        with Run() as here, spread():
+            source = here(fetch_source, spec)
+            return here(clean_corpus, source, spec), source
+
+    def refused() -> str:
+        whole = (folder / "5.txt").read_bytes()
+        (folder / "5.txt").write_bytes(b"\xff" * 900)
+        with pytest.raises(CorpusError, match=r"5\.txt") as error:
+            flow(cleaned)()
+        (folder / "5.txt").write_bytes(whole)
+        return str(error.value)
+
+    why = refused()
+    alone = flow(cleaned)()
+    folder_alone = Store(project / "home").folder(alone[0])
+    assert len({document for part in SPLITS for document, _ in read_documents(folder_alone, part)}) > 5
+    shutil.rmtree(project / "home")
+    with nodes() as (address, kill):
+        monkeypatch.setenv("BARDFLOW_CLUSTER", address)
+        of_one = reading.UnitsOn.__call__
+
+        def watched(self: reading.UnitsOn, *given: Any) -> Iterator[Iterator[str]]:
+            asked.append(self.cluster.nodes())
+            for number, unit in enumerate(of_one(self, *given)):
+                if number == 20 and len(asked) == 2:
+                    kill()
+                yield unit
+
+        monkeypatch.setattr(reading.UnitsOn, "__call__", watched)
+        assert refused() == why
+        assert flow(cleaned)() == alone
+    assert asked[:2] == [2, 2], "both counted the text, until one was killed"
 
 
 @pytest.mark.usefixtures("answers")
