@@ -1,10 +1,12 @@
 """Measure what workers of a local cluster cost and gain beside one process: training steps, and tokenizing.
 
     python benchmarks/workers.py --text PATH/input.txt [--recipe small] [--steps 60] [--megabytes 60] [--rounds 3]
+    python benchmarks/workers.py --text PATH/input.txt --layers 12 --width 768 --steps 4 --megabytes 0 --rounds 1
 
 The sides take turns. All have the same cores: one process with all threads, or workers that share them. Steps are timed
 after the first tenth, so the start of the workers does not count; it is shown by itself, with the memory of the
-cluster's processes (PSS, which counts shared pages once).
+cluster's processes (PSS, which counts shared pages once). The workers train twice: each with the whole model, and with
+its blocks in shards. The peak of a side is that of the process, or worker, that scores.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,26 +101,33 @@ def measure_training(cluster: Cluster, recipe: Recipe, text: str, steps: int, ro
         with store.draft() as draft:
             save_snapshot(begin(recipe.gpt, size, 1), draft.folder)
             begun = store.keep(draft, Checkpoint, {"step": 0}, MADE)
-        execution = Execution(micro_batch=spec.batch)
-        rates: dict[str, list[float]] = {"one process": [], f"{cluster.processes} workers": []}
-        difference = 0.0
+        execution = Execution(micro_batch=min(spec.batch, 4096 // recipe.gpt.context))
+        shared = execution.model_copy(update={"workers": cluster.processes})
+        sides: dict[str, Callable[[], Leg]] = {
+            "one process": lambda: alone(store, begun, shards, spec, execution),
+            f"{cluster.processes} workers": lambda: together(cluster, store, begun, shards, spec, shared),
+            f"{cluster.processes} workers, in shards": lambda: together(
+                cluster, store, begun, shards, spec, shared.model_copy(update={"sharded": True})
+            ),
+        }
+        legs: dict[str, list[Leg]] = {name: [] for name in sides}
         for _ in range(rounds):
-            one = alone(store, begun, shards, spec, execution)
-            before = time.monotonic()
-            several = together(
-                cluster, store, begun, shards, spec, execution.model_copy(update={"workers": cluster.processes})
-            )
-            around = time.monotonic() - before - several.train_seconds
-            for name, leg in zip(rates, (one, several), strict=True):
-                rates[name].append(rate(leg, spec.batch * recipe.gpt.context))
-            losses = ([point.train_nats for point in leg.points] for leg in (one, several))
-            difference = max(difference, float(np.abs(np.subtract(*losses)).max()))
+            for name, side in sides.items():
+                before = time.monotonic()
+                legs[name].append(leg := side())
+                around = time.monotonic() - before - leg.train_seconds
+                print(
+                    f"  {name}: {around:.1f} s beside the steps; all processes of the cluster {memory() / 1e6:,.0f} MB"
+                )
+        losses = {name: [point.train_nats for point in found[0].points] for name, found in legs.items()}
+        for name, found in legs.items():
+            rates = [round(rate(leg, spec.batch * recipe.gpt.context)) for leg in found]
+            difference = float(np.abs(np.subtract(losses[name], losses["one process"])).max())
             print(
-                f"  start of the workers, validation and files of a leg: {around:.1f} s; peak {memory() / 1e6:,.0f} MB"
+                f"  {name}: {statistics.median(rates):,.0f} tokens per second, of {rates}; peak "
+                f"{max(leg.peak_bytes for leg in found) / 1e6:,.0f} MB of a {found[0].peak_of}; losses of steps "
+                f"differ by at most {difference:.2g} nats ({found[0].precision})"
             )
-        for name, found in rates.items():
-            print(f"  {name}: {statistics.median(found):,.0f} tokens per second, of {[round(f) for f in found]}")
-        print(f"  largest difference of a step's loss: {difference:.2g} nats ({several.precision})")
 
 
 def measure_tokenizing(cluster: Cluster, text: str, megabytes: int, rounds: int) -> None:
@@ -148,6 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--recipe", default="small")
+    parser.add_argument("--layers", type=int, help="instead of the recipe's")
+    parser.add_argument("--width", type=int, help="instead of the recipe's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--megabytes", type=int, default=60)
@@ -159,7 +171,9 @@ def main() -> None:
         print(f"a local cluster starts in {time.monotonic() - before:.1f} s and takes {memory() / 1e6:,.0f} MB")
         if given.steps:
             print(f"training, recipe {given.recipe}, {torch.get_num_threads()} cores in all:")
-            measure_training(cluster, load_recipe(given.recipe).recipe, text, given.steps, given.rounds)
+            shape = {name: value for name in ("layers", "width") if (value := getattr(given, name)) is not None}
+            recipe = load_recipe(given.recipe).recipe.changed(**shape)
+            measure_training(cluster, recipe, text, given.steps, given.rounds)
         if given.megabytes:
             print("tokenizing:")
             measure_tokenizing(cluster, text, given.megabytes, given.rounds)
