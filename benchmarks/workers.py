@@ -1,7 +1,7 @@
 """Measure what workers of a local cluster cost and gain beside one process: training steps, and tokenizing.
 
     python benchmarks/workers.py --text PATH/input.txt [--recipe small] [--steps 60] [--megabytes 60] [--rounds 3]
-    python benchmarks/workers.py --text PATH/input.txt --layers 12 --width 768 --steps 4 --megabytes 0 --rounds 1
+    python benchmarks/workers.py --text PATH/input.txt --layers 12 --width 768 --batch 2 --steps 4 --megabytes 0
 
 The sides take turns. All have the same cores: one process with all threads, or workers that share them. Steps are timed
 after the first tenth, so the start of the workers does not count; it is shown by itself, with the memory of the
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--layers", type=int, help="instead of the recipe's")
     parser.add_argument("--width", type=int, help="instead of the recipe's")
+    parser.add_argument("--batch", type=int, help="instead of the recipe's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--megabytes", type=int, default=60)
@@ -171,7 +172,9 @@ def main() -> None:
         print(f"a local cluster starts in {time.monotonic() - before:.1f} s and takes {memory() / 1e6:,.0f} MB")
         if given.steps:
             print(f"training, recipe {given.recipe}, {torch.get_num_threads()} cores in all:")
-            shape = {name: value for name in ("layers", "width") if (value := getattr(given, name)) is not None}
+            shape = {
+                name: value for name in ("layers", "width", "batch") if (value := getattr(given, name)) is not None
+            }
             recipe = load_recipe(given.recipe).recipe.changed(**shape)
             measure_training(cluster, recipe, text, given.steps, given.rounds)
         if given.megabytes:

@@ -97,12 +97,18 @@ def train(
 ) -> None:
     """Train a GPT on a corpus, evaluate it and write a report."""
     prepare_prefect()
-    from bardflow.commands.up import running_flows
     from bardflow.sources.corpora import load_corpus
     from bardflow.sources.download import FetchError
+    from bardflow.tasks.receipts import answer
 
     load_corpus(corpus or DEFAULT_CORPUS, project_folder() / "corpora")
     given = dict(assignment(text) for text in set_)
+    if base is None and memory_limit is None and workers is None:
+        known = answer(corpus or DEFAULT_CORPUS, recipe, given)
+        if known is not None:
+            print(known.model_dump_json(indent=2) if as_json else summary(known))
+            return
+    from bardflow.commands.up import running_flows
 
     def checked() -> tuple[str, dict[str, Any]]:
         """Check the recipe, its base and the limits, and return the recipe's name and the overrides."""

@@ -16,7 +16,7 @@ from bardflow.engine.cluster import Cluster, ClusterError, WorkersLost, require_
 from bardflow.engine.folders import Folder, cache_folder, fetch, require_sha256
 from bardflow.errors import BardError
 from bardflow.model.leg import Leg, LegRun
-from bardflow.model.machine import Device, Execution, device
+from bardflow.model.machine import Device, Execution, device, large_tensors_mapped
 from bardflow.model.training import Team, Training, TrainingSpec, joined, load_snapshot, save_snapshot
 from bardflow.storage.manifests import file_facts
 from bardflow.storage.shards import read_shards
@@ -89,7 +89,10 @@ def work(job: Job, rank: int, workers: int, address: str, threads: int) -> Itera
     try:
         place = device.choose(job.spec.precision)
         cuda = place.name == "cuda"
-        with nullcontext() if workers == 1 else joined(rank, workers, address, cuda=cuda) as team:
+        with (
+            nullcontext() if workers == 1 else joined(rank, workers, address, cuda=cuda) as team,
+            large_tensors_mapped(place) if job.execution.sharded else nullcontext(),
+        ):
             yield from _worked(job, place, team)
     except BardError as error:
         yield error

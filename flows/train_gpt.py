@@ -16,6 +16,7 @@ from bardflow.tasks.cluster import checked_workers, spread
 from bardflow.tasks.evaluation import evaluate_model, measure_baselines, unspellable
 from bardflow.tasks.locks import training_lock
 from bardflow.tasks.planning import checked_limit
+from bardflow.tasks.receipts import entries, write_receipt
 from bardflow.tasks.recipes import AS_THE_RECIPE_HAS_IT, Overrides, RecipeName
 from bardflow.tasks.recipes import recipe as recipe_named
 from bardflow.tasks.reporting import note_length, publish_report, show_in_prefect
@@ -56,6 +57,7 @@ def train_gpt(
     checked_workers(workers, chosen.training)
     require_vocabulary(chosen.vocabulary)
     with training_lock(corpus), Run() as run, spread(workers):
+        before = entries(corpus)
         text = prepared_text(run, spec)
         say(f"{corpus}: text {note_text(corpus, text, by='train-gpt')}")
         note_length(corpus, chosen)
@@ -82,6 +84,10 @@ def train_gpt(
                 recall = decision.recalled
         show_in_prefect(corpus, report)
         came_out = outcome(corpus, chosen, model, report, run, moved=moved, recalled=decision.recalled)
+        alone = memory_limit is None and workers is None
+        elsewhere = chosen.base.model is not None or chosen.vocabulary.file is not None
+        if alone and not elsewhere and not run.changed:
+            write_receipt(corpus, recipe, overrides.changes(), run.handles(), run.lines, before, came_out)
     name = "Completed" if came_out.trained else "Unchanged"
     # Prefect uses this as the run's state, and returns its data to the caller.
     return Completed(name=name, message=came_out.line(), data=came_out)  # type: ignore[return-value]

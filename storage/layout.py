@@ -11,12 +11,16 @@ LAYOUT_FILE = "layout.json"
 # 1: versions before `bard verify`, without this file. 2: with copies and stamps.
 HOME_LAYOUT = 2
 STAMPS = "stamps"
+# The folder of fetched files in a source: one of them may be called manifest.json.
+RAW = "raw"
 # What the home remembers of its remote.
 REMOTE = "remote"
+# What runs that changed nothing used and said (tasks/receipts.py).
+RECEIPTS = "receipts"
 # All files and folders of a home; `bard verify` lists others as foreign.
 HOME_NAMES = {
     "objects", "refs", DRAFTS, "downloads", "searches", "locks", "logs", "prefect", "supervisors", COPIES, STAMPS,
-    REMOTE, SET_ASIDE, LAYOUT_FILE, "index.html", "up.lock", "removing.lock",
+    REMOTE, RECEIPTS, SET_ASIDE, LAYOUT_FILE, "index.html", "up.lock", "removing.lock",
 }  # fmt: skip
 
 

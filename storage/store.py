@@ -150,6 +150,18 @@ class Store:
             StoreError: a number in the facts or the origin is not finite.
             ValueError: the draft has a link, a device, or a file named manifest.json or origin.json.
         """
+        handle, content = self.identify(draft, kind, facts)
+        self.put_in_place(draft.folder, handle, content, canonical_json(origin.model_dump()))
+        if self.remote_artifacts is not None:
+            self.remote_artifacts.share(handle)
+        return handle
+
+    def identify(self, draft: Draft, kind: type[H], facts: dict[str, Any]) -> tuple[H, bytes]:
+        """Hash a draft, and return the handle that it has as an artifact, and its manifest.
+
+        Raises:
+            StoreError, ValueError: as `keep`.
+        """
         names = file_names(draft.folder)
         for name in names:
             if name in (MANIFEST, ORIGIN) or not stat.S_ISREG((draft.folder / name).lstat().st_mode):
@@ -161,11 +173,7 @@ class Store:
         # Not `mode="json"`: pydantic would write NaN as null without an error.
         content = canonical_json(manifest.model_dump())
         handle = kind(digest=hashlib.sha256(content).hexdigest())
-
-        self.put_in_place(draft.folder, handle, content, canonical_json(origin.model_dump()))
-        if self.remote_artifacts is not None:
-            self.remote_artifacts.share(handle)
-        return handle
+        return handle, content
 
     def put_in_place(self, folder: Path, handle: Handle, manifest: bytes, origin: bytes) -> None:
         """Rename a folder with an artifact's files to its place, unless the artifact is there and intact."""

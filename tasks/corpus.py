@@ -22,12 +22,12 @@ from bardflow.sources.survey import survey
 from bardflow.storage.disk import fsync_all, write_whole
 from bardflow.storage.documents import SPLITS, read_documents, write_documents
 from bardflow.storage.handles import Corpus, Source
+from bardflow.storage.layout import RAW
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.cluster import cluster_of_run, folder_of
 from bardflow.tasks.run import origin, store
 from bardflow.tasks.saying import Progress, say, watched
 
-RAW = "raw"  # a subfolder, because a file of the source may be called manifest.json
 FINISHED = "finished.json"  # in the folder of a corpus that is being cleaned
 # A smaller corpus is read sooner than it is sent to other machines.
 SPREAD_BYTES = 2**26

@@ -14,7 +14,7 @@ from bardflow.storage.handles import Model, Vocabulary
 from bardflow.tasks.base_model import network_of
 from bardflow.tasks.cluster import workers_of_a_training
 from bardflow.tasks.run import store
-from bardflow.tasks.saying import say
+from bardflow.tasks.saying import LOGGER, say
 
 LIMIT_VARIABLE = "BARDFLOW_MEMORY_LIMIT"
 
@@ -55,7 +55,7 @@ def plan_training(
         )
     free = memory.free_bytes(devices.choose(training.precision))
     if workers == 1 and plan.peak.total > free:
-        say(
+        LOGGER.warning(
             f"plan: only {in_megabytes(free)} are free here; --memory-limit free (or memory_limit=free) computes the "
             "same in less, or says how much it needs"
         )

@@ -1,6 +1,7 @@
 """A run of a flow: each task's result comes from the cache or is computed, and each artifact is checked."""
 
 import importlib.metadata
+import logging
 import platform
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from bardflow.storage.store import Store
 from bardflow.storage.verifying import bring_up_to_date
 from bardflow.tasks.caching import CacheByInputs
 from bardflow.tasks.locks import making, using_store
-from bardflow.tasks.saying import say
+from bardflow.tasks.saying import LOGGER, say
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +79,10 @@ class Run:
 
     def __init__(self) -> None:
         self.calls: list[TaskCall] = []
+        # What was logged meanwhile, for a receipt.
+        self.lines: list[str] = []
+        self.warned = False
+        self._listener = _Listener(self)
         self._lock: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
@@ -87,11 +92,13 @@ class Run:
                 there.writable()
         self._lock = using_store()
         self._lock.__enter__()
+        LOGGER.addHandler(self._listener)
         bring_up_to_date(home())
         return self
 
     def __exit__(self, *raised: Any) -> None:
         assert self._lock is not None
+        LOGGER.removeHandler(self._listener)
         self._lock.__exit__(*raised)
         self._lock = None
 
@@ -146,9 +153,33 @@ class Run:
             send_result(state)
         return value, ran
 
+    @property
+    def changed(self) -> bool:
+        """Whether a task ran that is cached, an artifact was made again, or there was a warning."""
+        return self.warned or any(call.rebuilt or (call.ran and call.task != "fetch_source") for call in self.calls)
+
+    def handles(self) -> dict[str, list[Handle]]:
+        """Return the artifacts of the run by the task that gave them."""
+        found: dict[str, list[Handle]] = {}
+        for call in self.calls:
+            found.setdefault(call.task, []).append(call.handle)
+        return found
+
     def ran(self, *tasks: str) -> bool:
         """Return whether any of the named tasks ran."""
         return any(call.ran for call in self.calls if call.task in tasks)
+
+
+class _Listener(logging.Handler):
+    """Notes what is logged while a run is under way."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.run.lines.append(record.getMessage())
+        self.run.warned |= record.levelno > logging.INFO
 
 
 def one_at_a_time(task: Task[P, H], *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[None]:

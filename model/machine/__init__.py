@@ -3,7 +3,15 @@
 from bardflow.model.machine import device, memory
 from bardflow.model.machine.device import Device, Precision, compiles
 from bardflow.model.machine.execution import Execution, compiled
-from bardflow.model.machine.memory import forget_peak, give_back, limit_bytes, parsed_bytes, peak_bytes, resident_bytes
+from bardflow.model.machine.memory import (
+    forget_peak,
+    give_back,
+    large_tensors_mapped,
+    limit_bytes,
+    parsed_bytes,
+    peak_bytes,
+    resident_bytes,
+)
 
 __all__ = [
     "Device",
@@ -14,6 +22,7 @@ __all__ = [
     "device",
     "forget_peak",
     "give_back",
+    "large_tensors_mapped",
     "limit_bytes",
     "memory",
     "parsed_bytes",

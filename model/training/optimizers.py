@@ -170,7 +170,7 @@ class Muon(Optimizer):
         for stack in stacks(parameters, self.shape):
             buffers = [self.state[p]["momentum_buffer"] for p in stack]
             torch._foreach_lerp_(buffers, [gradient_of[p] for p in stack], 1 - self.momentum)
-            updates = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
+            updates: Iterable[Tensor] = torch._foreach_lerp([gradient_of[p] for p in stack], buffers, self.momentum)
             shapes = [self.shape(p) for p in stack]
             if self.shards is not None:
                 updates = [self.shards.whole(u, p) for p, u in zip(stack, updates, strict=True)]

@@ -111,7 +111,8 @@ class Shards:
     @torch.no_grad()
     def clip(self, most: float) -> None:
         """Scale all gradients so that the norm of the whole gradient is at most `most`, as `clip_grad_norm_` does."""
-        inside, outside = [], []
+        inside: list[Tensor] = []
+        outside: list[Tensor] = []
         for name, parameter in self.named().items():
             if parameter.grad is not None:
                 (inside if name in self.parts else outside).append(parameter.grad)
