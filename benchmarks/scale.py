@@ -336,6 +336,7 @@ def model_table(given: dict[str, Input]) -> str:
         ],
         ["weights, gradients and two moments in f32, on a card", *[size(16 * total)] * 2],
         ["the least that a card must have, with all economies", *[size(least_memory(given))] * 2],
+        ["on each of 8 cards, blocks in shards and computed again", *[size(memory_in_shards(given, 8))] * 2],
         ["order of an epoch, in each process", *[size(8 * order)] * 2],
         ["to draw it", *[span(order * given["order_seconds_per_window"].value)] * 2],
         ["views of the shards, in each process", *[size(chunks * given["chunk_bytes"].value)] * 2],
@@ -345,13 +346,25 @@ def model_table(given: dict[str, Input]) -> str:
 
 def least_memory(given: dict[str, Input]) -> float:
     """Return the bytes on one card that bardflow's most economical execution needs."""
-    from bardflow.model.machine import Execution
-    from bardflow.model.planning import Machine, cloud, foresee
     from bardflow.model.planning.plan import LEAST_LOSS_TOKENS
 
-    least = Execution(micro_batch=1, recompute=True, loss_tokens=LEAST_LOSS_TOKENS, optimizer_state="bf16")
+    return memory(given, micro_batch=1, recompute=True, loss_tokens=LEAST_LOSS_TOKENS, optimizer_state="bf16")
+
+
+def memory_in_shards(given: dict[str, Input], cards: int) -> float:
+    """Return the bytes on each card with blocks in shards and the optimizer state in f32."""
+    return memory(given, micro_batch=1, recompute=True, workers=cards, sharded=True)
+
+
+def memory(given: dict[str, Input], **execution: Any) -> float:
+    """Return the planned peak on a card."""
+    from bardflow.model.machine import Execution
+    from bardflow.model.planning import Machine, cloud, foresee
+
     machine = Machine(device="cuda", precision="bf16", base=cloud.CONTEXT_BYTES)
-    return float(foresee(shape(), int(given["vocabulary"].value), training(1000, given), least, machine).peak.total)
+    vocabulary = int(given["vocabulary"].value)
+    plan = foresee(shape(), vocabulary, training(1000, given), Execution(**execution), machine)
+    return float(plan.peak.total)
 
 
 def prefect_table(given: dict[str, Input]) -> str:

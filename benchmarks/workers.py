@@ -6,7 +6,7 @@
 The sides take turns. All have the same cores: one process with all threads, or workers that share them. Steps are timed
 after the first tenth, so the start of the workers does not count; it is shown by itself, with the memory of the
 cluster's processes (PSS, which counts shared pages once). The workers train twice: each with the whole model, and with
-its blocks in shards. The peak of a side is that of the process, or worker, that scores.
+its blocks in shards, in a cluster of its own. The peak is that of the process, or worker, that scores.
 """
 
 import argparse
@@ -62,11 +62,11 @@ def alone(store: Store, begun: Handle, shards: Handle, spec: TrainingSpec, execu
 
 
 def together(
-    cluster: Cluster, store: Store, begun: Handle, shards: Handle, spec: TrainingSpec, execution: Execution
+    threads: int, store: Store, begun: Handle, shards: Handle, spec: TrainingSpec, execution: Execution
 ) -> Leg:
-    """Train the same leg by the workers of a cluster."""
-    folders = [Folder(str(store.folder(handle)), handle.digest, cluster.node) for handle in (begun, shards)]
-    with tempfile.TemporaryDirectory() as into:
+    """Train the same leg by the workers of a cluster of its own, in processes that did nothing before."""
+    with tempfile.TemporaryDirectory() as into, connected(execution.workers, threads) as cluster:
+        folders = [Folder(str(store.folder(handle)), handle.digest, cluster.node) for handle in (begun, shards)]
         job = Job(folders[0], folders[1], spec, spec.steps, execution)
         return trained(cluster, job, Path(into), lambda step, loss: None, print)
 
@@ -82,7 +82,7 @@ def memory() -> int:
     return found
 
 
-def measure_training(cluster: Cluster, recipe: Recipe, text: str, steps: int, rounds: int) -> None:
+def measure_training(workers: int, recipe: Recipe, text: str, steps: int, rounds: int) -> None:
     """Print the tokens per second of both sides."""
     tokenizer = learn(lambda: [text], VocabularySpec(kind="char"), characters=len(text), unseen=False)
     [ids] = encode(tokenizer, [text])
@@ -102,12 +102,13 @@ def measure_training(cluster: Cluster, recipe: Recipe, text: str, steps: int, ro
             save_snapshot(begin(recipe.gpt, size, 1), draft.folder)
             begun = store.keep(draft, Checkpoint, {"step": 0}, MADE)
         execution = Execution(micro_batch=min(spec.batch, 4096 // recipe.gpt.context))
-        shared = execution.model_copy(update={"workers": cluster.processes})
+        shared = execution.model_copy(update={"workers": workers})
+        threads = torch.get_num_threads()
         sides: dict[str, Callable[[], Leg]] = {
             "one process": lambda: alone(store, begun, shards, spec, execution),
-            f"{cluster.processes} workers": lambda: together(cluster, store, begun, shards, spec, shared),
-            f"{cluster.processes} workers, in shards": lambda: together(
-                cluster, store, begun, shards, spec, shared.model_copy(update={"sharded": True})
+            f"{workers} workers": lambda: together(threads, store, begun, shards, spec, shared),
+            f"{workers} workers, in shards": lambda: together(
+                threads, store, begun, shards, spec, shared.model_copy(update={"sharded": True})
             ),
         }
         legs: dict[str, list[Leg]] = {name: [] for name in sides}
@@ -117,7 +118,7 @@ def measure_training(cluster: Cluster, recipe: Recipe, text: str, steps: int, ro
                 legs[name].append(leg := side())
                 around = time.monotonic() - before - leg.train_seconds
                 print(
-                    f"  {name}: {around:.1f} s beside the steps; all processes of the cluster {memory() / 1e6:,.0f} MB"
+                    f"  {name}: {around:.1f} s beside the steps"
                 )
         losses = {name: [point.train_nats for point in found[0].points] for name, found in legs.items()}
         for name, found in legs.items():
@@ -170,16 +171,15 @@ def main() -> None:
     before = time.monotonic()
     with connected(given.workers, torch.get_num_threads()) as cluster:
         print(f"a local cluster starts in {time.monotonic() - before:.1f} s and takes {memory() / 1e6:,.0f} MB")
-        if given.steps:
-            print(f"training, recipe {given.recipe}, {torch.get_num_threads()} cores in all:")
-            shape = {
-                name: value for name in ("layers", "width", "batch") if (value := getattr(given, name)) is not None
-            }
-            recipe = load_recipe(given.recipe).recipe.changed(**shape)
-            measure_training(cluster, recipe, text, given.steps, given.rounds)
         if given.megabytes:
             print("tokenizing:")
             measure_tokenizing(cluster, text, given.megabytes, given.rounds)
+    if given.steps:
+        print(f"training, recipe {given.recipe}, {torch.get_num_threads()} cores in all:")
+        asked = {name: getattr(given, name) for name in ("layers", "width", "batch")}
+        shape = {name: value for name, value in asked.items() if value is not None}
+        recipe = load_recipe(given.recipe).recipe.changed(**shape)
+        measure_training(given.workers, recipe, text, given.steps, given.rounds)
 
 
 if __name__ == "__main__":

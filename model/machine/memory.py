@@ -139,7 +139,7 @@ def give_back(device: Device) -> None:
 
 # glibc's mallopt(3): from this size on, an allocation is a mapping of its own. Its number in malloc.h, the size in
 # blocks that are put together from shards, and that of all other work (bardflow.home.computing_environment).
-M_MMAP_THRESHOLD, MAPPED_BYTES, USUAL_BYTES = -3, 2**18, 2**25
+M_MMAP_THRESHOLD, MAPPED_BYTES, USUAL_BYTES = -3, 2**20, 2**25
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def large_tensors_mapped(device: Device) -> Iterator[None]:
     """Give each large tensor on a CPU a mapping of its own in this block, so that freed ones leave no unused memory.
 
     It takes time. Blocks in shards are allocated and freed again and again: without this a leg of 85 M parameters on
-    two workers took more memory than with whole copies (1,864 and 1,521 MB; with it 941).
+    two workers took more memory than with whole copies (1,864 and 1,521 MB; with it 812).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if device.name == "cpu" else None
     if mallopt is not None:
