@@ -117,9 +117,7 @@ def measure_training(workers: int, recipe: Recipe, text: str, steps: int, rounds
                 before = time.monotonic()
                 legs[name].append(leg := side())
                 around = time.monotonic() - before - leg.train_seconds
-                print(
-                    f"  {name}: {around:.1f} s beside the steps"
-                )
+                print(f"  {name}: {around:.1f} s beside the steps")
         losses = {name: [point.train_nats for point in found[0].points] for name, found in legs.items()}
         for name, found in legs.items():
             rates = [round(rate(leg, spec.batch * recipe.gpt.context)) for leg in found]
