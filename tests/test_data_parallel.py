@@ -2,7 +2,7 @@
 
 import multiprocessing
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,58 +35,80 @@ CASES += [
 ]
 
 
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which two processes have left their losses and snapshots."""
-    folder = tmp_path_factory.mktemp("workers")
+# What a worker left of a case, by its rank, the case's number and the end of the file's name.
+LeftBy = Callable[[int, int, str], Path]
+NUMBERS = [
+    pytest.param(number, id=f"{case.gpt.architecture}-{number}", marks=[pytest.mark.slow] * case.execution.sharded)
+    for number, case in enumerate(CASES)
+]
+
+
+def trained_by_two(folder: Path, cases: list[Case]) -> Path:
+    """Train by two processes, which leave their losses and snapshots in a folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     spawned = multiprocessing.get_context("spawn")
-    workers = [spawned.Process(target=as_worker, args=(rank, address, folder, CASES)) for rank in range(2)]
+    workers = [spawned.Process(target=as_worker, args=(rank, address, folder, cases)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
-    yield folder
+    return folder
 
 
-def left(folder: Path, rank: int, number: int, name: str) -> Snapshot:
-    found = load_snapshot(folder / f"{rank}-{number}-{name}")
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> LeftBy:
+    """What a worker left of a case; those in shards, and the others, are trained when the first is asked for."""
+    folders: dict[bool, Path] = {}
+
+    def left_by(rank: int, number: int, name: str) -> Path:
+        sharded = CASES[number].execution.sharded
+        alike = [other for other, case in enumerate(CASES) if case.execution.sharded == sharded]
+        if sharded not in folders:
+            folder = tmp_path_factory.mktemp("workers")
+            folders[sharded] = trained_by_two(folder, [CASES[other] for other in alike])
+        return folders[sharded] / f"{rank}-{alike.index(number)}{name}"
+
+    return left_by
+
+
+def left(path: Path) -> Snapshot:
+    found = load_snapshot(path)
     return replace(found, weights=dict(found.weights), optimizer=dict(found.optimizer))
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{CASES[n].gpt.architecture}-{n}")
-def test_two_workers_take_the_steps_of_one(two_workers: Path, number: int) -> None:
+@pytest.mark.parametrize("number", NUMBERS)
+def test_two_workers_take_the_steps_of_one(two_workers: LeftBy, number: int) -> None:
     case = CASES[number]
     losses, whole = trained(case, begin(case.gpt, VOCABULARY, 1), STEPS)
-    theirs = np.load(two_workers / f"0-{number}.npy")
+    theirs = np.load(two_workers(0, number, ".npy"))
     # With bf16 products a row's result depends on how many rows are multiplied at once.
     tolerance = 1e-5 if case.device == F32 and case.execution.optimizer_state == "f32" else 2e-2
     assert theirs == pytest.approx(losses, abs=tolerance)
-    assert np.array_equal(theirs, np.load(two_workers / f"1-{number}.npy")), "each worker knows the loss of the batch"
-    both = left(two_workers, 0, number, "whole")
+    assert np.array_equal(theirs, np.load(two_workers(1, number, ".npy"))), "each worker knows the loss of the batch"
+    both = left(two_workers(0, number, "-whole"))
     assert both.weights.keys() == whole.weights.keys() and both.optimizer.keys() == whole.optimizer.keys()
     if tolerance < 1e-4:
         for name, weight in whole.weights.items():
             assert torch.allclose(both.weights[name], weight, atol=1e-4), name
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{CASES[n].gpt.architecture}-{n}")
-def test_all_workers_end_with_the_same_weights_to_the_bit(two_workers: Path, number: int) -> None:
-    one, other = (left(two_workers, rank, number, "whole") for rank in range(2))
+@pytest.mark.parametrize("number", NUMBERS)
+def test_all_workers_end_with_the_same_weights_to_the_bit(two_workers: LeftBy, number: int) -> None:
+    one, other = (left(two_workers(rank, number, "-whole")) for rank in range(2))
     for ours, theirs in ((one.weights, other.weights), (one.optimizer, other.optimizer)):
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("number", range(len(SMALL_NETWORKS) * 2))
-def test_a_checkpoint_of_two_workers_loads_at_one(two_workers: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [*range(len(SMALL_NETWORKS) * 2), *NUMBERS[-9:-3]])
+def test_a_checkpoint_of_two_workers_loads_at_one(two_workers: LeftBy, number: int) -> None:
     case = CASES[number]
-    losses, _ = trained(case, left(two_workers, 0, number, "half"), STEPS)
-    assert losses == pytest.approx(np.load(two_workers / f"0-{number}.npy")[HALF:], abs=1e-5)
+    losses, _ = trained(case, left(two_workers(0, number, "-half")), STEPS)
+    assert losses == pytest.approx(np.load(two_workers(0, number, ".npy"))[HALF:], abs=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
