@@ -203,7 +203,25 @@ class Store:
             if self.harm(handle) is None or (folder / REDUCED).is_file():
                 self.copy(handle)
                 return
+            if self.is_record(handle):
+                self._complete(folder, place)
+                if self.harm(handle) is None:
+                    self.copy(handle)
+                    return
             self.discard_damaged(handle)
+
+    def _complete(self, folder: Path, place: Path) -> None:
+        """Move an artifact's files to its record, which is one until its mark is removed at last.
+
+        So it is never away: what refers to it is whole, also if the process is killed.
+        """
+        for name in file_names(folder):
+            if name not in (MANIFEST, ORIGIN):
+                make_folder((place / name).parent)
+                (folder / name).rename(place / name)
+        fsync_all([path for path in (*place.rglob("*"), place) if path.is_dir()])
+        (place / REDUCED).unlink(missing_ok=True)
+        fsync(place)
 
     def copy(self, handle: Handle) -> None:
         """Write the missing copies of an artifact's manifest and origin.

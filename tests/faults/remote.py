@@ -128,7 +128,7 @@ def killed(program: str, root: Path, storage: Storage, count: int, chance: rando
         if process.returncode == 0:
             return number
         assert number < count
-        assert not harms(), f"after kill {number}"
+        assert not (found := harms()), f"after kill {number}: {found}"
     raise AssertionError
 
 

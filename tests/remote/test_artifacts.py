@@ -1,6 +1,8 @@
 """Artifacts and results in the remote: what one home sent another receives, and damage is found."""
 
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -111,6 +113,37 @@ def test_what_garbage_collection_deleted_here_comes_from_the_remote(home: Homes)
     collect_garbage(Store(a.root), Refs(a.root), dry_run=False)
     assert Store(a.root).damage(handle) == "missing"
     assert content(home("a").store.folder(handle))["empty"] == b""
+
+
+def test_a_record_whose_files_are_received_is_never_away(home: Homes, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = home("a"), home("b")
+    handle = keep(a.store)
+    a.point(handle)
+    assert b.refs.head(NAME) is not None and b.store.is_record(handle)
+    changes = ("rename", "unlink", "rmdir", "mkdir")
+    real = {name: getattr(Path, name) for name in changes}
+    for number in range(1000):
+        left = iter(range(number))
+
+        def change(made: Callable[..., object], left: Iterator[int] = left) -> Callable[..., object]:
+            def or_killed(*given: object, **more: object) -> object:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return made(*given, **more)
+
+            return or_killed
+
+        with monkeypatch.context() as patch:
+            for name in changes:
+                patch.setattr(Path, name, change(real[name]))
+            try:
+                home("b").store.folder(handle)
+                break
+            except KeyboardInterrupt:
+                pass
+        assert not [finding for finding in verify(b.root) if finding.harmful], f"interrupted at change {number}"
+    assert number > 5 and not b.store.is_record(handle)
+    assert content(b.store.folder(handle)) == content(a.store.folder(handle))
 
 
 def test_a_damaged_file_of_the_home_comes_from_the_remote(home: Homes) -> None:
