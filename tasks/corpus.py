@@ -1,6 +1,5 @@
 """Fetching a corpus, cleaning it, cutting it into documents and splitting it; and mixing several."""
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -12,10 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 from bardflow.engine.reading import UnitsOn
-from bardflow.home import home, project_folder
 from bardflow.sources.documents import Part, Piece, Units, cleaned_units, extent, read, split
 from bardflow.sources.duplicates import treated
-from bardflow.sources.fetch import fetch
 from bardflow.sources.mixing import ReadSet, mix
 from bardflow.sources.spec import CorpusSpec, MixtureSpec
 from bardflow.sources.survey import survey
@@ -25,8 +22,9 @@ from bardflow.storage.handles import Corpus, Source
 from bardflow.storage.layout import RAW
 from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.cluster import cluster_of_run, folder_of
+from bardflow.tasks.fetching import fetch_into
 from bardflow.tasks.run import origin, store
-from bardflow.tasks.saying import Progress, say, watched
+from bardflow.tasks.saying import say, watched
 
 FINISHED = "finished.json"  # in the folder of a corpus that is being cleaned
 # A smaller corpus is read sooner than it is sent to other machines.
@@ -39,16 +37,7 @@ READERS = {"html": ("resiliparse",), "epub": ("resiliparse",), "markdown": ("mar
 def fetch_source(corpus: CorpusSpec) -> Source:
     """Fetch the raw files. The result is never cached, because only the source knows whether it changed."""
     with store().draft() as draft:
-        (draft.folder / RAW).mkdir()
-        with Progress(f"fetching {corpus.name}", "B") as progress:
-            fetched = fetch(
-                corpus,
-                draft.folder / RAW,
-                downloads=home() / "downloads",
-                mirror=os.environ.get("CORPORA_MIRROR") or None,
-                progress=progress,
-                project=project_folder(),
-            )
+        fetched = fetch_into(draft, corpus)
         say(f"{corpus.name}: {fetched.why}")
         return store().keep(draft, Source, {}, origin(address=fetched.address, why=fetched.why))
 

@@ -18,16 +18,16 @@ from bardflow.errors import BardError
 from bardflow.home import held, home, project_folder, remote_address, up_lock
 from bardflow.outcome import Outcome
 from bardflow.sources.corpora import load_corpus, load_parts
-from bardflow.sources.fetch import fetch
 from bardflow.sources.spec import CorpusSpec
 from bardflow.storage.disk import DRAFTS, read_or_none, sealed, unsealed, write_whole
 from bardflow.storage.handles import Handle, Source, text_of
-from bardflow.storage.layout import RAW, RECEIPTS
+from bardflow.storage.layout import RECEIPTS
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.refs import Refs
 from bardflow.storage.store import Store
+from bardflow.tasks.fetching import fetch_into
 from bardflow.tasks.locks import training_lock, using_store
-from bardflow.tasks.saying import Progress, say
+from bardflow.tasks.saying import say
 
 CODE = (".py", ".toml", ".html", ".css")
 # What changes how a run computes: a run with one of these leaves no receipt and is not answered from one.
@@ -114,15 +114,8 @@ def _fetched(store: Store, corpus: str, sources: list[str]) -> list[str] | None:
     """Fetch the sources of a corpus; return what that says of each, or None if one is another than before."""
     said = []
     for spec, digest in zip(_specs(corpus), sources, strict=True):
-        with store.draft() as draft, Progress(f"fetching {spec.name}", "B") as progress:
-            found = fetch(
-                spec,
-                draft.folder / RAW,
-                downloads=home() / "downloads",
-                mirror=os.environ.get("CORPORA_MIRROR") or None,
-                progress=progress,
-                project=project_folder(),
-            )
+        with store.draft() as draft:
+            found = fetch_into(draft, spec)
             if store.identify(draft, Source, {})[0].digest != digest:
                 return None
         said.append(f"{spec.name}: {found.why}")
