@@ -2,7 +2,10 @@
 
 import unicodedata
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from queue import Queue
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,8 @@ _COMPARED_CHARACTERS = 65_536
 _SAMPLE_LINES = 5_000
 # So many characters are looked at together.
 _STRETCH_CHARACTERS = 131_072
+# The most pieces that wait for the thread that surveys.
+_WAITING_PIECES = 32
 
 Counts = npt.NDArray[np.int64]
 
@@ -278,6 +283,44 @@ def survey(parts: Iterable[tuple[Part, Piece]]) -> Survey:
         suggestion=_suggestion(distinct),
     )
     return counted.model_copy(update={"warnings": tuple(_warnings(counted, signs, replaced))})
+
+
+class SurveyThread:
+    """A thread that surveys labelled pieces while they are passed on to other work.
+
+    NumPy and hashlib release Python's lock, so surveying a text and writing it use two cores.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Queue[tuple[Part, Piece] | None] = Queue(_WAITING_PIECES)
+        self._pool = ThreadPoolExecutor(1, "survey")
+
+    def __enter__(self) -> Self:
+        self._survey = self._pool.submit(self._surveyed)
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._waiting.put(None)
+        self._pool.shutdown()
+
+    def passing(self, parts: Iterable[tuple[Part, Piece]]) -> Iterator[tuple[Part, Piece]]:
+        """Yield the pieces, each of which is surveyed."""
+        for part in parts:
+            self._waiting.put(part)
+            yield part
+
+    def result(self) -> Survey:
+        """Return the survey of all pieces that were passed on. Raises as `survey`."""
+        self._waiting.put(None)
+        return self._survey.result()
+
+    def _surveyed(self) -> Survey:
+        parts = iter(self._waiting.get, None)
+        try:
+            return survey(part for part in parts if part is not None)
+        finally:
+            for _ in parts:  # after an error, so that `passing` does not wait forever
+                pass
 
 
 def _stretches(parts: Iterable[tuple[Part, Piece]]) -> Iterator[tuple[Part, int, str]]:

@@ -1,5 +1,6 @@
 """Laws of what is counted in a text, and of what is proposed and warned of."""
 
+import threading
 import tracemalloc
 from collections.abc import Iterator
 
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bardflow.sources.documents import Part, Piece
-from bardflow.sources.survey import Survey, survey
+from bardflow.sources.documents import PARTS, Part, Piece
+from bardflow.sources.survey import Survey, SurveyThread, survey
 
 
 def surveyed(train: str, validation: str) -> Survey:
@@ -37,6 +38,28 @@ def test_a_survey_does_not_depend_on_where_pieces_end(lines: list[int], border: 
     halves: tuple[tuple[Part, str], ...] = (("train", text[:border]), ("validation", text[border:]))
     cut = [(part, Piece(0, half[at : at + size])) for part, half in halves for at in range(0, len(half), size)]
     assert survey(cut) == survey((part, Piece(0, half)) for part, half in halves)
+
+
+def test_a_thread_surveys_the_pieces_that_are_passed_on() -> None:
+    parts = [(part, Piece(0, "To be, or not to be: that is the question.\n" * 9)) for part in PARTS for _ in range(99)]
+    with SurveyThread() as surveying:
+        assert list(surveying.passing(parts)) == parts
+        assert surveying.result() == survey(parts)
+
+
+def test_an_error_of_the_survey_does_not_stop_the_pieces_and_is_raised_with_the_result() -> None:
+    parts: list[tuple[Part, Piece]] = [("train", Piece(0, "\ud800" * 200_000))] * 99  # half a character: no UTF-8
+    with SurveyThread() as surveying:
+        assert list(surveying.passing(parts)) == parts
+        with pytest.raises(UnicodeEncodeError):
+            surveying.result()
+
+
+def test_an_error_of_the_other_work_ends_the_thread() -> None:
+    with pytest.raises(ZeroDivisionError), SurveyThread() as surveying:
+        for _, (document, _) in surveying.passing([("train", Piece(0, "one"))] * 99):
+            assert 1 / document
+    assert not any(thread.name.startswith("survey") for thread in threading.enumerate())
 
 
 def test_duplicates_and_overlap_are_shares_of_telling_lines() -> None:
