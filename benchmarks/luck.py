@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from time_to_loss import CPU, chosen, tokens_of
+from time_to_loss import chosen, tokens_of
 
 from bardflow.model.machine import device as devices
 from bardflow.model.planning import Machine, unlimited
@@ -37,7 +37,7 @@ def charged(recipe: Recipe, text: str, seed: int) -> Charges:
     training = Training(begin(recipe.gpt, size, seed), spec, device, unlimited(recipe.gpt, size, spec, machine))
     for _ in training.steps(train, spec.steps):
         pass
-    return charges(training.gpt, held_out, before=train[-1:], device=CPU)
+    return charges(training.gpt, held_out, before=train[-1:], device=devices.Device(device.name, "f32"))
 
 
 def main() -> None:

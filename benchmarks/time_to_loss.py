@@ -75,7 +75,8 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
         if step.number % every == 0 or step.number == spec.steps:
             float(step.loss)
             seconds += time.perf_counter() - begun
-            nats = score(training.gpt, held_out, before=train[-1:], device=CPU).nats_per_token
+            in_f32 = devices.Device(device.name, "f32")
+            nats = score(training.gpt, held_out, before=train[-1:], device=in_f32).nats_per_token
             points.append((seconds, nats))
             begun = time.perf_counter()
     tokens = spec.steps * spec.batch * gpt.context

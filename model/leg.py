@@ -93,13 +93,17 @@ class LegRun:
         self.seconds = time.monotonic() - began
 
     def finished(self) -> Leg:
-        """Score the first `validation_tokens` of the validation set, and return what was measured."""
+        """Score the first `validation_tokens` of the validation set, and return what was measured.
+
+        Blocks compute in the training's precision. In bf16 the score takes half of the time or less, and it differs by
+        some 1e-4 nats from that of the evaluation, which is in f32.
+        """
         training, device = self.training, self.device
         nats = float("nan")
         # With shards, all workers put each block together, so all of them score.
         if self.leads or training.shards is not None:
             nats = score(
-                Rounded(training.gpt, training.gpt) if training.gpt.computes_in is not None else training.gpt,
+                Rounded(training.gpt, training.computing()),
                 self.validation[: training.spec.validation_tokens],
                 before=self.train[len(self.train) - 1 : len(self.train)],
                 device=Device(device.name, "f32"),

@@ -56,7 +56,7 @@ def begin_training(vocabulary: Vocabulary, gpt: GPTSpec, seed: int) -> Checkpoin
         return store().keep(draft, Checkpoint, {"step": 0}, origin())
 
 
-@task(version="2", cache_policy=CACHE_BY_INPUTS.ignoring("plan"))
+@task(version="3", cache_policy=CACHE_BY_INPUTS.ignoring("plan"))
 def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, until: int, plan: Plan) -> Checkpoint:
     """Train from the checkpoint to step `until`, then score the validation set.
 

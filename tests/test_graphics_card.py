@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bardflow.model.machine import Device, Execution
-from bardflow.model.machine.device import NoSuchDevice, bf16_is_fast, choose
+from bardflow.model.machine.device import NoSuchDevice, bf16_is_fast, choose, cuda_is_usable, has_kernels
 from bardflow.model.networks import Bits, GPTSpec
 from bardflow.model.networks.bits import drawn, drawn_one_by_one
 from bardflow.model.training import Training, TrainingSpec, begin
@@ -29,6 +29,46 @@ def test_the_device_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("f32") == Device("cpu", "f32")
     assert choose("bf16") == Device("cpu", "bf16")
     assert choose("auto") == Device("cpu", "bf16" if bf16_is_fast("cpu") else "f32")
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "has"),
+    [
+        ((9, 0), ["sm_80", "sm_90", "sm_100"], True),
+        ((8, 6), ["sm_80", "sm_90"], True),  # the same major version, a larger minor one
+        ((8, 0), ["sm_86", "sm_90"], False),
+        ((6, 1), ["sm_75", "sm_80", "sm_90"], False),  # a GTX 1080 and today's builds
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),  # intermediate code is compiled for later GPUs
+        ((9, 0), ["compute_100"], False),
+        ((10, 3), ["sm_100a"], False),
+        ((10, 0), ["sm_100a"], True),
+        ((10, 3), ["sm_100f"], True),
+        ((9, 0), [], False),
+    ],
+)
+def test_a_card_needs_kernels_for_its_compute_capability(
+    capability: tuple[int, int], architectures: list[str], has: bool
+) -> None:
+    assert has_kernels(capability, architectures) == has
+
+
+def test_a_card_without_kernels_is_not_chosen_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = {"is_available": True, "get_device_capability": (6, 1), "get_arch_list": ["sm_75", "sm_80"]}
+    for name, value in (cuda | {"get_device_name": "NVIDIA GeForce GTX 1080"}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    cuda_is_usable.cache_clear()
+    try:
+        assert choose("f32").name != "cuda"
+        (line,) = caplog.messages
+        assert "NVIDIA GeForce GTX 1080 has compute capability 6.1" in line and "sm_75, sm_80 only" in line
+        monkeypatch.setenv("BARDFLOW_DEVICE", "cuda")
+        with pytest.raises(NoSuchDevice):
+            choose("f32")
+    finally:
+        cuda_is_usable.cache_clear()
 
 
 class LikeACard(Device):

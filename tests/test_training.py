@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from bardflow.model.leg import LegRun
 from bardflow.model.machine.device import Device
 from bardflow.model.machine.execution import Execution
 from bardflow.model.networks import NOT_CHARGED
@@ -427,3 +428,16 @@ def test_the_best_leg_is_the_first_of_the_lowest() -> None:
 )
 def test_training_stops_when_patience_is_over(losses: list[float], patience: int | None, expected: bool) -> None:
     assert hopeless(losses, patience) is expected
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC])
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_score_after_a_leg_is_that_of_its_last_weights(gpt: GPTSpec, precision: Any) -> None:
+    tokens, spec = some_text(), TrainingSpec(steps=30, batch=8, precision=precision)
+    device = Device("cpu", precision)
+    leg = LegRun(lambda: Training(begin(gpt, VOCABULARY, 1), spec, device, WHOLE), tokens, tokens, 30, device)
+    for _ in leg.steps():
+        pass
+    nats = leg.finished().validation_nats_per_token
+    exact = score(leg.training.gpt, tokens, before=tokens[-1:], device=CPU).nats_per_token
+    assert nats == pytest.approx(exact, rel=1e-6 if precision == "f32" else 1e-3)

@@ -1,14 +1,19 @@
 """The device and the precision of its matrix products, which are not part of a cache key."""
 
 import importlib.util
+import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 
 from bardflow.errors import BardError
+
+LOGGER = logging.getLogger("bardflow")
 
 Precision = Literal["auto", "f32", "bf16"]
 
@@ -38,15 +43,14 @@ class Device:
 def choose(precision: Precision) -> Device:
     """Choose the first available of CUDA, Apple's MPS and CPU, unless BARDFLOW_DEVICE is set, and bf16 if it is faster.
 
-    On a CPU, bf16 is chosen only with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in
-    2048 x 2048 products); without them it is slower than f32.
+    A GPU for which this build of PyTorch has no kernels is not chosen; a warning says so. On a CPU, bf16 is chosen only
+    with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in 2048 x 2048 products); without
+    them it is slower than f32.
 
     Raises:
         NoSuchDevice: BARDFLOW_DEVICE is set to a device that torch cannot use here.
     """
-    available = [
-        n for n, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
-    ]
+    available = [n for n, there in (("cuda", cuda_is_usable()), ("mps", torch.backends.mps.is_available())) if there]
     available.append("cpu")
     name = os.environ.get("BARDFLOW_DEVICE") or available[0]
     if name not in available:
@@ -58,13 +62,50 @@ def choose(precision: Precision) -> Device:
     return Device(name, precision)
 
 
+@cache
+def cuda_is_usable() -> bool:
+    """Whether there is an NVIDIA GPU for which this build of PyTorch has kernels; logs a warning if it has none."""
+    if not torch.cuda.is_available():
+        return False
+    capability, architectures = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if torch.version.hip is not None or has_kernels(capability, architectures):
+        return True
+    LOGGER.warning(
+        f"The GPU {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, and this "
+        f"PyTorch has kernels for {', '.join(architectures)} only, so the CPU is used. A PyTorch built for this GPU is "
+        "needed: see https://pytorch.org/get-started."
+    )
+    return False
+
+
+def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
+    """Whether one of the architectures that PyTorch was built for, such as sm_90, runs on a GPU of this capability.
+
+    Machine code (sm_) runs on GPUs with the same major version and no smaller minor one, and intermediate code
+    (compute_) on all later GPUs. With a suffix, as in sm_90a, it runs on exactly that capability, or, with f, within
+    its major version (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
+    """
+    for architecture in architectures:
+        kind, _, version = architecture.partition("_")
+        digits = version.rstrip("af")
+        built = int(digits[:-1]), int(digits[-1])
+        exact = version.endswith("a")
+        if built == capability or (not exact and built[0] == capability[0] and built <= capability):
+            return True
+        if kind == "compute" and digits == version and built <= capability:
+            return True
+    return False
+
+
 def bf16_is_fast(name: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
     if name == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if name == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        # ARM's bf16 instructions are used through oneDNN, which builds for macOS do not have.
+        on_arm = capabilities.get("bf16") and torch.backends.mkldnn.is_available()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or on_arm)
     return False
 
 

@@ -302,11 +302,16 @@ class Training:
         """Return the parameters that are not in shards."""
         return [p for name, p in self.named.items() if self.shards is None or name not in self.shards.parts]
 
-    def _gradients(self, given: "Inputs") -> Tensor:
-        """Return the step's mean loss, and add its gradients to those of the weights."""
+    def computing(self) -> GPT:
+        """Return the model that computes, with the current weights: `gpt`, or its copy in bf16."""
         if self.copies:
             with torch.no_grad():
                 torch._foreach_copy_([*self.copies], [*self.copies.values()])
+        return self.working
+
+    def _gradients(self, given: "Inputs") -> Tensor:
+        """Return the step's mean loss, and add its gradients to those of the weights."""
+        working = self.computing()
         dropout = None
         if share := self.gpt.dropout:
             dropout = Dropout(
@@ -320,12 +325,12 @@ class Training:
         micro = self.execution.micro_batch
         for first in range(0, len(given.inputs_BT), micro):
             rows = slice(first, first + micro)
-            hidden_BTC = self.working.hidden(
+            hidden_BTC = working.hidden(
                 given.inputs_BT[rows], dropout, recompute=self.execution.recompute, fused=self.execution.compiled
             )
             micro_loss, dhidden_BTC = head_loss(
                 hidden_BTC.detach(),
-                self.working.head.weight,
+                working.head.weight,
                 given.targets_BT[rows],
                 charged=given.charged,
                 tokens=self.execution.loss_tokens,
