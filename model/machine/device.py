@@ -104,7 +104,7 @@ def bf16_is_fast(name: str) -> bool:
     if name == "cpu":
         capabilities = torch.cpu.get_capabilities()
         # ARM's bf16 instructions are used through oneDNN, which builds for macOS do not have.
-        on_arm = capabilities.get("bf16") and torch.backends.mkldnn.is_available()
+        on_arm = capabilities.get("bf16") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or on_arm)
     return False
 
