@@ -1,35 +1,37 @@
 """Decoding of text files in the encoding that their corpus declares, and detection of an encoding for a new corpus."""
 
 import codecs
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
 from bardflow.sources.markup import declared_encoding
 from bardflow.sources.spec import CorpusError, encoding_name
-from bardflow.sources.unpack import RawText
+from bardflow.sources.unpack import BZIP2, GZIP, XZ, ZSTD, RawText
 
 _BLOCK_BYTES = 1 << 18
 _SAMPLE_BYTES = 1 << 16
 
-# The first bytes of formats that are not text.
-_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"PK\x03\x04", "a zip archive", "unpack it and give the text inside"),
-    (b"PK\x05\x06", "an empty zip archive", "give a text file"),
-    (b"\x1f\x8b", "gzip-compressed data within other compressed data", "unpack it once"),
-    (b"BZh", "bzip2-compressed data within other compressed data", "unpack it once"),
-    (b"\xfd7zXZ\x00", "xz-compressed data within other compressed data", "unpack it once"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed data within other compressed data", "unpack it once"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and give the text inside"),
-    (b"%PDF-", "a PDF file", "turn it into text first, for example with `pdftotext`"),
-    (b"PAR1", "a Parquet file", 'set format = "parquet" and the column under [rows]'),
-    (b"\x89PNG", "a PNG image", "give a text file"),
-    (b"\xff\xd8\xff", "a JPEG image", "give a text file"),
-    (b"\x7fELF", "a program", "give a text file"),
-    (b"SQLite format 3\x00", "an SQLite database", "export the text first"),
-    (b"{\\rtf", "an RTF document", "save it as plain text"),
+# Formats that are not text, by their first bytes. Text may begin with BZh, or have "mustard" where a tar archive has
+# "ustar", so these two are recognised by more bytes.
+_SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"PK\x03\x04"), "a zip archive", "unpack it and give the text inside"),
+    (re.compile(rb"PK\x05\x06"), "an empty zip archive", "give a text file"),
+    (GZIP, "gzip-compressed data within other compressed data", "unpack it once"),
+    (BZIP2, "bzip2-compressed data within other compressed data", "unpack it once"),
+    (XZ, "xz-compressed data within other compressed data", "unpack it once"),
+    (ZSTD, "zstd-compressed data within other compressed data", "unpack it once"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", "unpack it and give the text inside"),
+    (re.compile(rb"%PDF-"), "a PDF file", "turn it into text first, for example with `pdftotext`"),
+    (re.compile(rb"PAR1"), "a Parquet file", 'set format = "parquet" and the column under [rows]'),
+    (re.compile(rb"\x89PNG"), "a PNG image", "give a text file"),
+    (re.compile(rb"\xff\xd8\xff"), "a JPEG image", "give a text file"),
+    (re.compile(rb"\x7fELF"), "a program", "give a text file"),
+    (re.compile(rb"SQLite format 3\x00"), "an SQLite database", "export the text first"),
+    (re.compile(rb"{\\rtf"), "an RTF document", "save it as plain text"),
+    (re.compile(rb"(?s:.{257})(ustar(?:\x00|  \x00))"), "a tar archive", "unpack it and give the folder"),
 )
-_TAR = (b"ustar", 257)
 
 # Byte-order marks, longest first: UTF-32's little-endian one starts with UTF-16's.
 _MARKS: tuple[tuple[bytes, str], ...] = (
@@ -199,11 +201,9 @@ def _telling_line(text: str) -> str:
 
 def _refuse_signatures(head: bytes, name: str) -> None:
     for signature, what, remedy in _SIGNATURES:
-        if head.startswith(signature):
-            raise CorpusError(f"{name} is {what}, not text (bytes 0 to {len(signature) - 1}); {remedy}.")
-    mark, at = _TAR
-    if head[at : at + len(mark)] == mark:
-        raise CorpusError(f"{name} is a tar archive, not text; unpack it and give the folder.")
+        if found := signature.match(head):
+            first, after = found.span(found.lastindex or 0)
+            raise CorpusError(f"{name} is {what}, not text (bytes {first} to {after - 1}); {remedy}.")
 
 
 def _nul_message(file: RawText, encoding: str, offset: int) -> str:

@@ -36,11 +36,16 @@ def _zstd(path: Path) -> Any:
     return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
 
-_COMPRESSIONS: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
-    (b"\x1f\x8b", ".gz", gzip.open),
-    (b"BZh", ".bz2", bz2.open),
-    (b"\xfd7zXZ\x00", ".xz", lzma.open),
-    (b"\x28\xb5\x2f\xfd", ".zst", _zstd),
+# The first bytes of compressed data. In bzip2, a block or the end follows the level.
+GZIP = re.compile(rb"\x1f\x8b")
+BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+XZ = re.compile(rb"\xfd7zXZ\x00")
+ZSTD = re.compile(rb"\x28\xb5\x2f\xfd")
+_COMPRESSIONS: tuple[tuple[re.Pattern[bytes], str, Callable[[Path], Any]], ...] = (
+    (GZIP, ".gz", gzip.open),
+    (BZIP2, ".bz2", bz2.open),
+    (XZ, ".xz", lzma.open),
+    (ZSTD, ".zst", _zstd),
 )
 
 
@@ -54,12 +59,12 @@ def raw_texts(path: Path, name: str) -> Iterator[RawText]:
             streams raises it if the unpacked size exceeds 200 times the packed one, beyond 16 MiB.
     """
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(16)
     if head.startswith(b"PK\x03\x04"):
         yield from _members(path, name)
         return
     for signature, suffix, unpacked in _COMPRESSIONS:
-        if head.startswith(signature):
+        if signature.match(head):
             opened = partial(_limited, partial(unpacked, path), path.stat().st_size, name)
             yield RawText(name.removesuffix(suffix), opened)
             return

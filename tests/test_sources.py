@@ -1,9 +1,12 @@
 """Laws of the way from a source to labelled pieces of text: paths, datasets, decoding."""
 
+import bz2
 import gzip
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -51,6 +54,13 @@ def reading(tmp_path: Path, files: dict[str, bytes], *, cut: str = "whole", **sp
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return read(corpus(PathSource(path="files"), cut, **spec), folder)
+
+
+def tarred(form: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    return out.getvalue()
 
 
 def by_document(pieces: Reading) -> list[str]:
@@ -196,6 +206,10 @@ TEXT = "話說天下大勢，分久必合，合久必分。" * 400 + "\n"
         (gzip.compress(gzip.compress(b"text", mtime=0), mtime=0), ["gzip", "bytes 0 to 1", "unpack it once"]),
         (b"%PDF-1.7\n", ["PDF", "bytes 0 to 4", "pdftotext"]),
         (b"PAR1....", ["Parquet", "[rows]"]),
+        (bz2.compress(bz2.compress(b"text")), ["bzip2", "bytes 0 to 9", "unpack it once"]),
+        (bz2.compress(bz2.compress(b"")), ["bzip2", "unpack it once"]),
+        (tarred(tarfile.USTAR_FORMAT), ["tar archive", "bytes 257 to 262", "give the folder"]),
+        (tarred(tarfile.GNU_FORMAT), ["tar archive", "bytes 257 to 264", "give the folder"]),
     ],
 )
 def test_what_is_not_text_in_utf8_is_refused_with_file_byte_and_remedy(
@@ -205,6 +219,11 @@ def test_what_is_not_text_in_utf8_is_refused_with_file_byte_and_remedy(
         list(reading(tmp_path, {"it.txt": data}))
     for part in ("it.txt", *told):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["." * 256 + "mustard, and so on\n", "BZh9 is a short name\n", "7z and PK\n"])
+def test_a_text_with_the_letters_of_an_archive_is_a_text(tmp_path: Path, text: str) -> None:
+    assert "".join(piece.text for piece in reading(tmp_path, {"it.txt": text.encode()})) == text
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
