@@ -7,8 +7,6 @@ import re
 import time
 from pathlib import Path
 
-import httpx
-
 from bardflow.errors import BardError
 
 PROJECT_FILE = "prefect.yaml"
@@ -167,6 +165,8 @@ def held(lock: Path) -> bool:
 
 def healthy(url: str) -> bool:
     """Return whether a Prefect server answers at `url`, the address that ends in `/api`."""
+    import httpx  # takes 80 ms to import, and most commands ask no server
+
     try:
         return httpx.get(f"{url}/health", timeout=2, trust_env=False).text == "true"
     except (httpx.HTTPError, httpx.InvalidURL):

@@ -44,6 +44,13 @@ def typed(project: Path, *arguments: str, **more: str) -> Said:
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def test_the_commands_are_known_before_a_large_library_is_imported() -> None:
+    large = ("httpx", "numpy", "pydantic", "prefect", "torch", "pyarrow", "datasets", "tokenizers")
+    code = f"import sys, bardflow.commands.cli; print([name for name in {large} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> Iterator[tuple[Path, dict[str, Any], str]]:
     """A project in which one model was trained, what `--json` said, and the log on standard error."""
