@@ -48,11 +48,10 @@ def sample(
     from pydantic import ValidationError
 
     from bardflow.model.machine import device
-    from bardflow.model.sampling import SamplingSpec, write
+    from bardflow.model.sampling import SamplingSpec, opening, write
     from bardflow.model.training import load_model
     from bardflow.model.vocabulary import TOKENIZER_FILE, load
     from bardflow.storage.handles import Model
-    from bardflow.tasks.evaluation import opening
 
     store, handle = found(ref)
     if not isinstance(handle, Model):

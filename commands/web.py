@@ -16,14 +16,13 @@ from bardflow.commands.web_guard import guarded
 from bardflow.errors import BardError
 from bardflow.home import home
 from bardflow.model.machine import device
-from bardflow.model.sampling import SamplingSpec, sample_watched
+from bardflow.model.sampling import SamplingSpec, opening, sample_watched
 from bardflow.model.training import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, TextStream, decode, encode, load
 from bardflow.pages import writing
 from bardflow.storage.handles import Model, Report
 from bardflow.storage.manifests import StoreError
 from bardflow.storage.store import Store
-from bardflow.tasks.evaluation import opening
 from bardflow.tasks.index import write_index
 from bardflow.tasks.reporting import html_of
 from bardflow.tasks.run import store

@@ -21,7 +21,14 @@ from tokenizers import Tokenizer
 from bardflow.errors import BardError
 from bardflow.model.machine import Device
 from bardflow.model.networks import GPT, KeyValueCache
-from bardflow.model.vocabulary import TextStream, encode
+from bardflow.model.vocabulary import (
+    NotLossless,
+    TextStream,
+    UnknownCharacter,
+    VocabularyError,
+    encode,
+    spellings,
+)
 
 Logits = npt.NDArray[np.float32]
 
@@ -44,6 +51,17 @@ class SamplingSpec(BaseModel):
         description="draw from the fewest most probable ones that together have this probability; null: from all",
     )
     seed: int = Field(default=1337, ge=0, lt=2**32)
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """Return the default prompt: a line end, or the first token that is a text if the vocabulary has no line end."""
+    for text in ("\n", *(token.decode(errors="replace") for token in spellings(tokenizer) if token)):
+        try:
+            next(encode(tokenizer, [text]))
+        except (UnknownCharacter, NotLossless):
+            continue
+        return text
+    raise VocabularyError("no token of this vocabulary is a text of its own; give a prompt")
 
 
 def sample(

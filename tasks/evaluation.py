@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from bardflow.errors import BardError
 from bardflow.model.machine import device
 from bardflow.model.networks import GPT
-from bardflow.model.sampling import SamplingSpec, write
+from bardflow.model.sampling import SamplingSpec, opening, write
 from bardflow.model.scoring import (
     Charges,
     Guess,
@@ -35,7 +35,6 @@ from bardflow.model.vocabulary import (
     TextStream,
     TokenIds,
     UnknownCharacter,
-    VocabularyError,
     decode,
     encode,
     load,
@@ -154,9 +153,9 @@ def evaluate_model(model: Model, corpus: Corpus, spec: EvaluationSpec) -> Evalua
         if samples:
             found = find_memorised((sample.text for sample in samples), text, survey["train_characters"])
             write_json(draft.folder / MEMORISED, found.model_dump(mode="json", exclude_none=True))
-        opening = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
-        expected = guesses(gpt, opening, before=before, device=place, likeliest=LIKELIEST)
-        shown = surprises(tokenizer, opening.tolist(), expected)
+        passage = tokens[: int(np.searchsorted(np.cumsum(started[tokens]), PASSAGE_CHARACTERS)) + 1]
+        expected = guesses(gpt, passage, before=before, device=place, likeliest=LIKELIEST)
+        shown = surprises(tokenizer, passage.tolist(), expected)
         write_json(draft.folder / SURPRISES, SURPRISE_LIST.dump_python(shown, mode="json"))
         np.save(draft.folder / CHARGES, by_character(charged, started[tokens]))
         if coded is not None:
@@ -249,17 +248,6 @@ def drawn(gpt: GPT, tokenizer: Tokenizer, spec: EvaluationSpec, place: device.De
         Sample(prompt=prompt, text=text, temperature=spec.temperature, seed=sampling.seed, row=row)
         for row, text in enumerate(texts)
     ]
-
-
-def opening(tokenizer: Tokenizer) -> str:
-    """Return the default prompt: a line end, or the first token that is a text if the vocabulary has no line end."""
-    for text in ("\n", *(token.decode(errors="replace") for token in spellings(tokenizer) if token)):
-        try:
-            next(encode(tokenizer, [text]))
-        except (UnknownCharacter, NotLossless):
-            continue
-        return text
-    raise VocabularyError("no token of this vocabulary is a text of its own; give a prompt")
 
 
 def scores_of(evaluation: Evaluation) -> Scores:
