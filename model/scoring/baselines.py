@@ -6,6 +6,7 @@ import bz2
 import lzma
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,10 @@ COUNTED_CHARACTERS = 2**21
 STRETCH_CHARACTERS = 2**12
 # At most this many characters from the start are compressed: xz -9 takes seconds for a million characters.
 COMPRESSED_CHARACTERS = 2**23
+
+# Compressors and the n-gram model are measured side by side for texts up to this length, beyond it one after the other:
+# each takes hundreds of megabytes then.
+SIDE_BY_SIDE_CHARACTERS = 2**22
 
 # The window of xz -9 in bytes; earlier training text cannot help it. bz2 -9 works in blocks of 900 kB.
 XZ_LOOKS_BACK = 64 << 20
@@ -78,22 +83,25 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
         scored = sum(map(len, stretches))
         counted += f"; over {scored:,} characters in {len(stretches):,} evenly spread stretches"
     compressed_of = learned if squeezed == validation else f"{learned}; over the first {len(squeezed):,} characters"
-    yield Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters")
-    yield Baseline(
-        "order 0",
-        "statistical",
-        order_zero(train, "".join(stretches)),
-        f"how often each character occurs in the training text{counted}",
-    )
-    yield Baseline(
-        f"{ORDER}-gram",
-        "statistical",
-        kneser_ney(train, validation),
-        f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it{counted}",
-    )
     methods: tuple[Literal["xz", "bz2"], ...] = ("xz", "bz2")
-    for method in methods:
-        bits = compressed(train_bytes, validation_bytes, method)
+    with ThreadPoolExecutor(2 if len(train) + len(validation) <= SIDE_BY_SIDE_CHARACTERS else 1) as pool:
+        counting = pool.submit(kneser_ney, train, validation)
+        compressing = [pool.submit(compressed, train_bytes, validation_bytes, method) for method in methods]
+        yield Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters")
+        yield Baseline(
+            "order 0",
+            "statistical",
+            order_zero(train, "".join(stretches)),
+            f"how often each character occurs in the training text{counted}",
+        )
+        yield Baseline(
+            f"{ORDER}-gram",
+            "statistical",
+            counting.result(),
+            f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it{counted}",
+        )
+        measured = [future.result() for future in compressing]
+    for method, bits in zip(methods, measured, strict=True):
         note = f"size of both texts less size of the training text{compressed_of}"
         if bits == 8 * FILE_UNITS[method]:
             note += f"; the text adds at most {FILE_UNITS[method]} B, the least that a file's size shows"
