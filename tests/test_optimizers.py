@@ -31,12 +31,17 @@ CLASSIC = GPTSpec(
             0.02,
         ),
         (
+            lambda p: Muon(p, peak=0.1, weight_decay=0.2, momentum=0.95, precision=torch.bfloat16, iterations=3),
+            lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.2, momentum=0.95, ns_steps=3),
+            0.02,
+        ),
+        (
             lambda p: AdamW(p, peak=0.1, weight_decay=0.2, betas=BETAS),
             lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, betas=BETAS, fused=True),
             0.0,
         ),
     ],
-    ids=["muon", "adamw"],
+    ids=["muon", "muon of three iterations", "adamw"],
 )
 def test_an_optimizer_is_torchs_up_to_rounding(ours: Any, theirs: Any, apart: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -51,6 +51,9 @@ class TrainingSpec(BaseModel):
     )
     learning_rate: float = Field(default=3e-3, gt=0, le=10, description="AdamW's peak learning rate")
     muon_learning_rate: float = Field(default=0.02, gt=0, le=10, description="Muon's peak learning rate (muon only)")
+    muon_iterations: Annotated[int, AsBefore(5)] = Field(
+        default=5, ge=1, le=10, description="Newton-Schulz iterations of Muon; fewer take less time (muon only)"
+    )
     weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled decay of matrices and tables")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")

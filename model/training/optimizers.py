@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 # The source of random bits: NumPy on the CPU, or the GPU itself.
 RandomBits = np.random.Generator | Bits
 
-# Newton-Schulz iteration: the coefficients of the quintic and the number of iterations (Jordan et al. 2024,
+# The coefficients of the quintic in the Newton-Schulz iteration (Jordan et al. 2024,
 # https://kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
-QUINTIC_STEPS = 5
 # The most elements in a stack of matrices that are orthogonalised together: 16 MB of products, and 256 MB on a GPU.
 STACKED = 2**21
 STACKED_ON_A_CARD = 2**25
@@ -151,14 +150,21 @@ class Muon(Optimizer):
     """Muon, which orthogonalises the momentum (Jordan et al. 2024), with matrices of equal shape in one product.
 
     torch.optim.Muon takes the matrices one at a time; the update is the same up to rounding (`tests/test_training.py`).
-    `precision` is the type of the products.
+    `precision` is the type of the products, and `iterations` the number of Newton-Schulz iterations.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], *, peak: float, weight_decay: float, momentum: float, precision: torch.dtype
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        peak: float,
+        weight_decay: float,
+        momentum: float,
+        precision: torch.dtype,
+        iterations: int = 5,
     ) -> None:
         super().__init__(parameters, peak=peak, weight_decay=weight_decay)
-        self.momentum, self.precision = momentum, precision
+        self.momentum, self.precision, self.iterations = momentum, precision, iterations
 
     def begun(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return a momentum of zero."""
@@ -176,7 +182,8 @@ class Muon(Optimizer):
                 updates = [self.shards.whole(u, p) for p, u in zip(stack, updates, strict=True)]
             wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
             torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
-            orthogonal = [o.t() if s[0] > s[1] else o for s, o in zip(shapes, orthogonalised(wide), strict=True)]
+            wide = orthogonalised(wide, self.iterations)
+            orthogonal = [o.t() if s[0] > s[1] else o for s, o in zip(shapes, wide, strict=True)]
             if self.shards is not None:
                 orthogonal = [self.shards.own_rows(o, p) for p, o in zip(stack, orthogonal, strict=True)]
             scales = [max(1, s[0] / s[1]) ** 0.5 for s in shapes]
@@ -212,11 +219,14 @@ def stacks(
     return [stack for lists in by_shape.values() for stack in lists]
 
 
-def orthogonalised(stack_NRC: Tensor) -> Tensor:
-    """Bring all singular values of each wide matrix near 1 (0.7 to 1.2) by Newton-Schulz iteration."""
+def orthogonalised(stack_NRC: Tensor, iterations: int) -> Tensor:
+    """Bring all singular values of each wide matrix near 1 (0.7 to 1.2) by Newton-Schulz iteration.
+
+    With fewer than five iterations, the smallest ones stay below that.
+    """
     x: Tensor = stack_NRC / torch.linalg.vector_norm(stack_NRC, dim=(1, 2), keepdim=True).clamp_min(1e-7)
     a, b, c = QUINTIC
-    for _ in range(QUINTIC_STEPS):
+    for _ in range(iterations):
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
@@ -284,6 +294,7 @@ def muon_and_adamw(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: 
             weight_decay=spec.weight_decay,
             momentum=0.95,
             precision=device.dtype,
+            iterations=spec.muon_iterations,
         )
         for stack in stacks(named[n] for n in sorted(matrices))
     ]
