@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from bardflow.storage.datasets_layout import gather, read_batches, write_dataset
+from bardflow.storage.datasets_layout import array_of, gather, read_batches, write_dataset
 
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 SCHEMA = pa.schema([("document", pa.int32()), ("text", pa.string())])
@@ -31,16 +32,18 @@ def write_documents(folder: Path, rows: Iterable[tuple[str, int, str]]) -> Docum
     """Write a stream of rows (split, document number, text)."""
     digests = {str(split): hashlib.sha256() for split in SPLITS}
 
-    def tagged() -> Iterator[tuple[str, tuple[int, str]]]:
+    def tagged() -> Iterator[tuple[str, tuple[int, bytes, int]]]:
         for split, document, text in rows:
-            digests[split].update(text.encode())
-            yield split, (document, text)
+            encoded = text.encode()
+            digests[split].update(encoded)
+            yield split, (document, encoded, len(text))
 
     def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
-        for split, held in gather(tagged(), lambda row: len(row[1]), BATCH_CHARACTERS):
-            documents, texts = zip(*held, strict=True)
-            columns = [pa.array(documents, pa.int32()), pa.array(texts, pa.string())]
-            yield split, pa.record_batch(columns, schema=SCHEMA)
+        for split, held in gather(tagged(), lambda row: row[2], BATCH_CHARACTERS):
+            documents, texts, _ = zip(*held, strict=True)
+            offsets = pa.py_buffer(np.cumsum([0, *map(len, texts)], dtype=np.int32))
+            strings = pa.StringArray.from_buffers(len(texts), offsets, pa.py_buffer(b"".join(texts)))
+            yield split, pa.record_batch([array_of(documents, np.int32), strings], schema=SCHEMA)
 
     write_dataset(folder, SCHEMA, SPLITS, batches(), shard_bytes=SHARD_BYTES)
     return DocumentsFacts(**{f"{split}_sha256": digest.hexdigest() for split, digest in digests.items()})

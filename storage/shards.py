@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bardflow.storage.datasets_layout import gather, part_path, read_batches, write_dataset
+from bardflow.storage.datasets_layout import array_of, gather, part_path, read_batches, write_dataset
 from bardflow.storage.disk import fsync, write_whole
 from bardflow.storage.documents import SPLITS
 
@@ -94,10 +94,10 @@ def write_shards(
         for split, held in gather(tagged(), lambda row: len(row[1]), most):
             documents, ids, places = zip(*held, strict=True)
             begins = places[0]
-            offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
-            flat = np.concatenate(ids, dtype=dtype, casting="safe")
-            lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, id_type))
-            yield split, pa.record_batch([lists, pa.array(documents, pa.int32())], schema=schema)
+            offsets = array_of(np.cumsum([0, *map(len, ids)]), np.int32)
+            flat = array_of(np.concatenate(ids, dtype=dtype, casting="safe"), dtype)
+            lists = pa.ListArray.from_arrays(offsets, flat)
+            yield split, pa.record_batch([lists, array_of(documents, np.int32)], schema=schema)
 
     def note(split: str, shards: int) -> None:
         assert begins is not None

@@ -370,3 +370,21 @@ def test_a_corpus_without_a_validation_part_is_opened_by_datasets_and_by_us(tmp_
     assert facts.validation_sha256 == hashlib.sha256(b"").hexdigest()
     assert list(read_documents(tmp_path, "validation")) == []
     assert load_from_disk(str(tmp_path))["validation"].num_rows == 0
+
+
+def test_writing_a_corpus_and_its_shards_imports_no_pandas(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from bardflow.storage.documents import write_documents
+from bardflow.storage.shards import ShardSpec, write_shards
+folder = Path({str(tmp_path)!r})
+write_documents(folder / "texts", [("train", 0, "text"), ("validation", 1, "text")])
+rows = [(split, 0, np.arange(9, dtype=np.uint16)) for split in ("train", "validation")]
+write_shards(folder / "shards", rows, ShardSpec(), dtype=np.dtype(np.uint16))
+print("pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "False", done.stderr
