@@ -97,12 +97,16 @@ class Scores(PageModel):
 
 
 class Baseline(PageModel):
-    """A baseline. Those of kind `compressor` and `statistical` were measured on this run's validation set."""
+    """A baseline. Those of kind `compressor` and `statistical` were measured on this run's validation set.
+
+    `interval` is the confidence interval of this run's bits per character minus the baseline's, if it is known.
+    """
 
     name: str
     kind: Literal["statistical", "compressor", "published"]
     bits_per_character: Bits
     note: str = ""
+    interval: tuple[float, float] | None = Field(default=None, exclude_if=lambda interval: interval is None)
 
 
 class Verdict(PageModel):
@@ -355,12 +359,22 @@ def _remarks(page: RunPage) -> tuple[_Remark, ...]:
             needs, more = wording.score(best.bits_per_character), wording.score(best.bits_per_character - own)
             text = (
                 f"This model beats every {singular} measured ({_listed([b.name for b in rivals])}): the best of them, "
-                f"{best.name}, needs {needs} bits for each character, {more} more."
+                f"{best.name}, needs {needs} bits for each character, {more} more{_surely(best)}."
             )
             remarks.append(_Remark(True, text))
         else:
             remarks.append(_Remark(False, f"No {singular} was measured on this text, so the score stands without one."))
     return (*remarks, *_proof(page.scores))
+
+
+def _surely(baseline: Baseline) -> str:
+    """How sure it is that the model needs fewer bits than the baseline, in brackets; empty if that is not known."""
+    if baseline.interval is None:
+        return ""
+    least, most = (-bits for bits in reversed(baseline.interval))
+    if least > 0:
+        return f" (with 95 % confidence {wording.score(least)} to {wording.score(most)} more)"
+    return " (on a text of this length, that may be chance)"
 
 
 def _proof(scores: Scores) -> tuple[_Remark, ...]:

@@ -23,6 +23,7 @@ from bardflow.model.scoring import (
     characters_started,
     charges_both_ways,
     charges_in_bf16,
+    compare,
     compress,
     decompress,
     guesses,
@@ -179,21 +180,25 @@ def scores_from(charged: Charges, sliding: Charges, survey: dict[str, Any], comp
     )
 
 
-@task(version="2", cache_policy=CACHE_BY_INPUTS)
+@task(version="3", cache_policy=CACHE_BY_INPUTS)
 def measure_baselines(corpus: Corpus) -> Baselines:
-    """Measure compressors and an n-gram model on the same split, and add the published scores."""
+    """Measure compressors and an n-gram model on the same split, and add the published scores.
+
+    If a baseline gives the loss of each character, these are stored too, in nats.
+    """
     folder, facts = store().folder(corpus), store().facts(corpus)
     measured = baselines.measure(
         "".join(read_end(folder, "train", LOOK_BACK_CHARACTERS))[-LOOK_BACK_CHARACTERS:],
         "".join(read_text(folder, "validation")),
         train_characters=facts["survey"]["train_characters"],
     )
-    listed = [
-        Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note)
-        for b in watched(measured, doing="measuring baselines", unit="baseline", note=lambda b: b.name)
-    ]
+    found = list(watched(measured, doing="measuring baselines", unit="baseline", note=lambda b: b.name))
+    listed = [Baseline(name=b.name, kind=b.kind, bits_per_character=b.bits_per_character, note=b.note) for b in found]
     listed += [Baseline(kind="published", **figure) for figure in facts["published"]]
     with store().draft() as draft:
+        for baseline in found:
+            if baseline.bits is not None:
+                np.save(draft.folder / f"{baseline.name}.npy", (baseline.bits * math.log(2)).astype(np.float32))
         write_json(draft.folder / BASELINES, BASELINE_LIST.dump_python(listed, mode="json"))
         return store().keep(draft, Baselines, {}, origin())
 
@@ -274,6 +279,18 @@ def surprises_of(evaluation: Evaluation) -> list[Surprise]:
 def baselines_of(measured: Baselines) -> list[Baseline]:
     """Read the baselines of an artifact."""
     return BASELINE_LIST.validate_json((store().folder(measured) / BASELINES).read_bytes())
+
+
+def baselines_beside(measured: Baselines, evaluation: Evaluation) -> tuple[Baseline, ...]:
+    """Read the baselines of an artifact, with the interval of the model's difference where losses are stored."""
+    listed = []
+    for baseline in baselines_of(measured):
+        losses = store().folder(measured) / f"{baseline.name}.npy"
+        if losses.is_file():
+            apart = compare(charges_of(evaluation), np.load(losses), luck=0)
+            baseline = baseline.model_copy(update={"interval": (apart.low, apart.high)})
+        listed.append(baseline)
+    return tuple(listed)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -20,7 +20,7 @@ from bardflow.tasks.caching import CACHE_BY_INPUTS
 from bardflow.tasks.duplicates import duplicates_section
 from bardflow.tasks.evaluation import (
     EvaluationSpec,
-    baselines_of,
+    baselines_beside,
     samples_of,
     scores_of,
     surprises_of,
@@ -40,7 +40,7 @@ Section = Callable[[Model, Evaluation, Corpus], Part | None]
 SECTIONS: tuple[Section, ...] = (mixture_section, memorised_section, duplicates_section)
 
 
-@task(version="5", cache_policy=CACHE_BY_INPUTS)
+@task(version="6", cache_policy=CACHE_BY_INPUTS)
 def publish_report(
     model: Model,
     evaluation: Evaluation,
@@ -63,7 +63,7 @@ def publish_report(
         vocabulary=vocabulary_facts(model, evaluation),
         model=model_facts(model),
         scores=scores_of(evaluation),
-        baselines=tuple(baselines_of(baselines)),
+        baselines=baselines_beside(baselines, evaluation),
         verdict=verdict,
         curve=tuple(curve(legs)),
         best_step=store().facts(best(legs))["step"],
@@ -78,7 +78,7 @@ def publish_report(
     return keep_page(page)
 
 
-@task(version="5", cache_policy=CACHE_BY_INPUTS)
+@task(version="6", cache_policy=CACHE_BY_INPUTS)
 def rescore_report(
     report: Report, model: Model, evaluation: Evaluation, baselines: Baselines, corpus: Corpus
 ) -> Report:
@@ -91,7 +91,7 @@ def rescore_report(
                 "corpus": corpus_facts(corpus),
                 "vocabulary": vocabulary_facts(model, evaluation),
                 "scores": scores_of(evaluation),
-                "baselines": tuple(baselines_of(baselines)),
+                "baselines": baselines_beside(baselines, evaluation),
                 "samples": tuple(samples_of(evaluation)),
                 "parts": sections(model, evaluation, corpus),
                 "surprises": tuple(surprises_of(evaluation)),

@@ -194,6 +194,14 @@ def test_of_a_long_validation_text_stretches_are_charged_after_what_precedes_the
     assert math.isclose(kneser_ney(train, validation, order), sum(expected) / len(expected), rel_tol=1e-9)
 
 
+def test_the_bits_of_each_character_are_given_where_all_are_scored() -> None:
+    given = {b.name: b for b in measure(RHYME, RHYME[:50])}
+    bits = given["7-gram"].bits
+    assert bits is not None and len(bits) == 50
+    assert bits.mean() == given["7-gram"].bits_per_character
+    assert [b.name for b in given.values() if b.bits is not None] == ["7-gram"]
+
+
 @pytest.mark.usefixtures("small_bounds")
 def test_what_was_left_out_of_long_texts_stands_in_the_notes() -> None:
     notes = {b.name: b.note for b in measure(RHYME, RHYME * 4, train_characters=10 * len(RHYME))}

@@ -175,6 +175,19 @@ def test_a_model_that_beats_the_compressors_is_told_by_how_much() -> None:
     assert "needs 5.6980 bits for each character, 0.0746 more" in shown
 
 
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((-0.4, -0.1), "0.2866 more (with 95 % confidence 0.1000 to 0.4000 more)."),
+        ((-0.6, 0.1), "0.2866 more (on a text of this length, that may be chance)."),
+        (None, "0.2866 more."),
+    ],
+)
+def test_how_sure_it_is_that_a_model_beats_a_baseline_is_told(interval: tuple[float, float] | None, told: str) -> None:
+    ngram = Baseline(name="7-gram", kind="statistical", bits_per_character=5.91, interval=interval)
+    assert f"7-gram, needs 5.9100 bits for each character, {told}" in words(render(a_page(baselines=(ngram,))))
+
+
 def test_a_page_without_compressors_says_that_none_was_measured() -> None:
     assert "No general-purpose compressor was measured" in words(render(a_page(baselines=())))
 

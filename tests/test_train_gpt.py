@@ -54,6 +54,14 @@ def test_running_the_flow_twice_trains_once() -> None:
     assert (second.model, second.report) == (first.model, first.report)
 
 
+def test_the_report_says_how_sure_the_difference_from_the_ngram_model_is() -> None:
+    page = page_of(Report(digest=Path(run().report).parent.name))
+    (ngram,) = [baseline for baseline in page.baselines if baseline.interval is not None]
+    assert ngram.name == "7-gram" and ngram.interval is not None
+    low, high = ngram.interval
+    assert low < page.scores.bits_per_character - ngram.bits_per_character < high
+
+
 @pytest.mark.parametrize("interrupted", ["split", "write_documents"])
 def test_cleaning_does_not_count_again_what_an_interrupted_run_has_counted(
     interrupted: str, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

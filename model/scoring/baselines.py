@@ -52,12 +52,16 @@ class BaselineError(BardError):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline's name, kind, bits per character on the validation set, and description."""
+    """A baseline's name, kind, bits per character on the validation set, and description.
+
+    `bits` has the bits of each character of the validation set, if the baseline gives them and scores all characters.
+    """
 
     name: str
     kind: Literal["statistical", "compressor"]
     bits_per_character: float
     note: str
+    bits: Floats | None = None
 
 
 def measure(train: str, validation: str, *, train_characters: int | None = None) -> Iterator[Baseline]:
@@ -85,7 +89,7 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
     compressed_of = learned if squeezed == validation else f"{learned}; over the first {len(squeezed):,} characters"
     methods: tuple[Literal["xz", "bz2"], ...] = ("xz", "bz2")
     with ThreadPoolExecutor(2 if len(train) + len(validation) <= SIDE_BY_SIDE_CHARACTERS else 1) as pool:
-        counting = pool.submit(kneser_ney, train, validation)
+        counting = pool.submit(kneser_ney_bits, train, validation)
         compressing = [pool.submit(compressed, train_bytes, validation_bytes, method) for method in methods]
         yield Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters")
         yield Baseline(
@@ -94,11 +98,13 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
             order_zero(train, "".join(stretches)),
             f"how often each character occurs in the training text{counted}",
         )
+        bits_of_each = counting.result()
         yield Baseline(
             f"{ORDER}-gram",
             "statistical",
-            counting.result(),
+            float(bits_of_each.mean()),
             f"modified Kneser-Ney over characters, each from the {ORDER - 1} before it{counted}",
+            bits_of_each if len(stretches) == 1 else None,
         )
         measured = [future.result() for future in compressing]
     for method, bits in zip(methods, measured, strict=True):
@@ -130,7 +136,12 @@ def order_zero(train: str, validation: str) -> float:
 
 
 def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
-    """Score with interpolated modified Kneser-Ney on n-grams of up to `order` characters, in bits per character.
+    """Return the mean of `kneser_ney_bits`."""
+    return float(kneser_ney_bits(train, validation, order).mean())
+
+
+def kneser_ney_bits(train: str, validation: str, order: int = ORDER) -> Floats:
+    """Score with interpolated modified Kneser-Ney on n-grams of up to `order` characters: the bits of each character.
 
     Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section 4.1.6: three
     discounts for each order, from the counts of counts. Below the highest order, an n-gram's count is the number of
@@ -159,7 +170,8 @@ def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
     del text
     for gram in _orders(characters, known, min(order, known)):
         probability = gram.interpolate(probability)
-    return _bits(probability[charged])
+    bits: Floats = -np.log2(probability[charged])
+    return bits
 
 
 def _stretches(validation: str) -> list[str]:
