@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from bardflow.sources.markup import declared_encoding
 from bardflow.sources.spec import CorpusError, encoding_name
-from bardflow.sources.unpack import BZIP2, GZIP, XZ, ZSTD, RawText
+from bardflow.sources.unpack import BZIP2, GZIP, XZ, ZIP, ZSTD, RawText
 
 _BLOCK_BYTES = 1 << 18
 _SAMPLE_BYTES = 1 << 16
@@ -16,7 +16,7 @@ _SAMPLE_BYTES = 1 << 16
 # Formats that are not text, by their first bytes. Text may begin with BZh, or have "mustard" where a tar archive has
 # "ustar", so these two are recognised by more bytes.
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
-    (re.compile(rb"PK\x03\x04"), "a zip archive", "unpack it and give the text inside"),
+    (ZIP, "a zip archive", "unpack it and give the text inside"),
     (re.compile(rb"PK\x05\x06"), "an empty zip archive", "give a text file"),
     (GZIP, "gzip-compressed data within other compressed data", "unpack it once"),
     (BZIP2, "bzip2-compressed data within other compressed data", "unpack it once"),

@@ -36,7 +36,8 @@ def _zstd(path: Path) -> Any:
     return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
 
-# The first bytes of compressed data. In bzip2, a block or the end follows the level.
+# The first bytes of archives and compressed data. In bzip2, a block or the end follows the level.
+ZIP = re.compile(rb"PK\x03\x04")
 GZIP = re.compile(rb"\x1f\x8b")
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 XZ = re.compile(rb"\xfd7zXZ\x00")
@@ -60,7 +61,7 @@ def raw_texts(path: Path, name: str) -> Iterator[RawText]:
     """
     with path.open("rb") as file:
         head = file.read(16)
-    if head.startswith(b"PK\x03\x04"):
+    if ZIP.match(head):
         yield from _members(path, name)
         return
     for signature, suffix, unpacked in _COMPRESSIONS:

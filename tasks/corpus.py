@@ -1,7 +1,7 @@
 """Fetching a corpus, cleaning it, cutting it into documents and splitting it; and mixing several."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,23 +59,19 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
                 path.unlink()
         reading = read(corpus, store().folder(source) / RAW, _units(source))
         if note.is_file():
-            size = _Extent.model_validate_json(note.read_bytes())
+            counted = _Extent.model_validate_json(note.read_bytes())
             say(f"{corpus.name}: an interrupted run has counted the text already")
         else:
             pieces = watched(
                 reading, doing=f"reading {corpus.name}", unit="character", size=lambda piece: len(piece.text)
             )
             characters, documents = extent(pieces)
-            size = _Extent(characters=characters, documents=documents)
-            write_whole(note, size.model_dump_json().encode(), store().drafts)
-        parts = split(reading, corpus.split, size.characters, size.documents)
+            counted = _Extent(characters=characters, documents=documents)
+            write_whole(note, counted.model_dump_json().encode(), store().drafts)
+        parts = split(reading, corpus.split, counted.characters, counted.documents)
         labelled, duplicates = treated(
-            lambda: watched(
-                parts, doing=f"cleaning {corpus.name}", unit="character", total=size.characters,
-                size=lambda part: len(part[1].text),
-            ),
-            corpus.duplicates,
-        )  # fmt: skip
+            lambda: _watched(parts, f"cleaning {corpus.name}", counted.characters), corpus.duplicates
+        )
         written, surveyed = _write_surveyed(draft.folder, labelled)
         rows = reading.rows
         if rows is not None and rows.without_value:
@@ -97,6 +93,11 @@ def clean_corpus(source: Source, corpus: CorpusSpec) -> Corpus:
         }
         note.unlink()
         return store().keep(draft, Corpus, facts, origin(*READERS.get(corpus.format, ())))
+
+
+def _watched(parts: Iterable[tuple[Part, Piece]], doing: str, characters: int) -> Iterator[tuple[Part, Piece]]:
+    """Yield labelled pieces of so many characters in all, with a progress bar."""
+    return watched(parts, doing=doing, unit="character", total=characters, size=lambda part: len(part[1].text))
 
 
 def _write_surveyed(folder: Path, parts: Iterable[tuple[Part, Piece]]) -> tuple[DocumentsFacts, Survey]:
@@ -134,10 +135,7 @@ def mix_corpora(corpora: list[Corpus], mixture: MixtureSpec) -> Corpus:
         mixed = mix(mixture, [_sets(store().folder(corpus)) for corpus in corpora])
         total = sum(part.train_characters + part.validation_characters for part in mixed.parts)
 
-        parts = watched(
-            mixed.read(), doing=f"mixing {mixture.name}", unit="character", total=total,
-            size=lambda part: len(part[1].text),
-        )  # fmt: skip
+        parts = _watched(mixed.read(), f"mixing {mixture.name}", total)
         written, surveyed = _write_surveyed(draft.folder, parts)
         languages = dict.fromkeys(facts["language"] for facts in facts_of)
         licences = dict.fromkeys(facts["licence"] for facts in facts_of)

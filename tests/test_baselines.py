@@ -13,7 +13,6 @@ from bardflow.model.scoring.baselines import (
     UNICODE,
     BaselineError,
     compressed,
-    kneser_ney,
     measure,
     order_zero,
     uniform,
@@ -29,6 +28,11 @@ DRAWN = "".join(_draws.choices("etaoin shr\n", range(11, 0, -1), k=1500))
 def shakespeare(real_text: Callable[[str, str], str]) -> tuple[str, str]:
     text = real_text("tiny-shakespeare", "input.txt")
     return text[:1_003_854], text[1_003_854:]
+
+
+def kneser_ney(train: str, validation: str, order: int = baselines.ORDER) -> float:
+    """The mean of the bits of all characters."""
+    return float(baselines.kneser_ney(train, validation, order).mean())
 
 
 def direct_kneser_ney(train: str, history: str, character: str, order: int) -> float:

@@ -373,7 +373,6 @@ def test_a_corpus_without_a_validation_part_is_opened_by_datasets_and_by_us(tmp_
 
 
 def test_writing_a_corpus_and_its_shards_imports_no_pandas(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
     code = f"""
 import sys
 from pathlib import Path

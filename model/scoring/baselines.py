@@ -89,7 +89,7 @@ def measure(train: str, validation: str, *, train_characters: int | None = None)
     compressed_of = learned if squeezed == validation else f"{learned}; over the first {len(squeezed):,} characters"
     methods: tuple[Literal["xz", "bz2"], ...] = ("xz", "bz2")
     with ThreadPoolExecutor(2 if len(train) + len(validation) <= SIDE_BY_SIDE_CHARACTERS else 1) as pool:
-        counting = pool.submit(kneser_ney_bits, train, validation)
+        counting = pool.submit(kneser_ney, train, validation)
         compressing = [pool.submit(compressed, train_bytes, validation_bytes, method) for method in methods]
         yield Baseline("uniform", "statistical", uniform(distinct), f"a guess among the {distinct} distinct characters")
         yield Baseline(
@@ -135,12 +135,7 @@ def order_zero(train: str, validation: str) -> float:
     return _bits((count + _unigram_floor(count > 0, len(codes))) / (len(train) + 1))
 
 
-def kneser_ney(train: str, validation: str, order: int = ORDER) -> float:
-    """Return the mean of `kneser_ney_bits`."""
-    return float(kneser_ney_bits(train, validation, order).mean())
-
-
-def kneser_ney_bits(train: str, validation: str, order: int = ORDER) -> Floats:
+def kneser_ney(train: str, validation: str, order: int = ORDER) -> Floats:
     """Score with interpolated modified Kneser-Ney on n-grams of up to `order` characters: the bits of each character.
 
     Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section 4.1.6: three
