@@ -204,12 +204,13 @@ def read_on(gpt: GPT, windows: Sequence[Sequence[int]], cache: KeyValueCache, de
 def empty_cache(gpt: GPT, rows: int, device: Device) -> KeyValueCache:
     """Return an empty cache of this model for `rows` rows."""
     return KeyValueCache(
-        layers=len(gpt.blocks),
+        layers=gpt.attention_blocks,
         rows=rows,
         heads=gpt.heads,
         context=gpt.context,
         head_width=gpt.channels,
         device=device.name,
+        recent=gpt.recent,
     )
 
 

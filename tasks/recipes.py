@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from bardflow.errors import BardError
 from bardflow.home import project_folder
 from bardflow.identity import AsBefore
-from bardflow.model.networks import LLAMA_ONLY, GPTSpec
+from bardflow.model.networks import OWN_FIELDS, GPTSpec
 from bardflow.model.training import TrainingSpec
 from bardflow.model.vocabulary import VocabularySpec
 from bardflow.storage.shards import ShardSpec
@@ -63,7 +63,7 @@ class Recipe(BaseModel):
             return not given_by_base(part, field)
         if field == "cooldown":
             return self.training.schedule == "trapezoid"
-        return part != "base" and (field not in LLAMA_ONLY or self.gpt.architecture == "llama")
+        return part != "base" and self.gpt.architecture in OWN_FIELDS.get(field, (self.gpt.architecture,))
 
     def changed(self, **fields: Any) -> "Recipe":
         """Return the recipe with some fields changed, given by their flat names, and validated.

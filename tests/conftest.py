@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import certifi
 import pytest
@@ -89,6 +89,8 @@ from bardflow.tasks.recipes import load_recipe  # noqa: E402
 # The recipes of this checkout, by name.
 RECIPES = {path.stem: load_recipe(path.stem).recipe for path in sorted((CHECKOUT / "recipes").glob("*.toml"))}
 
+ARCHITECTURES = get_args(GPTSpec.model_fields["architecture"].annotation)
+
 # A small network of each architecture.
 SMALL_NETWORKS = [
     GPTSpec(layers=2, heads=2, width=16, context=8, dropout=0.4),
@@ -105,6 +107,7 @@ SMALL_NETWORKS = [
         activation="silu",
         dropout=0.4,
     ),
+    GPTSpec(architecture="lfm2", layers=3, heads=2, width=16, context=8, activation="silu", dropout=0.4),
 ]
 
 SMALL_CORPUS = """

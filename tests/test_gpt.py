@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
+from bardflow.model.networks.convolution import ShortConvolution
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.gpt import build, count_parameters, working_copy
@@ -17,7 +19,7 @@ from bardflow.model.networks.modern import rotary_tables
 from bardflow.model.networks.network import GPT
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.training.checkpoints import NotAModel, load_model, save_model
-from tests.conftest import RECIPES
+from tests.conftest import ARCHITECTURES, RECIPES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +34,8 @@ EXPORTS = [
     GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=12, activation="silu", mlp_width=24),
     GPTSpec(architecture="llama", layers=1, heads=4, width=16, context=12, key_value_heads=2, tied=True, dropout=0.1),
     GPTSpec(architecture="llama", layers=1, heads=2, width=16, context=12, biases=True, rotary_base=1e6),
+    GPTSpec(architecture="lfm2", layers=3, heads=2, width=16, context=12, activation="silu", mlp_width=24),
+    GPTSpec(architecture="lfm2", layers=2, heads=3, width=24, context=12, activation="silu", dropout=0.1),
     GPTSpec(
         architecture="llama",
         layers=2,
@@ -49,24 +53,24 @@ EXPORTS = [
 @st.composite
 def gpt_specs(draw: st.DrawFn) -> GPTSpec:
     """Any small shape of any architecture."""
-    architecture = draw(st.sampled_from(["classic", "modern", "llama"]))
+    architecture = draw(st.sampled_from(ARCHITECTURES))
     heads = draw(st.integers(1, 4))
-    free, llama = architecture != "modern", architecture == "llama"
+    free, llama = architecture in ("classic", "llama"), architecture == "llama"
     biases = free and draw(st.booleans())
     return GPTSpec(
         architecture=architecture,
-        layers=draw(st.integers(1, 3)),
+        layers=draw(st.integers(2 if architecture == "lfm2" else 1, 3)),
         heads=heads,
         width=heads * draw(st.sampled_from([8, 10])),
         context=draw(st.integers(2, 20)),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation="silu" if architecture == "lfm2" else draw(st.sampled_from(ACTIVATIONS)),
         biases=biases,
         tied=free and draw(st.booleans()),
         key_value_heads=draw(st.sampled_from([None, *(n for n in range(1, heads + 1) if heads % n == 0)]))
         if llama
         else None,
         head_width=draw(st.sampled_from([None, 2, 12])) if llama else None,
-        mlp_width=draw(st.sampled_from([None, 7])) if llama else None,
+        mlp_width=draw(st.sampled_from([None, 7])) if architecture in ("llama", "lfm2") else None,
         query_key_norm=llama and not biases and draw(st.booleans()),
     )
 
@@ -120,14 +124,15 @@ def test_bf16_attention_on_a_cpu_is_f32_attention_rounded() -> None:
 
 
 @pytest.mark.parametrize("T", [5, 128, 129, 300])
-@pytest.mark.parametrize("architecture", ["classic", "modern", "llama"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dropped", [0.0, 0.3])
 def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(
     architecture: str, T: int, dropped: float
 ) -> None:
     # Attention's queries are taken in pieces of 128, so T is on both sides of one and of two.
     spec = GPTSpec.model_validate(
-        {"architecture": architecture, "layers": 2, "heads": 3, "width": 48, "context": 300, "activation": "relu2"}
+        {"architecture": architecture, "layers": 2, "heads": 3, "width": 48, "context": 300}
+        | {"activation": "silu" if architecture == "lfm2" else "relu2"}
     )
     gpt = build(spec, 23)
     generator = torch.Generator().manual_seed(0)
@@ -144,6 +149,36 @@ def test_bf16_on_a_cpu_gives_the_outputs_and_gradients_of_f32_rounded(
         found[dtype] = (hidden_BTC, *torch.autograd.grad(hidden_BTC, inputs, asked_BTC.to(dtype)))
     for exact, rounded in zip(found[torch.float32], found[torch.bfloat16], strict=True):
         assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_short_convolution_is_torchs_with_the_same_gradients(T: int, kernel: int, dtype: torch.dtype) -> None:
+    convolution = ShortConvolution(6, kernel)
+    generator = torch.Generator().manual_seed(T)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randn(6, 1, kernel, generator=generator))
+    x_BTC, asked_BTC = torch.randn(2, 3, T, 6, generator=generator)
+    inputs = x_BTC.clone().requires_grad_(), convolution.weight
+    padded_BCT = torch.nn.functional.pad(inputs[0].transpose(1, 2), (kernel - 1, 0))
+    theirs_BTC = torch.nn.functional.conv1d(padded_BCT, convolution.weight, groups=6).transpose(1, 2)
+    ours_BTC = convolution(inputs[0].to(dtype))
+    allowed = 1e-5 if dtype == torch.float32 else 0.03
+    pairs = [(theirs_BTC, ours_BTC)]
+    theirs, ours = (torch.autograd.grad(y_BTC, inputs, asked_BTC.to(y_BTC.dtype)) for y_BTC in pairs[0])
+    for expected, found in [*pairs, *zip(theirs, ours, strict=True)]:
+        torch.testing.assert_close(found.float(), expected, rtol=allowed, atol=allowed * 3)
+
+
+def test_an_lfm2_with_gates_is_refused(tmp_path: Path) -> None:
+    spec = next(spec for spec in EXPORTS if spec.architecture == "lfm2")
+    save_model(lively(spec, 5), tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.conv.in_proj.bias"][3] = 0.5
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(NotAModel, match=r"model\.layers\.0\.conv\.in_proj\.bias has values that"):
+        load_model(tmp_path)
 
 
 def test_rotary_attention_sees_only_the_distance_between_positions() -> None:
@@ -189,10 +224,12 @@ def test_a_tied_table_counts_once() -> None:
         ({"biases": True}, "no biases"),
         ({"tied": True}, "its head is its own"),
         ({"layer": 3}, "Extra inputs"),
-        ({"mlp_width": 32}, "mlp_width belongs to architecture llama, but the architecture is modern"),
+        ({"mlp_width": 32}, "mlp_width belongs to architecture llama and lfm2, but the architecture is modern"),
         ({"architecture": "llama", "heads": 4, "key_value_heads": 3}, "4 is not divisible by key_value_heads 3"),
         ({"architecture": "llama", "biases": True, "query_key_norm": True}, "not both"),
         ({"architecture": "llama", "head_width": 3}, "3 is odd"),
+        ({"architecture": "lfm2", "layers": 1}, "needs 2 layers or more"),
+        ({"architecture": "lfm2"}, "set biases and tied to false and activation to silu"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused(fields: dict[str, object], said: str) -> None:
@@ -218,9 +255,10 @@ def test_transformers_opens_an_export_and_computes_the_same_logits(
     save_model(gpt, tmp_path)
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, trust_remote_code=False)
     assert not any(report.values()), report
-    assert sum(p.numel() for p in theirs.parameters() if p.dim() == 2) == sum(
-        p.numel() for p in gpt.parameters() if p.dim() == 2
-    )
+    if spec.architecture != "lfm2":  # whose gates and projections of convolutions are constants in the export
+        assert sum(p.numel() for p in theirs.parameters() if p.dim() == 2) == sum(
+            p.numel() for p in gpt.parameters() if p.dim() == 2
+        )
     ids_BT = torch.randint(0, 37, (3, spec.context), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours_BTV, theirs_BTV = gpt(ids_BT), theirs.eval()(ids_BT).logits
@@ -267,7 +305,7 @@ def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert', but gpt2, nanochat, llama, qwen2 or qwen3 is expected"),
+        ({"model_type": "bert"}, "model_type is 'bert', but gpt2, nanochat, llama, qwen2, qwen3 or lfm2 is expected"),
         ({"hidden_act": "mish"}, "mish"),
         ({"num_hidden_layers": 3}, "model.layers.2"),
     ],

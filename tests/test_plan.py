@@ -27,6 +27,7 @@ from bardflow.model.planning.plan import (
 )
 from bardflow.model.training.checkpoints import save_snapshot
 from bardflow.model.training.loop import Training, TrainingSpec, begin
+from tests.conftest import ARCHITECTURES
 
 MACHINE = Machine(device="cpu", precision="bf16", base=250_000_000)
 SHAPES = [
@@ -35,6 +36,7 @@ SHAPES = [
     GPTSpec(architecture="classic", layers=1, heads=2, width=24, context=16, biases=True),
     GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=8, biases=True, key_value_heads=1, tied=True),
     GPTSpec(architecture="llama", layers=2, heads=4, width=16, context=8, head_width=6, query_key_norm=True),
+    GPTSpec(architecture="lfm2", layers=3, heads=2, width=24, context=8, activation="silu"),
 ]
 LARGE = GPTSpec(architecture="classic", layers=12, heads=12, width=768, context=1024, tied=True)
 MIDDLE = GPTSpec(layers=6, heads=6, width=384, context=256)
@@ -77,9 +79,14 @@ training_specs = st.builds(
 )
 shapes = st.builds(
     lambda architecture, layers, heads, context: GPTSpec(
-        architecture=architecture, layers=layers, heads=heads, width=64 * heads, context=context
+        architecture=architecture,
+        layers=max(2, layers),
+        heads=heads,
+        width=64 * heads,
+        context=context,
+        activation="silu",
     ),
-    st.sampled_from(["classic", "modern", "llama"]),
+    st.sampled_from(ARCHITECTURES),
     st.integers(1, 12),
     st.integers(1, 12),
     st.sampled_from([32, 256, 1024]),

@@ -16,7 +16,7 @@ from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.sampling import SamplingSpec, sample_watched
 from bardflow.model.scoring.held_out import charges_both_ways, guesses, score
 from bardflow.model.training.loop import Training, TrainingSpec, begin
-from tests.conftest import CHECKOUT
+from tests.conftest import ARCHITECTURES, CHECKOUT
 
 REFUSED = (
     "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use float32 "
@@ -53,13 +53,13 @@ def test_the_mimic_refuses_what_apples_gpus_refuse_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["modern", "classic", "llama"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_a_model_is_trained_scored_and_sampled_without_numbers_of_64_bits(
     architecture: Any, optimizer: Any, precision: Any
 ) -> None:
-    gpt = GPTSpec(architecture=architecture, layers=2, heads=2, width=16, context=8, dropout=0.1)
+    gpt = GPTSpec(architecture=architecture, layers=2, heads=2, width=16, context=8, dropout=0.1, activation="silu")
     spec = TrainingSpec(steps=4, batch=4, optimizer=optimizer, input_noise=0.1)
     tokens = (np.arange(300) ** 2 % 23).astype(np.uint16)
     here = devices.Device("cpu", precision)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bardflow.model.networks import LLAMA_ONLY
+from bardflow.model.networks import OWN_FIELDS
 from bardflow.tasks.evaluation import EvaluationSpec
 from bardflow.tasks.recipes import (
     FIELDS,
@@ -26,7 +26,7 @@ from tests.conftest import RECIPES
 def test_every_field_of_every_spec_has_one_flat_name() -> None:
     assert len(FIELDS) == sum(len(spec.model_fields) for spec in SPECS.values())
     assert set(Overrides.model_fields) == set(FIELDS)
-    assert set(RECIPES["small"].settings()) == set(FIELDS) - {"base_model", "cooldown", *LLAMA_ONLY}
+    assert set(RECIPES["small"].settings()) == set(FIELDS) - {"base_model", "cooldown", *OWN_FIELDS}
 
 
 def test_an_override_changes_its_field_and_nothing_else() -> None:

@@ -29,7 +29,7 @@ from bardflow.model.sampling import (
     sample_rows,
     window_start,
 )
-from tests.conftest import SMALL_NETWORKS
+from tests.conftest import ARCHITECTURES, SMALL_NETWORKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,15 +41,15 @@ BOTH = pytest.mark.parametrize("spec", SMALL_NETWORKS, ids=lambda spec: spec.arc
 @st.composite
 def gpt_specs(draw: st.DrawFn) -> GPTSpec:
     """Any small shape of any architecture, odd contexts and the shortest among them."""
-    heads, architecture = draw(st.integers(1, 3)), draw(st.sampled_from(["classic", "modern", "llama"]))
-    free = architecture != "modern"
+    heads, architecture = draw(st.integers(1, 3)), draw(st.sampled_from(ARCHITECTURES))
+    free = architecture in ("classic", "llama")
     return GPTSpec(
         architecture=architecture,
-        layers=draw(st.integers(1, 3)),
+        layers=draw(st.integers(2 if architecture == "lfm2" else 1, 3)),
         heads=heads,
         width=heads * 8,
         context=draw(st.integers(2, 13)),
-        activation=draw(st.sampled_from(["gelu", "relu", "relu2"])),
+        activation="silu" if architecture == "lfm2" else draw(st.sampled_from(["gelu", "relu", "relu2"])),
         biases=free and draw(st.booleans()),
         tied=free and draw(st.booleans()),
         key_value_heads=1 if architecture == "llama" and draw(st.booleans()) else None,

@@ -328,8 +328,8 @@ from bardflow.model.machine.device import Device
 from bardflow.model.machine.execution import Execution
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.training.loop import TrainingSpec
-gpt = GPTSpec(layers=1, heads=1, width=8, context=8)
-for architecture in ("modern", "classic"):
+gpt = GPTSpec(layers=2, heads=1, width=8, context=8)
+for architecture in ("modern", "classic", "lfm2"):
     gpt = gpt.model_copy(update={"architecture": architecture})
     for recompute in (False, True):
         how = Execution(micro_batch=1, recompute=recompute)

@@ -27,6 +27,7 @@ SPECS = {
     "classic": GPTSpec(architecture="classic", layers=2, heads=2, width=16, context=8, biases=True, activation="gelu"),
     "tied": GPTSpec(architecture="classic", layers=1, heads=2, width=16, context=8, tied=True, activation="gelu"),
     "llama": GPTSpec(architecture="llama", layers=1, heads=2, width=16, context=8, query_key_norm=True, tied=True),
+    "lfm2": GPTSpec(architecture="lfm2", layers=2, heads=2, width=16, context=8, activation="silu"),
 }
 CPU = Device("cpu", "f32")
 Change = Callable[[dict[str, Tensor], str], None]
@@ -66,7 +67,7 @@ def changed(path: Path, change: Change, name: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_model_folder_with_other_tensors_is_refused(spec: str, change: str, tmp_path: Path) -> None:
     save_model(build(SPECS[spec], 23), tmp_path)
-    name = "model.embed_tokens.weight" if spec in ("modern", "llama") else "transformer.wte.weight"
+    name = "model.embed_tokens.weight" if spec in ("modern", "llama", "lfm2") else "transformer.wte.weight"
     doing, said = CHANGES[change]
     changed(tmp_path / "model.safetensors", doing, name)
     with pytest.raises(NotAModel, match=said) as caught:

@@ -8,15 +8,15 @@ from bardflow.model.networks.classic import BLOCK_NAMES, ClassicGPT
 from bardflow.model.networks.dropout import Dropout
 from bardflow.model.networks.gpt import build, count_parameters, working_copy
 from bardflow.model.networks.network import GPT, Parameters, network
-from bardflow.model.networks.spec import LLAMA_ONLY, GPTSpec
+from bardflow.model.networks.spec import OWN_FIELDS, GPTSpec
 from bardflow.model.networks.tables import NOT_CHARGED, head_loss
 from bardflow.model.networks.weights import WrongWeights, fill, require_alike
 
 __all__ = [
     "BLOCK_NAMES",
     "GPT",
-    "LLAMA_ONLY",
     "NOT_CHARGED",
+    "OWN_FIELDS",
     "QUERIES",
     "Bits",
     "ClassicGPT",

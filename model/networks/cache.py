@@ -1,5 +1,6 @@
 """A key-value cache: each layer's keys and values of the tokens read so far, so that only new tokens are computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,33 +43,57 @@ class Reach:
 class KeyValueCache:
     """Keys and values of up to `context` tokens of each of B rows: (B, H, context, D) per layer, allocated once in f32.
 
+    `layers` counts the blocks with attention. Each block with a convolution needs the values of a few tokens before a
+    new one, and the cache keeps those too: `recent` has the number of tokens and of channels for each such block.
+
     Rows are independent: each has its own length and can be cleared alone. A row takes 2 * layers * context * width * 4
     bytes: 18 MiB for 6 layers, context 1,024 and width 384.
     """
 
-    def __init__(self, *, layers: int, rows: int, heads: int, context: int, head_width: int, device: str) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        rows: int,
+        heads: int,
+        context: int,
+        head_width: int,
+        device: str,
+        recent: Sequence[tuple[int, int]] = (),
+    ) -> None:
         shape = (rows, heads, context, head_width)
         # Zeros instead of uninitialised memory: a NaN at a masked position would reach the output (0 * NaN is NaN).
         self.keys = [torch.zeros(shape, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device) for _ in range(layers)]
+        self.recent = [torch.zeros(rows, tokens, channels, device=device) for tokens, channels in recent]
         self.lengths: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
-
-    @property
-    def context(self) -> int:
-        """The most tokens of a row."""
-        return self.keys[0].shape[2]
+        self.context, self.device = context, device
 
     def row(self, b: int) -> Self:
         """Return a cache of one row in the same memory; tokens added to it are also in this cache."""
         view = object.__new__(type(self))
         view.keys = [keys[b : b + 1] for keys in self.keys]
         view.values = [values[b : b + 1] for values in self.values]
+        view.recent = [recent[b : b + 1] for recent in self.recent]
+        view.context, view.device = self.context, self.device
         view.lengths = self.lengths[b : b + 1]
         return view
 
     def clear(self, b: int) -> None:
         """Remove all tokens of row b."""
         self.lengths[b] = 0
+        for recent_BKC in self.recent:
+            recent_BKC[b] = 0
+
+    def after_recent(self, number: int, x_BTC: Tensor) -> Tensor:
+        """Return a convolution's new inputs after the recent ones, which are zeros before the first token.
+
+        The last of them are the recent ones of the next call.
+        """
+        recent_BKC = self.recent[number]
+        together_BSC = torch.cat((recent_BKC, x_BTC), dim=1)
+        recent_BKC.copy_(together_BSC[:, -recent_BKC.shape[1] :])
+        return together_BSC
 
     def reach(self, T: int) -> Reach:
         """Return the positions of the next T tokens of each row.
@@ -83,7 +108,7 @@ class KeyValueCache:
                 f"{T} more tokens were given to a row that has read {longest}, but a model of context {self.context} "
                 "sees no more than that at once; clear the row and read again what should stay in view"
             )
-        device = self.keys[0].device
+        device = self.device
         alike = start == longest
         if alike and (T == 1 or start == 0):
             return Reach(start, end, None, None, visible=None, causal=T > 1)

@@ -1,4 +1,4 @@
-"""Operations of the modern block in bf16 on a CPU, with as few passes over memory as torch's kernels allow.
+"""Operations of `modern` and `lfm2` in bf16 on a CPU, with as few passes over memory as torch's kernels allow.
 
 `tests/test_gpt.py` compares outputs and gradients with those of the same model in f32, which does not use this module.
 """
@@ -6,6 +6,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bardflow.model.networks.attention import beside_ones, exponentials, weighted, weighted_backward
@@ -84,6 +85,28 @@ class _Relu2Linear(torch.autograd.Function):
         return da_NF, dw_FC.t()
 
 
+class _GatedLinear(torch.autograd.Function):
+    """silu(gate) * a, times w transposed, from the joint product of gate and a, which alone is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, joint_NG: Tensor, w_CF: Tensor) -> Tensor:
+        ctx.save_for_backward(joint_NG, w_CF)
+        gate_NF, a_NF = joint_NG.chunk(2, dim=-1)
+        return F.silu(gate_NF).mul_(a_NF) @ w_CF.t()
+
+    @staticmethod
+    def backward(ctx: Any, g_NC: Tensor) -> tuple[Tensor, Tensor]:
+        joint_NG, w_CF = ctx.saved_tensors
+        gate_NF, a_NF = joint_NG.chunk(2, dim=-1)
+        open_NF, d_NF = F.silu(gate_NF), g_NC @ w_CF
+        djoint_NG = torch.empty_like(joint_NG)
+        dgate_NF, da_NF = djoint_NG.chunk(2, dim=-1)
+        torch.mul(d_NF, open_NF, out=da_NF)
+        dw_FC = open_NF.mul_(a_NF).t() @ g_NC
+        dgate_NF.copy_(torch.ops.aten.silu_backward(d_NF.mul_(a_NF), gate_NF))
+        return djoint_NG, dw_FC.t()
+
+
 class _RotaryAttention(torch.autograd.Function):
     """Causal attention of normalised and rotated queries and keys, from a joint projection.
 
@@ -133,6 +156,11 @@ def rms_norm(x: Tensor, epsilon: float) -> Tensor:
 def relu2_linear(a_NF: Tensor, w_CF: Tensor) -> Tensor:
     """relu(a) squared, times w transposed: (N, C). Overwrites a."""
     return applied(_Relu2Linear, a_NF, w_CF)
+
+
+def gated_linear(joint_NG: Tensor, w_CF: Tensor) -> Tensor:
+    """silu(first half of the channels) * second half, times w transposed: (N, C)."""
+    return applied(_GatedLinear, joint_NG, w_CF)
 
 
 def rotary_attention(qkv_BTE: Tensor, rotary: RotaryEmbedding, heads: int, epsilon: float) -> Tensor:

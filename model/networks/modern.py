@@ -77,7 +77,7 @@ class ModernGPT(GPT):
     def __init__(self, spec: GPTSpec, vocabulary_size: int) -> None:
         super().__init__(spec, vocabulary_size)
         self.tokens = nn.Embedding(vocabulary_size, spec.width)
-        self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
         self.head = nn.Linear(spec.width, vocabulary_size, bias=False)
         nn.init.normal_(self.tokens.weight)  # the scale does not matter, because a norm follows
         nn.init.zeros_(self.head.weight)  # the first predictions are uniform
@@ -100,7 +100,7 @@ class ModernGPT(GPT):
         rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
         x_BTC = norm(self.tokens(ids_BT))
         for layer, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
+            assert isinstance(block, Block)
             x_BTC = block.extend(x_BTC, rotary, cache, layer, reach)
         cache.advance(ids_BT.shape[1])
         logits_BV: Tensor = self.head(norm(x_BTC[:, -1]))
@@ -149,7 +149,7 @@ BLOCK_NAMES = {
 }
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, spec: GPTSpec) -> None:
@@ -164,8 +164,8 @@ class _Block(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
-        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
-        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+        self.mlp_in = nn.Linear(width, spec.inner, bias=False)
+        self.mlp_out = nn.Linear(spec.inner, width, bias=False)
         for linear in (self.query, self.key, self.value, self.mlp_in):
             nn.init.normal_(linear.weight, std=width**-0.5)
         for linear in (self.attention_out, self.mlp_out):
@@ -181,8 +181,7 @@ class _Block(nn.Module):
         q_BHTD, k_BHTD = norm(rotary.rotate(qk_BGTD)).chunk(2, dim=1)
         v_BHTD = v_BTC.view(B, T, self.heads, C // self.heads).transpose(1, 2)
         x_BTC = x_BTC + self.attention_out(cache.attend(layer, q_BHTD, k_BHTD, v_BHTD, reach))
-        mlp_BTC: Tensor = self.mlp_out(self.activation(self.mlp_in(norm(x_BTC))))
-        return x_BTC + mlp_BTC
+        return x_BTC + self.mlp(norm(x_BTC))
 
     def forward(
         self,
@@ -193,7 +192,7 @@ class _Block(nn.Module):
     ) -> Tensor:
         attended_BTC = self.attention_out(self._attended(norm(x_BTC), rotary))
         x_BTC = add_dropped(x_BTC, attended_BTC, attention_mask_BTC)
-        return add_dropped(x_BTC, self._mlp(norm(x_BTC)), mlp_mask_BTC)
+        return add_dropped(x_BTC, self.mlp(norm(x_BTC)), mlp_mask_BTC)
 
     def _attended(self, h_BTC: Tensor, rotary: RotaryEmbedding) -> Tensor:
         B, T, C = h_BTC.shape
@@ -214,7 +213,8 @@ class _Block(nn.Module):
         q_BHTD, k_BHTD = norm(rotary.rotate(q_BHTD)), norm(rotary.rotate(k_BHTD))
         return attend(q_BHTD, k_BHTD, v_BHTD, None)
 
-    def _mlp(self, h_BTC: Tensor) -> Tensor:
+    def mlp(self, h_BTC: Tensor) -> Tensor:
+        """The MLP, of norm(x)."""
         a_BTF = self.mlp_in(h_BTC)
         if in_bf16_on_cpu(h_BTC) and self.squared_relu:
             return relu2_linear(a_BTF.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)

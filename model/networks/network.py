@@ -60,6 +60,9 @@ class GPT(nn.Module, ABC):
     tokens: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear
+    # What a `KeyValueCache` needs to know: the number of blocks with attention, and as in `KeyValueCache.recent`.
+    attention_blocks: int
+    recent: tuple[tuple[int, int], ...] = ()
     # The type in which blocks compute, if it is not that of their weights, which may be in shards.
     computes_in: torch.dtype | None = None
 
@@ -68,6 +71,7 @@ class GPT(nn.Module, ABC):
         super().__init__()
         self.context, self.heads, self.channels = spec.context, spec.heads, spec.channels
         self.activation, self.dropout = spec.activation, spec.dropout
+        self.attention_blocks = self.attending(spec)
 
     def blocks_type(self) -> torch.dtype:
         """Return the type in which the blocks compute."""
@@ -93,6 +97,11 @@ class GPT(nn.Module, ABC):
     def matrices(spec: GPTSpec) -> int:
         """Count the parameters in the matrices of all blocks."""
         return spec.layers * 12 * spec.width**2
+
+    @staticmethod
+    def attending(spec: GPTSpec) -> int:
+        """Count the blocks with attention."""
+        return spec.layers
 
     @staticmethod
     @abstractmethod

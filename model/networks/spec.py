@@ -1,12 +1,21 @@
 """The shape of a GPT, with its legal values and defaults."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bardflow.identity import AsBefore
 
-LLAMA_ONLY = ("key_value_heads", "head_width", "mlp_width", "query_key_norm", "rotary_base", "norm_epsilon")
+# Fields that only some architectures have.
+OWN_FIELDS = {
+    "key_value_heads": ("llama",),
+    "head_width": ("llama",),
+    "mlp_width": ("llama", "lfm2"),
+    "query_key_norm": ("llama",),
+    "rotary_base": ("llama",),
+    "norm_epsilon": ("llama",),
+}
 
 
 class GPTSpec(BaseModel):
@@ -14,10 +23,10 @@ class GPTSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["classic", "modern", "llama"] = Field(
+    architecture: Literal["classic", "modern", "llama", "lfm2"] = Field(
         default="modern",
         description="classic: learned positions, LayerNorm; modern: rotary positions, RMSNorm, query-key norm; "
-        "llama: as Llama and Qwen, with a gated MLP",
+        "llama: as Llama and Qwen, with a gated MLP; lfm2: as LFM2, with short convolutions and attention in turn",
     )
     layers: int = Field(default=4, ge=1, le=200, description="transformer blocks")
     heads: int = Field(default=4, ge=1, le=256, description="attention heads in a block")
@@ -38,7 +47,10 @@ class GPTSpec(BaseModel):
         default=None, ge=2, le=1024, description="channels of a head (llama only); null: width / heads"
     )
     mlp_width: Annotated[int | None, AsBefore(None)] = Field(
-        default=None, ge=1, le=131_072, description="channels within the MLP (llama only); null: 4 x width"
+        default=None,
+        ge=1,
+        le=131_072,
+        description="channels within the MLP (llama and lfm2 only); null: 4 x width, lfm2: 8/3 x width",
     )
     query_key_norm: Annotated[bool, AsBefore(False)] = Field(
         default=False, description="RMSNorm of queries and keys (llama only; modern always has one)"
@@ -58,6 +70,8 @@ class GPTSpec(BaseModel):
     @property
     def inner(self) -> int:
         """The channels within the MLP."""
+        if self.mlp_width is None and self.architecture == "lfm2":
+            return math.ceil(self.width / 3) * 8
         return self.mlp_width or 4 * self.width
 
     @model_validator(mode="after")
@@ -67,7 +81,10 @@ class GPTSpec(BaseModel):
         from bardflow.model.networks.network import network  # imported here because it needs this class
 
         network(self.architecture).check(self)
-        for name in LLAMA_ONLY if self.architecture != "llama" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} belongs to architecture llama, but the architecture is {self.architecture}")
+        for name, architectures in OWN_FIELDS.items():
+            if self.architecture not in architectures and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} belongs to architecture {' and '.join(architectures)}, but the architecture is "
+                    f"{self.architecture}"
+                )
         return self

@@ -37,23 +37,23 @@ def require_alike(
             message has its path.
     """
     if missing := sorted(expected.keys() - given.keys()):
-        raise WrongWeights(f"{_source(given)} has no {missing[0]}{_and_more(missing)}. {AGAIN}")
+        raise WrongWeights(f"{source(given)} has no {missing[0]}{_and_more(missing)}. {AGAIN}")
     if strange := sorted(given.keys() - expected.keys()):
-        raise WrongWeights(f"{_source(given)} has {strange[0]}{_and_more(strange)}, which the model lacks. {AGAIN}")
+        raise WrongWeights(f"{source(given)} has {strange[0]}{_and_more(strange)}, which the model lacks. {AGAIN}")
     for name, tensor in expected.items():
         found = given[name]
         types = (tensor.dtype, *(also if tensor.dim() else ()))
         if found.shape != tensor.shape or found.dtype not in types:
             raise WrongWeights(
-                f"{_source(given)}: {name} is {_described(found)}, but {_described(tensor)} is expected. {AGAIN}"
+                f"{source(given)}: {name} is {_described(found)}, but {_described(tensor)} is expected. {AGAIN}"
             )
 
 
 AGAIN = "It was not written for this model, or was changed since: run the flow that makes it again."
 
 
-def _source(given: Mapping[str, Tensor]) -> str:
-    """The path of the tensors' file, if they have one."""
+def source(given: Mapping[str, Tensor]) -> str:
+    """Return the path of the tensors' file, if they have one."""
     return str(getattr(given, "path", "what is to be loaded"))
 
 

@@ -93,11 +93,12 @@ def flops_per_token(gpt: GPTSpec, vocabulary_size: int) -> int:
     """Return the floating-point operations of matrix products to train on a token: 6 N + 12 L C T.
 
     PaLM's convention (Chowdhery et al. 2022, appendix B), as in nanoGPT's `estimate_mfu`: 2 N forward and 4 N backward,
-    where N excludes parameters that are only looked up. Attention counts the whole context, though half of it is
-    masked. Recomputation is not counted.
+    where N excludes parameters that are only looked up, and L counts blocks with attention. Attention counts the whole
+    context, though half of it is masked. Recomputation is not counted.
     """
-    counted = parameters(gpt, vocabulary_size).total - network(gpt.architecture).looked_up(gpt, vocabulary_size)
-    return 6 * counted + 12 * gpt.layers * gpt.heads * gpt.channels * gpt.context
+    kind = network(gpt.architecture)
+    counted = parameters(gpt, vocabulary_size).total - kind.looked_up(gpt, vocabulary_size)
+    return 6 * counted + 12 * kind.attending(gpt) * gpt.heads * gpt.channels * gpt.context
 
 
 def flops_per_step(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec) -> int:

@@ -276,10 +276,10 @@ class Choice(NamedTuple):
 
 def adamw_alone(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
     """AdamW for all parameters. Weight decay is only for matrices and tables, as in nanoGPT."""
-    tables, vectors = [p for p in named.values() if p.dim() >= 2], [p for p in named.values() if p.dim() < 2]
+    tables, others = [p for p in named.values() if p.dim() == 2], [p for p in named.values() if p.dim() != 2]
     return [
         AdamW(parameters, peak=spec.learning_rate, weight_decay=decay, betas=(spec.beta1, spec.beta2))
-        for parameters, decay in ((tables, spec.weight_decay), (vectors, 0.0))
+        for parameters, decay in ((tables, spec.weight_decay), (others, 0.0))
         if parameters
     ]
 
