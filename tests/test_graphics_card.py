@@ -9,9 +9,10 @@ from torch import Tensor
 
 from bardflow.model.machine import Device, Execution
 from bardflow.model.machine.device import NoSuchDevice, bf16_is_fast, choose, cuda_is_usable, has_kernels
-from bardflow.model.networks import Bits, GPTSpec
+from bardflow.model.networks import Bits, GPTSpec, head_loss
 from bardflow.model.networks.bits import drawn, drawn_one_by_one
 from bardflow.model.training import Training, TrainingSpec, begin
+from tests.conftest import SMALL_NETWORKS
 from tests.test_training import CLASSIC, CPU, MODERN, VOCABULARY, WHOLE, run, some_text, through_files
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -51,6 +52,52 @@ def test_a_card_needs_kernels_for_its_compute_capability(
     capability: tuple[int, int], architectures: list[str], has: bool
 ) -> None:
     assert has_kernels(capability, architectures) == has
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((6, 1), "f32"), ((7, 0), "f16"), ((7, 5), "f16"), ((8, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_a_card_gets_the_precision_that_it_multiplies_in_hardware(
+    capability: tuple[int, int], precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bardflow.model.machine.device.cuda_is_usable", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setenv("BARDFLOW_DEVICE", "cuda")
+    assert choose("auto") == Device("cuda", precision)
+    assert choose("f32").precision == "f32"
+
+
+@pytest.mark.parametrize("gpt", SMALL_NETWORKS, ids=lambda gpt: gpt.architecture)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_f16_trains_as_f32_does(gpt: GPTSpec, optimizer: Any) -> None:
+    spec = TrainingSpec(steps=12, batch=8, optimizer=optimizer, warmup_steps=2)
+    losses: dict[Any, list[float]] = {}
+    for precision in ("f32", "f16"):
+        device = Device("cpu", precision)
+        training = Training(begin(gpt, VOCABULARY, 1), spec, device, Execution(micro_batch=3, recompute=True))
+        losses[precision] = [float(step.loss) for step in training.steps(some_text(), 12)]
+    np.testing.assert_allclose(losses["f16"], losses["f32"], rtol=5e-3)
+
+
+def test_gradients_that_f16_would_round_to_zero_are_enlarged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_BTC, weight_VC = torch.randn(2, 8, 16, generator=generator), torch.randn(23, 16, generator=generator) * 0.1
+    targets_BT = torch.randint(0, 23, (2, 8), generator=generator)
+
+    def gradients(dtype: torch.dtype, enlarged: float) -> tuple[Tensor, Tensor]:
+        head_VC = weight_VC.clone().requires_grad_()
+        _, dhidden_BTC = head_loss(
+            hidden_BTC.to(dtype), head_VC, targets_BT, charged=10**7, tokens=16, enlarged=enlarged
+        )
+        assert head_VC.grad is not None
+        return dhidden_BTC.float() / enlarged, head_VC.grad / enlarged
+
+    for exact, lost, kept in zip(
+        gradients(torch.float32, 1.0), gradients(torch.float16, 1.0), gradients(torch.float16, 2.0**17), strict=True
+    ):
+        assert (lost - exact).norm() > 0.3 * exact.norm()
+        assert (kept - exact).norm() < 0.01 * exact.norm()
 
 
 def test_a_card_without_kernels_is_not_chosen_and_named(

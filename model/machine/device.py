@@ -15,7 +15,7 @@ from bardflow.errors import BardError
 
 LOGGER = logging.getLogger("bardflow")
 
-Precision = Literal["auto", "f32", "bf16"]
+Precision = Literal["auto", "f32", "bf16", "f16"]
 
 
 class NoSuchDevice(BardError):
@@ -27,7 +27,7 @@ class Device:
     """A torch device and the precision of its matrix products; weights and sums stay in f32."""
 
     name: str
-    precision: Literal["f32", "bf16"]
+    precision: Literal["f32", "bf16", "f16"]
 
     @property
     def is_card(self) -> bool:
@@ -37,15 +37,16 @@ class Device:
     @property
     def dtype(self) -> torch.dtype:
         """The type of matrix products."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.precision]
 
 
 def choose(precision: Precision) -> Device:
-    """Choose the first available of CUDA, Apple's MPS and CPU, unless BARDFLOW_DEVICE is set, and bf16 if it is faster.
+    """Choose the first available of CUDA, Apple's MPS and CPU, unless BARDFLOW_DEVICE is set, and a fast precision.
 
-    A GPU for which this build of PyTorch has no kernels is not chosen; a warning says so. On a CPU, bf16 is chosen only
-    with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in 2048 x 2048 products); without
-    them it is slower than f32.
+    A GPU for which this build of PyTorch has no kernels is not chosen; a warning says so. NVIDIA GPUs from before Ampere
+    multiply f16 in hardware, but not bf16 (CUDA C++ Programming Guide, "Compute Capabilities"). On a CPU, bf16 is chosen
+    only with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in 2048 x 2048 products);
+    without them it is slower than f32.
 
     Raises:
         NoSuchDevice: BARDFLOW_DEVICE is set to a device that torch cannot use here.
@@ -58,7 +59,8 @@ def choose(precision: Precision) -> Device:
             f"BARDFLOW_DEVICE is {name!r}, but this machine has {', '.join(available)}; unset it or name one"
         )
     if precision == "auto":
-        return Device(name, "bf16" if bf16_is_fast(name) else "f32")
+        half = name == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+        return Device(name, "bf16" if bf16_is_fast(name) else "f16" if half else "f32")
     return Device(name, precision)
 
 

@@ -57,9 +57,12 @@ def head_loss(
     charged: int | Tensor,
     tokens: int,
     scale: float = 1.0,
+    enlarged: float = 1.0,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the cross entropy of the head, a scalar, and its gradient with respect to `hidden_BTC`.
+
+    Both gradients are multiplied by `enlarged`, because f16 rounds numbers below 6e-8 to zero.
 
     The loss is the sum of -log softmax(scale * hidden head)[target] over charged targets, in f32, divided by `charged`.
     The gradient with respect to the head is added to `head_VC.grad`. Logits and their gradients are computed for
@@ -80,7 +83,7 @@ def head_loss(
     dhidden_NC = torch.empty_like(hidden_NC)
     for first in range(0, len(hidden_NC), tokens):
         part = slice(first, first + tokens)
-        nats, dlogits_nV = piece(hidden_NC[part], weight_VC, targets_N[part], charged, len(head_VC))
+        nats, dlogits_nV = piece(hidden_NC[part], weight_VC, targets_N[part], charged / enlarged, len(head_VC))
         total += nats
         torch.mm(dlogits_nV, weight_VC, out=dhidden_NC[part])
         head_VC.grad.add_((dlogits_nV.t() @ hidden_NC[part])[: len(head_VC)], alpha=scale)

@@ -38,7 +38,7 @@ class Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     memory_mib: int = Field(gt=0)
-    precision: Literal["f32", "bf16"]
+    precision: Literal["f32", "bf16", "f16"]
     tflops: float = Field(gt=0)
     gigabytes_per_second: float = Field(gt=0)
     dollars_per_hour: float = Field(ge=0)

@@ -32,7 +32,7 @@ class Machine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda", "mps"]
-    precision: Literal["f32", "bf16"]
+    precision: Literal["f32", "bf16", "f16"]
     base: int
     compiles: bool = False
 
@@ -243,13 +243,13 @@ LOSS_COST_TOKENS = 10
 def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, machine: Machine) -> Plan:
     """Plan the bytes allocated at each moment of a leg that may be the peak."""
     C, V, tokens = gpt.width, vocabulary_size, execution.micro_batch * gpt.context
-    number = 2 if machine.precision == "bf16" else 4
+    number = 4 if machine.precision == "f32" else 2
     micro_batches = math.ceil(training.batch / execution.micro_batch)
     matrices = math.ceil(block_matrices(gpt) / (execution.workers if execution.sharded else 1))
     total = parameters(gpt, V).total - block_matrices(gpt) + matrices
     state = optimizer_bytes(gpt, V, training, execution, matrices)
     head = V * C
-    copies = 2 * parameters(gpt, V).body if machine.precision == "bf16" else 0
+    copies = 2 * parameters(gpt, V).body if machine.precision != "f32" else 0
     if execution.sharded:
         # Two blocks are whole, the second one already while the first computes; a block's gradients are whole in the
         # type of the products, and in f32 while they are added up.
@@ -308,7 +308,7 @@ def logit_bytes(execution: Execution, machine: Machine) -> int:
     """
     if machine.device == "cpu":
         return 8
-    number = 2 if machine.precision == "bf16" else 4
+    number = 4 if machine.precision == "f32" else 2
     return 2 * number if execution.compiled else 8 + number
 
 
@@ -323,13 +323,13 @@ ONE_BLOCK = Execution(micro_batch=1)
 
 def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
     """Return the bytes for each token kept for the backward pass: those of all blocks, and the last norm's output."""
-    number = 2 if machine.precision == "bf16" else 4
+    number = 4 if machine.precision == "f32" else 2
     return gpt.layers * block_activation_bytes(gpt, execution, machine) + number * gpt.width
 
 
 def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
     """Return the bytes that a block keeps for each token."""
-    number, C = (2 if machine.precision == "bf16" else 4), gpt.width
+    number, C = (4 if machine.precision == "f32" else 2), gpt.width
     kept, dropped = network(gpt.architecture).kept(gpt), gpt.dropout > 0
     widths = 1.0 if execution.recompute else kept.on_cpu if on_our_own(machine) else kept.elsewhere
     if dropped:
@@ -348,7 +348,7 @@ def on_our_own(machine: Machine) -> bool:
 
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     """Return the temporary bytes for each token while the gradient of one block is computed."""
-    number, C = (2 if machine.precision == "bf16" else 4), gpt.width
+    number, C = (4 if machine.precision == "f32" else 2), gpt.width
     written_out = network(gpt.architecture).kept(gpt).attention_mask and gpt.dropout and not on_our_own(machine)
     table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
     return number * (BLOCK_WIDTHS * C + 2 * table)

@@ -199,6 +199,7 @@ class Training:
     ) -> None:
         self.spec, self.device, self.execution, self.step = spec, device, execution, snapshot.step
         self.team = team
+        self.enlarged = gradient_factor(spec, snapshot.gpt, device)
         self.rows = slice(0, spec.batch) if team is None else team.rows(spec.batch)
         self.gpt_spec, self.vocabulary_size = snapshot.gpt, snapshot.vocabulary_size
         self.shards: Shards | None = None
@@ -293,6 +294,8 @@ class Training:
             self.team.add_up([loss, *(p.grad for p in self._whole() if p.grad is not None)])
         if self.shards is not None:
             self.shards.collect()
+        if self.enlarged != 1:
+            torch._foreach_div_([p.grad for p in self.named.values() if p.grad is not None], self.enlarged)
         if self.spec.clip is not None:
             if self.shards is None:
                 torch.nn.utils.clip_grad_norm_(self.gpt.parameters(), self.spec.clip)
@@ -338,6 +341,7 @@ class Training:
                 charged=given.charged,
                 tokens=self.execution.loss_tokens,
                 scale=self.spec.logit_scale,
+                enlarged=self.enlarged,
                 fused=self.execution.compiled,
             )
             backward_from(hidden_BTC, dhidden_BTC)
@@ -454,6 +458,18 @@ def require_state(
         for key, value in owner.begun(parameter.new_empty(0)).items()
     }
     require_alike(expected, saved, also=(torch.bfloat16,))
+
+
+def gradient_factor(spec: TrainingSpec, gpt: GPTSpec, device: Device) -> float:
+    """The factor on gradients in f16, whose range is small; 1 in other precisions.
+
+    A token's logits have gradients of up to 1 / tokens of the batch. With the factor they are up to 1 / 64, so that
+    sums over tokens stay far below 65,504, the largest number of f16, and the smallest normal one, 6e-5, is 4e-3 of
+    that. It is a power of two, so that in f32 it changes no digit (Micikevicius et al. 2018, section 3.2).
+    """
+    if device.precision != "f16":
+        return 1.0
+    return float(2 ** math.floor(math.log2(max(1, spec.batch * gpt.context / 64))))
 
 
 def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
