@@ -43,10 +43,10 @@ class Device:
 def choose(precision: Precision) -> Device:
     """Choose the first available of CUDA, Apple's MPS and CPU, unless BARDFLOW_DEVICE is set, and a fast precision.
 
-    A GPU for which this build of PyTorch has no kernels is not chosen; a warning says so. NVIDIA GPUs from before Ampere
-    multiply f16 in hardware, but not bf16 (CUDA C++ Programming Guide, "Compute Capabilities"). On a CPU, bf16 is chosen
-    only with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in 2048 x 2048 products);
-    without them it is slower than f32.
+    A GPU for which this build of PyTorch has no kernels is not chosen; a warning says so. NVIDIA GPUs from before
+    Ampere multiply f16 in hardware, but not bf16 (CUDA C++ Programming Guide, "Compute Capabilities"). On a CPU, bf16
+    is chosen only with bf16 instructions (2 cores of an AMD EPYC 9005: 963 GFLOP/s instead of 217 in 2048 x 2048
+    products); without them it is slower than f32.
 
     Raises:
         NoSuchDevice: BARDFLOW_DEVICE is set to a device that torch cannot use here.
