@@ -35,10 +35,11 @@ from bardflow.model.training import Snapshot, Training, TrainingSpec, begin, loa
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRIAL = DEVICE == "cpu"
 CPU = Device("cpu", "f32")
-HERE = {"f32": Device(DEVICE, "f32"), "bf16": Device(DEVICE, "bf16")}
+HERE = {"f32": Device(DEVICE, "f32"), "bf16": Device(DEVICE, "bf16"), "f16": Device(DEVICE, "f16")}
 PEAK = 989e12  # dense bf16 products of an H100 SXM (its datasheet)
 TARGET = 1.4697  # nats on the last tenth: nanoGPT's README, config/train_shakespeare_char.py
 CLASSIC = {"architecture": "classic", "activation": "gelu", "tied": True}
+LFM2 = {"architecture": "lfm2", "activation": "silu"}
 FOUND: dict[str, Any] = {}
 BEGUN = time.monotonic()
 
@@ -72,12 +73,13 @@ def losses(
 def laws(tokens: Any) -> None:
     """Check that executions and devices give the same losses; each printed line ends with ok or FAIL."""
     for name, shape, optimizer in (
+        ("lfm2, muon", gpt(2, 2, 64, 64, **LFM2), "muon"),
         ("modern, muon", gpt(2, 2, 64, 64), "muon"),
         ("classic, adamw", gpt(2, 2, 64, 64, **CLASSIC), "adamw"),
     ):
         training = TrainingSpec(steps=20, batch=8, optimizer=optimizer)
         on_cpu = losses(shape, training, CPU, tokens)
-        for precision, most in (("f32", 1e-3), ("bf16", 2e-2)):
+        for precision, most in (("f32", 1e-3), ("bf16", 2e-2), ("f16", 2e-2)):
             law(
                 f"{name}, {precision}: losses beside a CPU's",
                 losses(shape, training, HERE[precision], tokens),
@@ -145,6 +147,7 @@ def through_files(shape: GPTSpec, training: TrainingSpec, tokens: Any, ends: tup
 
 
 SHAPES = {
+    "lfm2 8.9M": (gpt(6, 6, 384, 256, **LFM2), 65, 64, "muon"),
     "modern 10.7M": (gpt(6, 6, 384, 256), 65, 64, "muon"),
     "classic 10.8M": (gpt(6, 6, 384, 256, **CLASSIC), 65, 64, "adamw"),
     "classic 10.8M, dropout": (gpt(6, 6, 384, 256, dropout=0.2, **CLASSIC), 65, 64, "adamw"),
@@ -152,7 +155,10 @@ SHAPES = {
     "modern 124M": (gpt(12, 12, 768, 1024), 50304, 32, "muon"),
     "classic 124M": (gpt(12, 12, 768, 1024, **CLASSIC), 50304, 32, "adamw"),
 }
-IN_TRIAL = {"modern tiny": (gpt(2, 2, 64, 64), 65, 8, "muon")}
+IN_TRIAL = {
+    "lfm2 tiny": (gpt(2, 2, 64, 64, **LFM2), 65, 8, "muon"),
+    "modern tiny": (gpt(2, 2, 64, 64), 65, 8, "muon"),
+}
 
 
 def steps(out: Path, ways: list[dict[str, Any]]) -> None:
@@ -270,6 +276,7 @@ def main() -> None:
     parser.add_argument("--best-steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     raw = given.text.read_text()
     characters = sorted(set(raw))
     place = {character: number for number, character in enumerate(characters)}

@@ -180,7 +180,10 @@ class Muon(Optimizer):
             shapes = [self.shape(p) for p in stack]
             if self.shards is not None:
                 updates = [self.shards.whole(u, p) for p, u in zip(stack, updates, strict=True)]
-            wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates]).to(self.precision)
+            wide = torch.stack([u.t() if u.shape[0] > u.shape[1] else u for u in updates])
+            if self.precision == torch.float16:  # which has no numbers as small as gradients
+                wide /= torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True).clamp_min(1e-20)
+            wide = wide.to(self.precision)
             torch._foreach_mul_(stack, 1 - learning_rate * self.weight_decay)
             wide = orthogonalised(wide, self.iterations)
             orthogonal = [o.t() if s[0] > s[1] else o for s, o in zip(shapes, wide, strict=True)]
