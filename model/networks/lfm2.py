@@ -239,26 +239,39 @@ def layer_type(block: int) -> str:
     return "full_attention" if block % 2 else "conv"
 
 
-class AttentionBlock(Block):
+class Gated(nn.Module):
+    """A gated MLP, silu(gate h) * (into h) times `mlp_out`, for a block that has these layers."""
+
+    mlp_gate: nn.Linear
+    mlp_in: nn.Linear
+    mlp_out: nn.Linear
+
+    def mlp(self, h_BTC: Tensor) -> Tensor:
+        """The MLP, of norm(x). Both products with h are one."""
+        joint_BTG = F.linear(h_BTC, torch.cat((self.mlp_gate.weight, self.mlp_in.weight)))
+        if in_bf16_on_cpu(h_BTC):
+            return gated_linear(joint_BTG.flatten(0, 1), self.mlp_out.weight).view_as(h_BTC)
+        gate_BTF, into_BTF = joint_BTG.chunk(2, dim=-1)
+        mlp_BTC: Tensor = self.mlp_out(F.silu(gate_BTF) * into_BTF)
+        return mlp_BTC
+
+
+class AttentionBlock(Gated, Block):
     """x + attention(norm(x)), then x + mlp(norm(x)) with a gated MLP."""
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__(spec)
-        self.mlp_gate = mlp_gate(spec)
-
-    def mlp(self, h_BTC: Tensor) -> Tensor:
-        """The gated MLP."""
-        return gated_mlp(h_BTC, self.mlp_gate, self.mlp_in, self.mlp_out)
+        self.mlp_gate = into_mlp(spec)
 
 
-class ConvolutionBlock(nn.Module):
+class ConvolutionBlock(Gated):
     """x + convolution(norm(x)), then x + mlp(norm(x)) with a gated MLP."""
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
         self.convolution = ShortConvolution(spec.width, KERNEL)
         nn.init.normal_(self.convolution.weight, std=0.3)  # zeros: 1.865 instead of 1.851 nats in `sprint`
-        self.mlp_gate, self.mlp_in = mlp_gate(spec), mlp_gate(spec)
+        self.mlp_gate, self.mlp_in = into_mlp(spec), into_mlp(spec)
         self.mlp_out = nn.Linear(spec.inner, spec.width, bias=False)
         nn.init.zeros_(self.mlp_out.weight)
 
@@ -278,23 +291,9 @@ class ConvolutionBlock(nn.Module):
         x_BTC = x_BTC + self.convolution(cache.after_recent(number, norm(x_BTC)))[:, -T:]
         return x_BTC + self.mlp(norm(x_BTC))
 
-    def mlp(self, h_BTC: Tensor) -> Tensor:
-        """The gated MLP."""
-        return gated_mlp(h_BTC, self.mlp_gate, self.mlp_in, self.mlp_out)
 
-
-def mlp_gate(spec: GPTSpec) -> nn.Linear:
+def into_mlp(spec: GPTSpec) -> nn.Linear:
     """Return a layer into the MLP, with its first weights."""
     linear = nn.Linear(spec.width, spec.inner, bias=False)
     nn.init.normal_(linear.weight, std=spec.width**-0.5)
     return linear
-
-
-def gated_mlp(h_BTC: Tensor, gate: nn.Linear, into: nn.Linear, out: nn.Linear) -> Tensor:
-    """silu(gate h) * (into h), times `out`; the first two are one product."""
-    joint_BTG = F.linear(h_BTC, torch.cat((gate.weight, into.weight)))
-    if in_bf16_on_cpu(h_BTC):
-        return gated_linear(joint_BTG.flatten(0, 1), out.weight).view_as(h_BTC)
-    gate_BTF, into_BTF = joint_BTG.chunk(2, dim=-1)
-    mlp_BTC: Tensor = out(F.silu(gate_BTF) * into_BTF)
-    return mlp_BTC
