@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from worker import Case, case, measured, product_rate, random_tokens, run_nanogpt, write_data
 
+from bardflow.model.machine import device as devices
 from bardflow.model.planning import flops_per_token
 
 # name: (layers, heads, width, context, vocabulary, windows a step)
@@ -62,15 +63,15 @@ def ours(architecture: str, size: str, dropout: float, memory_limit: str | None)
     return what.model_copy(update={"steps": STEPS})
 
 
-def own_products_rate(size: str) -> float:
-    """Measure operations per second of the linear layers' products in bf16, forward and both backward, on 4,096 tokens.
+def own_products_rate(size: str, dtype: torch.dtype) -> float:
+    """Measure operations per second of the linear layers' products, forward and both backward, on 4,096 tokens.
 
     Each layer has its own inputs and gradients, as in a step, so none is in a cache from the layer before.
     """
     layers, _, width, _, _, _ = SIZES[size]
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
     drawn = [
-        tuple(torch.randn(size).bfloat16() for size in ((rows, columns), (4096, columns), (4096, rows)))
+        tuple(torch.randn(size).to(dtype) for size in ((rows, columns), (4096, columns), (4096, rows)))
         for rows, columns in shapes
     ]
     rates = []
@@ -100,17 +101,21 @@ def main() -> None:
     _, _, _, context, vocabulary, batch = SIZES[given.size]
     per_token = {name: flops_per_token(what.gpt, vocabulary) for name, what in cases.items()}
     per_token["nanogpt"] = per_token["classic"]
+    device = devices.choose("auto")
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(given.rounds):
-        rates = product_rate(torch.float32), product_rate(torch.bfloat16), own_products_rate(given.size)
-        f32, bf16, own = (rate / 1e9 for rate in rates)
-        print(f"round {number + 1}: GFLOP/s of products: f32 {f32:,.0f}, bf16 {bf16:,.0f}, the layers' own {own:,.0f}")
+        rates = product_rate(device.dtype), own_products_rate(given.size, device.dtype)
+        square, own = (rate / 1e9 for rate in rates)
+        print(
+            f"round {number + 1}: GFLOP/s of products in {device.precision}: 2048 x 2048 {square:,.0f}, the layers' own "
+            f"{own:,.0f}"
+        )
         answers = {} if given.nanogpt is None else {"nanogpt": nanogpt(given.nanogpt, given.size, given.dropout)}
         answers |= {name: measured(what) for name, what in cases.items()}
         for name, answer in answers.items():
             answer["rate"] = batch * context / answer["step_seconds"]
-            answer["share"] = answer["rate"] * per_token[name] / rates[1]
-            answer["own"] = answer["rate"] * per_token[name] / rates[2]
+            answer["share"] = answer["rate"] * per_token[name] / rates[0]
+            answer["own"] = answer["rate"] * per_token[name] / rates[1]
             print(
                 f"  {name:<10}{answer['step_seconds']:>8.2f} s a step, {answer['rate']:>9,.0f} tokens/s, "
                 f"{answer['rate'] * per_token[name] / 1e9:>6,.0f} GFLOP/s; peak {answer['measured'] / 1e6:,.0f} MB",
@@ -127,7 +132,7 @@ def main() -> None:
             ratio = statistics.median(answers[name]["rate"] / answers["nanogpt"]["rate"] for answers in rounds)
             beside = f"{ratio:.2f} x nanoGPT's tokens; "
         print(
-            f"median {name:<10}{beside}{median['rate']:,.0f} tokens/s; {median['share']:.0%} of the bf16 rate, "
+            f"median {name:<10}{beside}{median['rate']:,.0f} tokens/s; {median['share']:.0%} of 2048 x 2048, "
             f"{median['own']:.0%} of the layers' own; peak {median['measured'] / 1e6:,.0f} MB"
         )
 

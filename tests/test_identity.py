@@ -27,8 +27,8 @@ NOBODY = "0" * 64
 # The first 12 digits of each task's key for a recipe's specs, as commit a9a1d25 had them. A key changes only with its
 # task's version or with a recipe: everything under the old one is computed again.
 GOLDEN = {
-    "small": ("6f9075cd0ea8", "f7a5213a8cb6", "1b523910b20b", "de936aa47f9f", "75b9b7ed1104"),
-    "sprint": ("6f9075cd0ea8", "f7a5213a8cb6", "f7fb8526fe0e", "8c7c47dbace7", "75b9b7ed1104"),
+    "small": ("6f9075cd0ea8", "f7a5213a8cb6", "9a16dfa0ed6f", "2da27a204406", "75b9b7ed1104"),
+    "sprint": ("6f9075cd0ea8", "f7a5213a8cb6", "708b88f86e20", "a3425437d94e", "75b9b7ed1104"),
     "best": ("6f9075cd0ea8", "f7a5213a8cb6", "6e0c49b2f9d5", "b67869eb6fd3", "75b9b7ed1104"),
     "classic": ("6f9075cd0ea8", "f7a5213a8cb6", "a6836ea8ca8f", "d40e573c9437", "75b9b7ed1104"),
     "lecture": ("6f9075cd0ea8", "f7a5213a8cb6", "3412e8039d68", "ab83a6a8da82", "75b9b7ed1104"),
