@@ -107,8 +107,8 @@ def main() -> None:
         rates = product_rate(device.dtype), own_products_rate(given.size, device.dtype)
         square, own = (rate / 1e9 for rate in rates)
         print(
-            f"round {number + 1}: GFLOP/s of products in {device.precision}: 2048 x 2048 {square:,.0f}, the layers' own "
-            f"{own:,.0f}"
+            f"round {number + 1}: GFLOP/s of products in {device.precision}: 2048 x 2048 {square:,.0f}, "
+            f"the layers' own {own:,.0f}"
         )
         answers = {} if given.nanogpt is None else {"nanogpt": nanogpt(given.nanogpt, given.size, given.dropout)}
         answers |= {name: measured(what) for name, what in cases.items()}
