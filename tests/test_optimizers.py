@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bardflow.model.machine.device import Device
 from bardflow.model.networks.spec import GPTSpec
-from bardflow.model.training.loop import TrainingSpec, begin, learning_rate_factor, restore
+from bardflow.model.training.factors import learning_rate_factor
+from bardflow.model.training.loop import TrainingSpec, begin, restore
 from bardflow.model.training.optimizers import OPTIMIZERS, AdamW, Muon, round_at_random
 
 CPU = Device("cpu", "f32")

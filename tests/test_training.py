@@ -30,6 +30,7 @@ from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.scoring.held_out import score
 from bardflow.model.training.batches import Batches, TooFewTokens
 from bardflow.model.training.checkpoints import load_snapshot, save_snapshot
+from bardflow.model.training.factors import learning_rate_factor
 from bardflow.model.training.loop import (
     Diverged,
     Snapshot,
@@ -38,7 +39,6 @@ from bardflow.model.training.loop import (
     begin,
     best_leg,
     hopeless,
-    learning_rate_factor,
     restore,
 )
 

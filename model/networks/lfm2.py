@@ -22,6 +22,7 @@ from bardflow.model.networks.modern import (
     ROTARY_BASE,
     Block,
     norm,
+    rotary_of,
     rotary_tables,
     through_rotary_blocks,
 )
@@ -137,8 +138,7 @@ class Lfm2GPT(GPT):
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
-        # All heads of a row have the same positions.
-        rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        rotary = rotary_of(self, reach)
         x_BTC = self.tokens(ids_BT)
         for i, block in enumerate(self.blocks):
             # The cache counts each kind of block on its own.

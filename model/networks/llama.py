@@ -13,7 +13,7 @@ from bardflow.model.networks.cache import KeyValueCache
 from bardflow.model.networks.classic import ACTIVATIONS, add_dropped
 from bardflow.model.networks.cpu_kernels import RotaryEmbedding
 from bardflow.model.networks.dropout import Dropout
-from bardflow.model.networks.modern import ROTARY_BASE, rotary_tables, through_rotary_blocks
+from bardflow.model.networks.modern import ROTARY_BASE, rotary_of, rotary_tables, through_rotary_blocks
 from bardflow.model.networks.network import GPT, Kept, Parameters, require_usual
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.tables import rows_of
@@ -129,8 +129,7 @@ class LlamaGPT(GPT):
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
-        # All heads of a row have the same positions.
-        rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        rotary = rotary_of(self, reach)
         x_BTC = self.tokens(ids_BT)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, _Block)

@@ -96,8 +96,7 @@ class ModernGPT(GPT):
     def extend(self, ids_BT: Tensor, cache: KeyValueCache) -> Tensor:
         """As `GPT.extend`."""
         reach = cache.reach(ids_BT.shape[1])
-        # All heads of a row have the same positions.
-        rotary = RotaryEmbedding(*(reach.of(self.get_buffer(n))[..., None, :, :] for n in ("cosine_TD", "sine_TD")))
+        rotary = rotary_of(self, reach)
         x_BTC = norm(self.tokens(ids_BT))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -232,6 +231,11 @@ def through_rotary_blocks(gpt: GPT, x_BTC: Tensor, dropout: Dropout | None, *, r
         masks = [dropout.mask(f"{place} {i}", x_BTC) for place in ("attention", "mlp")] if dropout else [None] * 2
         x_BTC = computed(block, recompute, fused, x_BTC, rotary, *masks)
     return x_BTC
+
+
+def rotary_of(gpt: GPT, reach: Reach) -> RotaryEmbedding:
+    """Return the rotary positions of the next tokens; all heads of a row have the same."""
+    return RotaryEmbedding(*(reach.of(gpt.get_buffer(name))[..., None, :, :] for name in ("cosine_TD", "sine_TD")))
 
 
 def norm(x: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ class Machine(BaseModel):
     base: int
     compiles: bool = False
 
+    @property
+    def number(self) -> int:
+        """The bytes of a number in matrix products."""
+        return 4 if self.precision == "f32" else 2
+
     @classmethod
     def here(cls, device: Device, base: int) -> "Machine":
         """Describe this machine."""
@@ -243,7 +248,7 @@ LOSS_COST_TOKENS = 10
 def foresee(gpt: GPTSpec, vocabulary_size: int, training: TrainingSpec, execution: Execution, machine: Machine) -> Plan:
     """Plan the bytes allocated at each moment of a leg that may be the peak."""
     C, V, tokens = gpt.width, vocabulary_size, execution.micro_batch * gpt.context
-    number = 4 if machine.precision == "f32" else 2
+    number = machine.number
     micro_batches = math.ceil(training.batch / execution.micro_batch)
     matrices = math.ceil(block_matrices(gpt) / (execution.workers if execution.sharded else 1))
     total = parameters(gpt, V).total - block_matrices(gpt) + matrices
@@ -308,7 +313,7 @@ def logit_bytes(execution: Execution, machine: Machine) -> int:
     """
     if machine.device == "cpu":
         return 8
-    number = 4 if machine.precision == "f32" else 2
+    number = machine.number
     return 2 * number if execution.compiled else 8 + number
 
 
@@ -323,13 +328,13 @@ ONE_BLOCK = Execution(micro_batch=1)
 
 def activation_bytes_per_token(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
     """Return the bytes for each token kept for the backward pass: those of all blocks, and the last norm's output."""
-    number = 4 if machine.precision == "f32" else 2
+    number = machine.number
     return gpt.layers * block_activation_bytes(gpt, execution, machine) + number * gpt.width
 
 
 def block_activation_bytes(gpt: GPTSpec, execution: Execution, machine: Machine) -> int:
     """Return the bytes that a block keeps for each token."""
-    number, C = (4 if machine.precision == "f32" else 2), gpt.width
+    number, C = machine.number, gpt.width
     kept, dropped = network(gpt.architecture).kept(gpt), gpt.dropout > 0
     widths = 1.0 if execution.recompute else kept.on_cpu if on_our_own(machine) else kept.elsewhere
     if dropped:
@@ -348,7 +353,7 @@ def on_our_own(machine: Machine) -> bool:
 
 def block_bytes_per_token(gpt: GPTSpec, machine: Machine) -> int:
     """Return the temporary bytes for each token while the gradient of one block is computed."""
-    number, C = (4 if machine.precision == "f32" else 2), gpt.width
+    number, C = machine.number, gpt.width
     written_out = network(gpt.architecture).kept(gpt).attention_mask and gpt.dropout and not on_our_own(machine)
     table = gpt.heads * (gpt.context if written_out else min(QUERIES, gpt.context))
     return number * (BLOCK_WIDTHS * C + 2 * table)
