@@ -337,8 +337,9 @@ class Store:
             if words == RECORD:
                 return "a record (its files are not in this home)"
             return words if words.startswith("of ") else f"damaged ({name} {words})"
-        # A clock that was set back gives times that lie ahead, and so no stamp.
-        if max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
+        # A clock that was set back gives times that lie ahead, and so no stamp. Neither does an artifact that another
+        # process replaced meanwhile: its folder was away while the stamp was taken.
+        if stamp and max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
             with suppress(OSError):  # a stamp only saves time, and the home may be read-only or full
                 write_whole(self._stamp_place(handle), sealed(json.dumps(stamp).encode()), self.drafts)
         return None

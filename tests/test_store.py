@@ -28,7 +28,7 @@ from bardflow.storage.manifests import (
     StoreError,
     canonical_json,
 )
-from bardflow.storage.store import Store
+from bardflow.storage.store import Stamp, Store, stamp_of
 from tests.artifacts import FILES, content, keep, origin, writable
 
 
@@ -122,7 +122,7 @@ def test_a_writer_killed_between_two_files_leaves_a_draft_and_no_object(store: S
     script = """if True:
         import sys
         from pathlib import Path
-        from bardflow.storage.store import Store
+        from bardflow.storage.store import Stamp, Store, stamp_of
         with Store(Path(sys.argv[1])).draft() as draft:
             (draft.folder / "first").write_bytes(b"1")
             print("written", flush=True)
@@ -139,7 +139,7 @@ def test_a_draft_with_a_key_goes_on_after_a_kill_and_only_the_one_with_this_key(
     script = """if True:
         import sys
         from pathlib import Path
-        from bardflow.storage.store import Store
+        from bardflow.storage.store import Stamp, Store, stamp_of
         with Store(Path(sys.argv[1])).draft("one-key") as draft:
             (draft.folder / "first").write_bytes(b"1")
             print("written", flush=True)
@@ -168,7 +168,7 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> No
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
         from bardflow.storage.manifests import Origin
-        from bardflow.storage.store import Store
+        from bardflow.storage.store import Stamp, Store, stamp_of
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         for number in itertools.count():
@@ -229,13 +229,31 @@ def test_threads_that_replace_one_damaged_thing_never_take_away_a_good_one(store
     assert list(store.drafts.iterdir()) == []
 
 
+def test_an_artifact_that_was_away_for_a_moment_while_it_was_checked_is_good_and_gets_no_stamp(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread that replaces the artifact renames its folder twice; what came back is what is checked."""
+    handle = keep(store)
+
+    def taken_between(folder: Path) -> Stamp:
+        folder.rename(store.root / "away")
+        try:
+            return stamp_of(folder)
+        finally:
+            (store.root / "away").rename(folder)
+
+    monkeypatch.setattr("bardflow.storage.store.stamp_of", taken_between)
+    assert store.harm(handle) is None
+    assert not store._stamp_place(handle).exists()
+
+
 def test_two_processes_that_write_one_thing_agree(store: Store) -> None:
     script = """if True:
         import sys
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
         from bardflow.storage.manifests import Origin
-        from bardflow.storage.store import Store
+        from bardflow.storage.store import Stamp, Store, stamp_of
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         print("ready", flush=True)
