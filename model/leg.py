@@ -102,13 +102,14 @@ class LegRun:
         nats = float("nan")
         # With shards, all workers put each block together, so all of them score.
         if self.leads or training.shards is not None:
-            nats = score(
-                Rounded(training.gpt, training.computing()),
-                self.validation[: training.spec.validation_tokens],
-                before=self.train[len(self.train) - 1 : len(self.train)],
-                device=Device(device.name, "f32"),
-                execution=training.execution,
-            ).nats_per_token
+            with training.averaged():
+                nats = score(
+                    Rounded(training.gpt, training.computing()),
+                    self.validation[: training.spec.validation_tokens],
+                    before=self.train[len(self.train) - 1 : len(self.train)],
+                    device=Device(device.name, "f32"),
+                    execution=training.execution,
+                ).nats_per_token
         return Leg(
             points=self.points,
             validation_nats_per_token=nats,

@@ -122,7 +122,7 @@ def train_leg(checkpoint: Checkpoint, shards: TokenShards, spec: TrainingSpec, u
 def export_model(checkpoint: Checkpoint, vocabulary: Vocabulary, corpus: Corpus) -> Model:
     """Write the checkpoint's model as a folder that `transformers` can load, with its tokenizer and a card."""
     snapshot = load_snapshot(store().folder(checkpoint))
-    gpt = restore(snapshot)
+    gpt = restore(snapshot, averaged=True)
     parameters, embedding = count_parameters(gpt)
     tokenizer_file = store().folder(vocabulary) / TOKENIZER_FILE
     with store().draft() as draft:

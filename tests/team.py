@@ -29,7 +29,14 @@ class Case(NamedTuple):
     def spec(self) -> TrainingSpec:
         """Input noise is drawn for the whole batch, and the small clip makes each step depend on all gradients."""
         return TrainingSpec(
-            steps=STEPS, batch=self.batch, optimizer=self.optimizer, input_noise=0.1, clip=0.3, warmup_steps=2
+            steps=STEPS,
+            batch=self.batch,
+            optimizer=self.optimizer,
+            input_noise=0.1,
+            clip=0.3,
+            warmup_steps=2,
+            dropout_warmup_steps=3,
+            average_decay=0.5,
         )
 
 

@@ -11,7 +11,7 @@ from prefect import Task
 from pydantic import BaseModel, Field, create_model
 
 from bardflow.identity import AsBefore, identity, restored
-from bardflow.model.training.loop import TrainingSpec
+from bardflow.model.training.spec import TrainingSpec
 from bardflow.sources.corpora import load_corpus
 from bardflow.storage.handles import Checkpoint, Corpus, Model, Source, TokenShards, Vocabulary
 from bardflow.tasks.caching import CACHE_BY_INPUTS, canonical

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from bardflow.model.machine.device import Device
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.training.factors import learning_rate_factor
-from bardflow.model.training.loop import TrainingSpec, begin, restore
+from bardflow.model.training.loop import begin, restore
 from bardflow.model.training.optimizers import OPTIMIZERS, AdamW, Muon, round_at_random
+from bardflow.model.training.spec import TrainingSpec
 
 CPU = Device("cpu", "f32")
 BETAS = (0.9, 0.99)

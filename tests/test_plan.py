@@ -26,7 +26,8 @@ from bardflow.model.planning.plan import (
     unlimited,
 )
 from bardflow.model.training.checkpoints import save_snapshot
-from bardflow.model.training.loop import Training, TrainingSpec, begin
+from bardflow.model.training.loop import Training, begin
+from bardflow.model.training.spec import TrainingSpec
 from tests.conftest import ARCHITECTURES
 
 MACHINE = Machine(device="cpu", precision="bf16", base=250_000_000)

@@ -15,7 +15,8 @@ from bardflow.model.machine.execution import Execution
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.sampling import SamplingSpec, sample_watched
 from bardflow.model.scoring.held_out import charges_both_ways, guesses, score
-from bardflow.model.training.loop import Training, TrainingSpec, begin
+from bardflow.model.training.loop import Training, begin
+from bardflow.model.training.spec import TrainingSpec
 from tests.conftest import ARCHITECTURES, CHECKOUT
 
 REFUSED = (

@@ -30,17 +30,17 @@ from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.scoring.held_out import score
 from bardflow.model.training.batches import Batches, TooFewTokens
 from bardflow.model.training.checkpoints import load_snapshot, save_snapshot
-from bardflow.model.training.factors import learning_rate_factor
+from bardflow.model.training.factors import dropout_share, learning_rate_factor
 from bardflow.model.training.loop import (
     Diverged,
     Snapshot,
     Training,
-    TrainingSpec,
     begin,
     best_leg,
     hopeless,
     restore,
 )
+from bardflow.model.training.spec import TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,7 +162,15 @@ def test_two_legs_equal_one(
     gpt: GPTSpec, optimizer: Any, precision: Any, dropout: float, execution: Execution, cuts: set[int]
 ) -> None:
     gpt = gpt.model_copy(update={"dropout": dropout})
-    spec = TrainingSpec(steps=9, batch=6, warmup_steps=2, optimizer=optimizer, input_noise=dropout / 2)
+    spec = TrainingSpec(
+        steps=9,
+        batch=6,
+        warmup_steps=2,
+        optimizer=optimizer,
+        input_noise=dropout / 2,
+        dropout_warmup_steps=int(20 * dropout),
+        average_decay=dropout,
+    )
     device = Device("cpu", precision)
     first, undisturbed = in_one_leg(gpt, spec, device, execution)
     resumed = through_files(first)
@@ -192,6 +200,52 @@ def test_scoring_between_two_steps_does_not_change_the_training(gpt: GPTSpec) ->
     for _ in watched.steps(some_text(), 6):
         score(watched.gpt, some_text(20), before=some_text(1), device=CPU)
     assert_same(watched.snapshot(), run(first, spec, 6))
+
+
+@pytest.mark.parametrize("gpt", [MODERN, CLASSIC, CLASSIC.model_copy(update={"tied": True})])
+def test_averages_are_the_moving_average_of_the_weights_after_each_step(gpt: GPTSpec) -> None:
+    spec, first = TrainingSpec(steps=30, batch=4, average_decay=0.6), begin(gpt, VOCABULARY, 1)
+    averages = {name: parameter.detach().clone() for name, parameter in restore(first).named_parameters()}
+    training = Training(first, spec, CPU, WHOLE)
+    for step in training.steps(some_text(), spec.steps):
+        decay = min(0.6, step.number / (step.number + 9))
+        for name, average in averages.items():
+            average.mul_(decay).add_(training.named[name].detach(), alpha=1 - decay)
+    done = training.snapshot()
+    averaged = dict(restore(done, averaged=True).named_parameters())
+    for name, average in averages.items():
+        torch.testing.assert_close(averaged[name], average, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(averaged[name], done.weights[name])
+    without = run(first, spec.model_copy(update={"average_decay": 0.0}), spec.steps)
+    assert all(torch.equal(without.weights[name], weights) for name, weights in done.weights.items())
+    assert restore(without, averaged=True).state_dict().keys() == restore(without).state_dict().keys()
+
+
+def test_a_leg_scores_the_averages_and_leaves_the_weights() -> None:
+    spec, first = TrainingSpec(steps=6, batch=4, average_decay=0.9), begin(MODERN, VOCABULARY, 1)
+    leg = LegRun(lambda: Training(first, spec, CPU, WHOLE), some_text(), some_text(40), 6, CPU)
+    for _ in leg.steps():
+        pass
+    before = leg.training.snapshot()
+    nats = leg.finished().validation_nats_per_token
+    assert_same(before, leg.training.snapshot())
+    for averaged in (True, False):
+        found = score(restore(before, averaged=averaged), some_text(40), before=some_text()[-1:], device=CPU)
+        assert (found.nats_per_token == nats) is averaged
+
+
+def test_dropout_grows_to_its_share_on_each_device_alike() -> None:
+    gpt, spec = MODERN.model_copy(update={"dropout": 0.4}), TrainingSpec(dropout_warmup_steps=8)
+    assert [dropout_share(step, spec, gpt) for step in (0, 2, 8, 9)] == pytest.approx([0, 0.1, 0.4, 0.4])
+    assert dropout_share(0, TrainingSpec(), gpt) == 0.4
+    for number in (0, 2, 5, 9):
+        step = torch.tensor(number)
+        share = dropout_share(step, spec, gpt)
+        assert isinstance(share, torch.Tensor)
+        assert float(share) == pytest.approx(dropout_share(number, spec, gpt))
+        x = torch.empty(8, 100)
+        masks = [Dropout(s, seed=1, step=step).mask("here", x) for s in (share, dropout_share(number, spec, gpt))]
+        assert torch.equal(*masks)
 
 
 def test_a_snapshot_stays_as_it_was_taken() -> None:
@@ -327,7 +381,7 @@ from bardflow.model.planning.timing import probe
 from bardflow.model.machine.device import Device
 from bardflow.model.machine.execution import Execution
 from bardflow.model.networks.spec import GPTSpec
-from bardflow.model.training.loop import TrainingSpec
+from bardflow.model.training.spec import TrainingSpec
 gpt = GPTSpec(layers=2, heads=1, width=8, context=8)
 for architecture in ("modern", "classic", "lfm2"):
     gpt = gpt.model_copy(update={"architecture": architecture})

@@ -19,7 +19,8 @@ from bardflow.model.networks.gpt import build
 from bardflow.model.networks.spec import GPTSpec
 from bardflow.model.networks.weights import WrongWeights
 from bardflow.model.training.checkpoints import NotAModel, load_model, load_snapshot, save_model, save_snapshot
-from bardflow.model.training.loop import Training, TrainingSpec, begin, restore
+from bardflow.model.training.loop import Training, begin, restore
+from bardflow.model.training.spec import TrainingSpec
 from tests.conftest import CHECKOUT
 
 SPECS = {
@@ -153,7 +154,8 @@ from pathlib import Path
 from bardflow.model.machine.device import Device
 from bardflow.model.machine.execution import Execution
 from bardflow.model.training.checkpoints import load_snapshot
-from bardflow.model.training.loop import Training, TrainingSpec
+from bardflow.model.training.loop import Training
+from bardflow.model.training.spec import TrainingSpec
 folder, optimizer = sys.argv[1:]
 Training(load_snapshot(Path(folder)), TrainingSpec(optimizer=optimizer), Device("cpu", "f32"), Execution(micro_batch=2))
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])

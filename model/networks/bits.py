@@ -30,7 +30,7 @@ class Bits:
         """
         return drawn(self._moved(rows, each), rows, each)
 
-    def mask(self, dropped: int, rows: int, each: int, dtype: torch.dtype, *, fused: bool = False) -> Tensor:
+    def mask(self, dropped: int | Tensor, rows: int, each: int, dtype: torch.dtype, *, fused: bool = False) -> Tensor:
         """Draw a mask (rows, each): 0 with probability `dropped` / 65,536, else a constant that makes the mean 1.
 
         `fused` uses `torch.compile`, with the same result.
@@ -74,12 +74,12 @@ def drawn_one_by_one(state: Tensor, rows: int, each: int) -> Tensor:
     return ((bits >> 16 * (number & 3)) & 0xFFFF ^ 0x8000) - 0x8000
 
 
-def mask_of(numbers: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
+def mask_of(numbers: Tensor, dropped: int | Tensor, dtype: torch.dtype) -> Tensor:
     """0 for the lowest `dropped` of the 65,536 signed values, 65,536 / (65,536 - dropped) for the others."""
     return (numbers >= dropped - 2**15).to(dtype).mul_(2**16 / (2**16 - dropped))
 
 
-def _fused_mask(state: Tensor, dropped: int, rows: int, each: int, dtype: torch.dtype) -> Tensor:
+def _fused_mask(state: Tensor, dropped: int | Tensor, rows: int, each: int, dtype: torch.dtype) -> Tensor:
     return mask_of(drawn_one_by_one(state, rows, each), dropped, dtype)
 
 

@@ -14,13 +14,20 @@ class Dropout:
 
     If `step` is a number, the CPU draws from NumPy's SFC64, four elements per draw; torch's generator needs one draw
     per element, on one core. If it is a tensor, its device draws (`bits.py`). In both cases `share` is rounded to a
-    multiple of 1 / 65,536, and the scale fits the rounded share. `fused` draws with `torch.compile`. `first` is the
-    row of the batch at which the windows begin: they get the masks that they have where one process draws for all.
+    multiple of 1 / 65,536 from 1 up, and the scale fits the rounded share, which may be a tensor on the device of
+    `step`. `fused` draws with `torch.compile`. `first` is the row of the batch at which the windows begin: they get the
+    masks that they have where one process draws for all.
     """
 
-    def __init__(self, share: float, *, seed: int, step: int | Tensor, fused: bool = False, first: int = 0) -> None:
+    def __init__(
+        self, share: float | Tensor, *, seed: int, step: int | Tensor, fused: bool = False, first: int = 0
+    ) -> None:
         self.seed, self.step, self.fused, self.first = seed, step, fused, first
-        self.dropped = min(2**16 - 1, max(1, round(share * 2**16)))
+        self.dropped: int | Tensor
+        if isinstance(share, Tensor):
+            self.dropped = (share * 2**16).round().clamp(1, 2**16 - 1).to(torch.int32)
+        else:
+            self.dropped = min(2**16 - 1, max(1, round(share * 2**16)))
         self._streams: dict[str, np.random.Generator | Bits] = {}
 
     def mask(self, place: str, x_B: Tensor) -> Tensor:
@@ -29,6 +36,7 @@ class Dropout:
         stream = self._stream(place, each)
         if isinstance(stream, Bits):
             return stream.mask(self.dropped, rows, each, x_B.dtype, fused=self.fused).view(x_B.shape)
+        assert isinstance(self.dropped, int)
         # Whole draws for each window, so masks do not depend on the micro-batch.
         bits = stream.integers(0, 2**64, (rows, draws_of(each)), np.uint64).view(np.uint16)
         kept = torch.from_numpy(bits[:, :each] >= self.dropped).view(x_B.shape)

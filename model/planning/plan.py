@@ -131,12 +131,14 @@ def optimizer_bytes(
 ) -> int:
     """Return the bytes of the optimizer state: AdamW has two numbers a parameter, Muon one in block matrices.
 
-    `matrices` is the number of parameters in block matrices, all by default.
+    Averages of the weights are one more, in f32. `matrices` is the number of parameters in block matrices, all by
+    default.
     """
     total, of_blocks = parameters(gpt, vocabulary_size).total, block_matrices(gpt)
     here = of_blocks if matrices is None else matrices
     numbers = OPTIMIZERS[training.optimizer].numbers(total - of_blocks + here, here)
-    return numbers * (4 if execution.optimizer_state == "f32" else 2)
+    averages = 4 * (total - of_blocks + here) if training.average_decay else 0
+    return numbers * (4 if execution.optimizer_state == "f32" else 2) + averages
 
 
 def block_matrices(gpt: GPTSpec) -> int:

@@ -1,17 +1,16 @@
-"""The factors of a step: on the learning rates, by their schedule, and on gradients in f16."""
+"""The factors of a step: on the learning rates, by their schedule, on gradients in f16, and the share of dropout."""
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from bardflow.model.machine import Device
 from bardflow.model.networks import GPTSpec
-
-if TYPE_CHECKING:
-    from bardflow.model.training.loop import TrainingSpec
+from bardflow.model.training.spec import TrainingSpec
 
 
-def gradient_factor(spec: "TrainingSpec", gpt: GPTSpec, device: Device) -> float:
+def gradient_factor(spec: TrainingSpec, gpt: GPTSpec, device: Device) -> float:
     """The factor on gradients in f16, whose range is small; 1 in other precisions.
 
     A token's logits have gradients of up to 1 / tokens of the batch. With the factor they are up to 1 / 64, so that
@@ -23,7 +22,20 @@ def gradient_factor(spec: "TrainingSpec", gpt: GPTSpec, device: Device) -> float
     return float(2 ** math.floor(math.log2(max(1, spec.batch * gpt.context / 64))))
 
 
-def learning_rate_factor(step: int, spec: "TrainingSpec") -> float:
+def dropout_share(step: int | Tensor, spec: TrainingSpec, gpt: GPTSpec) -> float | Tensor:
+    """The share of activations that a step (0, 1, …) drops: it grows evenly from 0 in the first `dropout_warmup_steps`.
+
+    So the model first learns fast what holds in general, and dropout is there once it would learn the text by heart
+    (curriculum dropout, Morerio et al. 2017, https://arxiv.org/abs/1703.06229).
+    """
+    if not spec.dropout_warmup_steps:
+        return gpt.dropout
+    if isinstance(step, Tensor):
+        return (step / spec.dropout_warmup_steps).clamp(max=1.0) * gpt.dropout
+    return min(1.0, step / spec.dropout_warmup_steps) * gpt.dropout
+
+
+def learning_rate_factor(step: int, spec: TrainingSpec) -> float:
     """The learning rate of a step (0, 1, …) as a share of its peak.
 
     After a linear warm-up follows the schedule; the last step (`steps - 1`) has the final share. For `trapezoid`, see

@@ -1,20 +1,18 @@
 """The training loop: it starts from a snapshot, takes steps, and returns a new snapshot."""
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bardflow.errors import BardError
-from bardflow.identity import AsBefore
-from bardflow.model.machine import Device, Execution, Precision, give_back
+from bardflow.model.machine import Device, Execution, give_back
 from bardflow.model.networks import (
     GPT,
     NOT_CHARGED,
@@ -28,11 +26,13 @@ from bardflow.model.networks import (
     require_alike,
     working_copy,
 )
+from bardflow.model.training.averaging import AVERAGE, WeightAverage
 from bardflow.model.training.batches import Batches, Tokens, with_noise
-from bardflow.model.training.factors import gradient_factor, learning_rate_factor
+from bardflow.model.training.factors import dropout_share, gradient_factor, learning_rate_factor
 from bardflow.model.training.optimizers import OPTIMIZERS, Optimizer, RandomBits, owners
 from bardflow.model.training.replay import Replayed
 from bardflow.model.training.sharding import Shards
+from bardflow.model.training.spec import TrainingSpec
 from bardflow.model.training.team import Team
 
 
@@ -40,89 +40,12 @@ class Diverged(BardError):
     """The training loss is not a finite number."""
 
 
-class TrainingSpec(BaseModel):
-    """How a GPT is trained. Every field changes the resulting weights, so every field is part of the cache key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=1000, ge=1, description="optimizer steps in all")
-    batch: int = Field(default=32, ge=1, description="windows of `context` tokens in a step")
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="muon", description="muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
-    )
-    learning_rate: float = Field(default=3e-3, gt=0, le=10, description="AdamW's peak learning rate")
-    muon_learning_rate: float = Field(default=0.02, gt=0, le=10, description="Muon's peak learning rate (muon only)")
-    muon_iterations: Annotated[int, AsBefore(5)] = Field(
-        default=5, ge=1, le=10, description="Newton-Schulz iterations of Muon; fewer take less time (muon only)"
-    )
-    weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled decay of matrices and tables")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
-    beta2: float = Field(default=0.99, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
-    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
-    logit_scale: float = Field(
-        default=1.0,
-        gt=0,
-        le=10,
-        description="factor on the logits in training alone; above 1, the trained model is less over-confident",
-    )
-    input_noise: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of input tokens that training replaces by random ones, so that none is leant on alone",
-    )
-    schedule: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
-        default="linear",
-        description="of the learning rates, from their peak down to `final_learning_rate` times it; trapezoid: "
-        "constant, then linear in the last `cooldown`; constant and trapezoid let a longer run continue a shorter one",
-    )
-    cooldown: Annotated[float, AsBefore(0.2)] = Field(
-        default=0.2, gt=0, le=1, description="share of the steps in which the rates fall (trapezoid only)"
-    )
-    warmup_steps: int = Field(default=20, ge=0, description="steps of linear increase at the start")
-    final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="the last step's share of the peak")
-    precision: Precision = Field(
-        default="auto", description="of matrix products; auto: bf16 where it is faster, else f32"
-    )
-    leg_steps: int = Field(default=250, ge=1, description="steps between two checkpoints")
-    patience: int | None = Field(
-        default=2, ge=1, description="stop after so many legs without a better validation loss; null: never"
-    )
-    validation_tokens: int = Field(
-        default=131_072, ge=2, description="tokens of the validation set, from its start, scored after each leg"
-    )
-    seed: int = Field(
-        default=1337, ge=0, lt=2**32, description="of the first weights, the order of the text, and dropout"
-    )
-
-    def leg_ends(self) -> list[int]:
-        """The step after which each leg ends; the last is `steps`."""
-        return [*range(self.leg_steps, self.steps, self.leg_steps), self.steps]
-
-    def for_leg(self, until: int) -> "TrainingSpec":
-        """Return the spec of the leg that ends at step `until`, which is part of its cache key.
-
-        While the learning rate is constant, a leg does not depend on the number of steps. So it has the same spec in a
-        longer training, which then continues from its checkpoint.
-        """
-        if self.schedule == "constant" or (self.schedule == "trapezoid" and until <= self.cooldown_start):
-            return self.model_copy(update={"schedule": "constant", "steps": until, "cooldown": 0.2})
-        return self
-
-    @property
-    def cooldown_start(self) -> int:
-        """The number of steps before the learning rates fall (trapezoid only)."""
-        return self.steps - math.ceil(self.cooldown * self.steps)
-
-    @property
-    def continues(self) -> bool:
-        """Whether a longer training with this schedule continues a shorter one."""
-        return self.schedule in ("constant", "trapezoid")
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state: the number of steps taken (the data position), weights and optimizer state by name."""
+    """A training state: the number of steps taken (the data position), weights and optimizer state by name.
+
+    If the training averages its weights, `optimizer` has the averages too.
+    """
 
     step: int
     gpt: GPTSpec
@@ -221,6 +144,7 @@ class Training:
         self.optimizers = OPTIMIZERS[spec.optimizer].make(self.named, spec, device)
         for optimizer in self.optimizers:
             optimizer.shards = self.shards
+        self.average = WeightAverage(self.named, spec.average_decay) if spec.average_decay else None
         self._load_optimizers(snapshot.optimizer)
 
     def steps(self, tokens: Tokens, until: int) -> Iterator[Step]:
@@ -320,9 +244,9 @@ class Training:
         """Return the step's mean loss, and add its gradients to those of the weights."""
         working = self.computing()
         dropout = None
-        if share := self.gpt.dropout:
+        if self.gpt.dropout:
             dropout = Dropout(
-                share,
+                dropout_share(given.step, self.spec, self.gpt_spec),
                 seed=self.spec.seed,
                 step=given.step,
                 fused=self.execution.compiled,
@@ -374,6 +298,8 @@ class Training:
                 keep_gradients=self.execution.micro_batch < self.spec.batch,
                 resting=bits if self.execution.optimizer_state == "bf16" else None,
             )
+        if self.average is not None:
+            self.average.update(step)
 
     def snapshot(self) -> Snapshot:
         """Return a copy of the current state."""
@@ -391,6 +317,8 @@ class Training:
             for name, parameter, owner in self._owned()
             for key, value in owner.state[parameter].items()
         }
+        if self.average is not None:
+            optimizer |= {f"{name}/{AVERAGE}": average for name, average in self.average.averages.items()}
         if self.shards is None:
             return Snapshot(self.step, self.gpt_spec, self.vocabulary_size, self.gpt.state_dict(), optimizer)
         weights = self.shards.weights(keep)
@@ -403,10 +331,14 @@ class Training:
 
     def _load_optimizers(self, saved: Mapping[str, Tensor]) -> None:
         if saved or self.step:
-            require_state(saved, self._owned(), dict(self.gpt.named_parameters()))
+            averaged = () if self.average is None else self.average.averages
+            require_state(saved, self._owned(), dict(self.gpt.named_parameters()), averaged)
         for name, parameter, owner in self._owned():
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
+            if (average := state.pop(AVERAGE, None)) is not None and self.average is not None:
+                whole = average if self.shards is None else self.shards.rows(name, average)
+                self.average.averages[name].copy_(whole)
             # AdamW's step count is on the CPU for every device, unless it is fused on a GPU.
             dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
             if self.shards is not None:
@@ -417,6 +349,10 @@ class Training:
                 else value.to(self.device.name, dtype if value.dim() else value.dtype, copy=True)
                 for key, value in state.items()
             }
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the averages of its weights, if the training keeps them."""
+        return nullcontext() if self.average is None else self.average.in_use()
 
     def _owned(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         owner = owners(self.optimizers)
@@ -431,8 +367,8 @@ def _call(method: "weakref.WeakMethod[Any]", parameter: nn.Parameter) -> None:
         found(parameter)
 
 
-def restore(snapshot: Snapshot) -> GPT:
-    """Return the snapshot's model, on the CPU.
+def restore(snapshot: Snapshot, *, averaged: bool = False) -> GPT:
+    """Return the snapshot's model, on the CPU; with `averaged`, with the averages of its weights if it has them.
 
     Raises:
         model.networks.WrongWeights: the snapshot's weights do not match its model.
@@ -440,13 +376,22 @@ def restore(snapshot: Snapshot) -> GPT:
     with torch.random.fork_rng(devices=[]):
         gpt = build(snapshot.gpt, snapshot.vocabulary_size)
     fill(gpt.state_dict(), snapshot.weights)
+    if averaged:
+        for name, parameter in gpt.named_parameters():
+            if (average := snapshot.optimizer.get(f"{name}/{AVERAGE}")) is not None:
+                parameter.data.copy_(average)
     return gpt
 
 
 def require_state(
-    saved: Mapping[str, Tensor], owned: Iterable[tuple[str, Tensor, Optimizer]], whole: Mapping[str, Tensor]
+    saved: Mapping[str, Tensor],
+    owned: Iterable[tuple[str, Tensor, Optimizer]],
+    whole: Mapping[str, Tensor],
+    averaged: Iterable[str] = (),
 ) -> None:
     """Check that saved optimizer state matches these parameters; `whole` has those that are in shards in one piece.
+
+    `averaged` has the names of the parameters that have averages in it.
 
     Raises:
         model.networks.WrongWeights: a key is missing or belongs to no parameter, or a shape or type is wrong.
@@ -458,6 +403,7 @@ def require_state(
         for name, parameter, owner in owned
         for key, value in owner.begun(parameter.new_empty(0)).items()
     }
+    expected |= {f"{name}/{AVERAGE}": whole[name] for name in averaged}
     require_alike(expected, saved, also=(torch.bfloat16,))
 
 

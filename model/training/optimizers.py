@@ -12,9 +12,9 @@ from torch.optim.adamw import adamw
 
 from bardflow.model.machine import Device
 from bardflow.model.networks import Bits
+from bardflow.model.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
-    from bardflow.model.training.loop import TrainingSpec
     from bardflow.model.training.sharding import Shards
 
 # The source of random bits: NumPy on the CPU, or the GPU itself.
@@ -277,7 +277,7 @@ class Choice(NamedTuple):
     stacked: bool
 
 
-def adamw_alone(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
+def adamw_alone(named: "Mapping[str, Tensor]", spec: TrainingSpec, device: Device) -> list[Optimizer]:
     """AdamW for all parameters. Weight decay is only for matrices and tables, as in nanoGPT."""
     tables, others = [p for p in named.values() if p.dim() == 2], [p for p in named.values() if p.dim() != 2]
     return [
@@ -287,7 +287,7 @@ def adamw_alone(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Dev
     ]
 
 
-def muon_and_adamw(named: "Mapping[str, Tensor]", spec: "TrainingSpec", device: Device) -> list[Optimizer]:
+def muon_and_adamw(named: "Mapping[str, Tensor]", spec: TrainingSpec, device: Device) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the blocks' matrices, and AdamW for the rest."""
     matrices = {n for n, p in named.items() if p.dim() == 2 and n.startswith("blocks.")}
     muons = [
