@@ -3,8 +3,8 @@
     python benchmarks/gpu.py input.txt [--nanogpt PATH] [--parts laws,steps,best,nanogpt] [--out FOLDER]
 
 `input.txt` is tiny Shakespeare. The script needs torch with CUDA, pydantic, numpy, safetensors, psutil, and only
-`model/` and `bardflow/` of this project. It takes about eight minutes on an H100. Without a GPU it runs small shapes on
-the CPU, as a trial.
+`model/`, `bardflow/` and `recipes/best.toml` of this project. It takes about eight minutes on an H100. Without a GPU it
+runs small shapes on the CPU, as a trial.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ PEAK = 989e12  # dense bf16 products of an H100 SXM (its datasheet)
 TARGET = 1.4697  # nats on the last tenth: nanoGPT's README, config/train_shakespeare_char.py
 CLASSIC = {"architecture": "classic", "activation": "gelu", "tied": True}
 LFM2 = {"architecture": "lfm2", "activation": "silu"}
+BEST = tomllib.loads(Path(__file__).resolve().parents[1].joinpath("recipes", "best.toml").read_text())
 FOUND: dict[str, Any] = {}
 BEGUN = time.monotonic()
 
@@ -119,12 +121,19 @@ def laws(tokens: Any) -> None:
             whole,
             1e-3,
         )
-    training = TrainingSpec(steps=12, batch=8)
+    training = TrainingSpec(steps=12, batch=8, dropout_warmup_steps=8, average_decay=0.9)
     shape = gpt(2, 2, 64, 64, dropout=0.2)
     with tempfile.TemporaryDirectory() as kept:
         once, twice = (through_files(shape, training, tokens, ends, kept) for ends in ((12,), (5, 12)))
-        apart = max(float((once.weights[n] - twice.weights[n]).abs().max()) for n in once.weights)
-    say("two legs beside one, largest difference of a weight", f"{apart:.1e} {'ok' if apart < 1e-4 else 'FAIL'}")
+        apart = max(
+            float((now[n] - then[n]).abs().max())
+            for now, then in ((once.weights, twice.weights), (once.optimizer, twice.optimizer))
+            for n in now
+        )
+    say(
+        "two legs beside one, largest difference of a weight or of optimizer state",
+        f"{apart:.1e} {'ok' if apart < 1e-4 else 'FAIL'}",
+    )
 
 
 def law(what: str, these: Any, those: Any, most: float) -> None:
@@ -151,7 +160,7 @@ SHAPES = {
     "modern 10.7M": (gpt(6, 6, 384, 256), 65, 64, "muon"),
     "classic 10.8M": (gpt(6, 6, 384, 256, **CLASSIC), 65, 64, "adamw"),
     "classic 10.8M, dropout": (gpt(6, 6, 384, 256, dropout=0.2, **CLASSIC), 65, 64, "adamw"),
-    "best's shape": (gpt(6, 5, 320, 256, dropout=0.3), 65, 32, "muon"),
+    "best's shape": (GPTSpec(**BEST["gpt"]), 65, BEST["training"]["batch"], "muon"),
     "modern 124M": (gpt(12, 12, 768, 1024), 50304, 32, "muon"),
     "classic 124M": (gpt(12, 12, 768, 1024, **CLASSIC), 50304, 32, "adamw"),
 }
@@ -219,22 +228,20 @@ def watch(what: str, taken: Iterator[Any], out: Path) -> None:
     (out / f"{re.sub('[^a-z0-9]+', '_', what.lower())}.txt").write_text(table)
 
 
-def best(train: Any, validation: Any, steps: int, way: dict[str, Any]) -> None:
+def best(train: Any, validation: Any, way: dict[str, Any]) -> None:
     """Measure the seconds of steps until recipe `best` reaches the target."""
-    training = TrainingSpec(
-        steps=3000, batch=32, logit_scale=1.3, input_noise=0.05, final_learning_rate=0.01, patience=None
-    )
-    if TRIAL:
-        training, steps = training.model_copy(update={"batch": 2}), 10
-    shape, begun, spent, reached = gpt(6, 5, 320, 256, dropout=0.3), time.perf_counter(), 0.0, None
+    training = TrainingSpec(**BEST["training"] | {"patience": None} | ({"batch": 2} if TRIAL else {}))
+    steps = 10 if TRIAL else training.steps
+    shape, begun, spent, reached = GPTSpec(**BEST["gpt"]), time.perf_counter(), 0.0, None
     run = Training(
         begin(shape, 65, training.seed), training, HERE["bf16"], Execution(micro_batch=training.batch, **way)
     )
     for step in run.steps(train, steps):
-        if step.number % max(1, steps // 15) == 0:
+        if step.number % max(1, steps // 40) == 0:
             wait()
             spent += time.perf_counter() - begun
-            nats = score(run.gpt, validation, before=train[-1:], device=HERE["f32"]).nats_per_token
+            with run.averaged():
+                nats = score(run.gpt, validation, before=train[-1:], device=HERE["f32"]).nats_per_token
             reached = reached or (spent if nats <= TARGET else None)
             say(f"best {way}, step {step.number:,}", f"{spent:.2f} s, {nats:.4f} nats")
             begun = time.perf_counter()
@@ -273,7 +280,6 @@ def main() -> None:
     parser.add_argument("--nanogpt-iterations", type=int, default=2000)
     parser.add_argument("--parts", default="laws,steps,best,nanogpt")
     parser.add_argument("--ways", type=json.loads, default=[{}], help="execution fields to compare, a list in JSON")
-    parser.add_argument("--best-steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +296,7 @@ def main() -> None:
         steps(given.out, given.ways)
     if "best" in parts:
         for way in given.ways:
-            best(train, validation if not TRIAL else validation[:2000], given.best_steps, way)
+            best(train, validation if not TRIAL else validation[:2000], way)
     if "nanogpt" in parts and given.nanogpt and not TRIAL:
         nanogpt(given.nanogpt, train, validation, characters, given.nanogpt_iterations)
     (given.out / "gpu.json").write_text(json.dumps(FOUND, indent=1, default=str))

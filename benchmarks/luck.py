@@ -37,7 +37,8 @@ def charged(recipe: Recipe, text: str, seed: int) -> Charges:
     training = Training(begin(recipe.gpt, size, seed), spec, device, unlimited(recipe.gpt, size, spec, machine))
     for _ in training.steps(train, spec.steps):
         pass
-    return charges(training.gpt, held_out, before=train[-1:], device=devices.Device(device.name, "f32"))
+    with training.averaged():
+        return charges(training.gpt, held_out, before=train[-1:], device=devices.Device(device.name, "f32"))
 
 
 def main() -> None:

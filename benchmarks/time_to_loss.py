@@ -76,7 +76,8 @@ def train_ours(side: str, text: Path, evaluations: int) -> dict[str, Any]:
             float(step.loss)
             seconds += time.perf_counter() - begun
             in_f32 = devices.Device(device.name, "f32")
-            nats = score(training.gpt, held_out, before=train[-1:], device=in_f32).nats_per_token
+            with training.averaged():
+                nats = score(training.gpt, held_out, before=train[-1:], device=in_f32).nats_per_token
             points.append((seconds, nats))
             begun = time.perf_counter()
     tokens = spec.steps * spec.batch * gpt.context
