@@ -59,9 +59,11 @@ def test_gpt2_has_its_published_parameters_and_nanogpts_arithmetic() -> None:
 
 @pytest.mark.parametrize("gpt", SHAPES)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("state", ["f32", "bf16"])
-def test_checkpoints_take_the_planned_space(gpt: GPTSpec, optimizer: Any, state: Any, tmp_path: Any) -> None:
-    training = TrainingSpec(steps=1, batch=2, optimizer=optimizer)
+@pytest.mark.parametrize(("state", "decay"), [("f32", 0.0), ("bf16", 0.0), ("bf16", 0.9)])
+def test_checkpoints_take_the_planned_space(
+    gpt: GPTSpec, optimizer: Any, state: Any, decay: float, tmp_path: Any
+) -> None:
+    training = TrainingSpec(steps=1, batch=2, optimizer=optimizer, average_decay=decay)
     execution = Execution(micro_batch=2, optimizer_state=state)
     ended = Training(begin(gpt, 23, 1), training, Device("cpu", "f32"), execution)
     for _ in ended.steps(np.arange(100, dtype=np.uint16) % 23, 1):
