@@ -1,4 +1,4 @@
-"""A mean of the weights over the last steps, which has a lower loss than the weights themselves."""
+"""An average of the weights over the last steps, which has a lower loss than the weights themselves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# The name of a parameter's mean in a checkpoint, beside those of its optimizer state.
+# The name of a parameter's average in a checkpoint, beside those of its optimizer state.
 AVERAGE = "average"
 
 
 class WeightAverage:
     """An exponential moving average (EMA) of parameters by name, in f32 (Polyak & Juditsky 1992).
 
-    While the learning rate is high, each step moves the weights to and fro, and the mean leaves that out. `named` has
-    the parameters, and `averages` their means.
+    While the learning rate is high, each step moves the weights to and fro, and the average is between. `named` has
+    the parameters, and `averages` their averages.
     """
 
     def __init__(self, named: Mapping[str, Tensor], decay: float) -> None:
@@ -23,7 +23,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int | Tensor) -> None:
-        """Move each mean towards the weights after a step (0, 1, …); `step` is a tensor on a GPU.
+        """Move each average towards the weights after a step (0, 1, …); `step` is a tensor on a GPU.
 
         The share of the weights is 9 / (10 + step), and 1 - decay once that is larger, so that the first steps are soon
         forgotten (as in TensorFlow's ExponentialMovingAverage with num_updates).
@@ -37,7 +37,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Give the parameters their means, and at the end their weights again."""
+        """Give the parameters their averages, and at the end their weights again."""
         self._swap()
         try:
             yield
