@@ -109,6 +109,7 @@ def check(folder: Path, model: Model) -> Checked:
     except ImportError as error:
         raise ExportError(f"--check needs the transformers library: {installing('hub')}") from error
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it warns that a faster kernel for LFM2 is not installed
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours, text = load_model(folder), "".join(read_text(store().folder(trained_on), "validation"))
