@@ -122,7 +122,7 @@ def test_a_writer_killed_between_two_files_leaves_a_draft_and_no_object(store: S
     script = """if True:
         import sys
         from pathlib import Path
-        from bardflow.storage.store import Stamp, Store, stamp_of
+        from bardflow.storage.store import Store
         with Store(Path(sys.argv[1])).draft() as draft:
             (draft.folder / "first").write_bytes(b"1")
             print("written", flush=True)
@@ -139,7 +139,7 @@ def test_a_draft_with_a_key_goes_on_after_a_kill_and_only_the_one_with_this_key(
     script = """if True:
         import sys
         from pathlib import Path
-        from bardflow.storage.store import Stamp, Store, stamp_of
+        from bardflow.storage.store import Store
         with Store(Path(sys.argv[1])).draft("one-key") as draft:
             (draft.folder / "first").write_bytes(b"1")
             print("written", flush=True)
@@ -168,7 +168,7 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_object(store: Store) -> No
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
         from bardflow.storage.manifests import Origin
-        from bardflow.storage.store import Stamp, Store, stamp_of
+        from bardflow.storage.store import Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         for number in itertools.count():
@@ -253,7 +253,7 @@ def test_two_processes_that_write_one_thing_agree(store: Store) -> None:
         from pathlib import Path
         from bardflow.storage.handles import Vocabulary
         from bardflow.storage.manifests import Origin
-        from bardflow.storage.store import Stamp, Store, stamp_of
+        from bardflow.storage.store import Store
         store = Store(Path(sys.argv[1]))
         came = Origin(task="", inputs={}, spec={}, run=None, commit=None, packages={}, at="", measured={})
         print("ready", flush=True)

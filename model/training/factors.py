@@ -25,7 +25,7 @@ def gradient_factor(spec: TrainingSpec, gpt: GPTSpec, device: Device) -> float:
 def dropout_share(step: int | Tensor, spec: TrainingSpec, gpt: GPTSpec) -> float | Tensor:
     """The share of activations that a step (0, 1, …) drops: it grows evenly from 0 in the first `dropout_warmup_steps`.
 
-    So the model first learns fast what holds in general, and dropout is there once it would learn the text by heart
+    So the model first learns fast what holds in general, and dropout is there once it would memorise the text
     (curriculum dropout, Morerio et al. 2017, https://arxiv.org/abs/1703.06229).
     """
     if not spec.dropout_warmup_steps:

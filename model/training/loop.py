@@ -337,8 +337,8 @@ class Training:
             prefix = f"{name}/"
             state = {key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)}
             if (average := state.pop(AVERAGE, None)) is not None and self.average is not None:
-                whole = average if self.shards is None else self.shards.rows(name, average)
-                self.average.averages[name].copy_(whole)
+                rows = average if self.shards is None else self.shards.rows(name, average)
+                self.average.averages[name].copy_(rows)
             # AdamW's step count is on the CPU for every device, unless it is fused on a GPU.
             dtype = torch.bfloat16 if self.execution.optimizer_state == "bf16" else torch.float32
             if self.shards is not None:
