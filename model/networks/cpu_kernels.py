@@ -103,7 +103,7 @@ class _GatedLinear(torch.autograd.Function):
         dgate_NF, da_NF = djoint_NG.chunk(2, dim=-1)
         torch.mul(d_NF, open_NF, out=da_NF)
         dw_FC = open_NF.mul_(a_NF).t() @ g_NC
-        dgate_NF.copy_(torch.ops.aten.silu_backward(d_NF.mul_(a_NF), gate_NF))
+        torch.ops.aten.silu_backward(d_NF.mul_(a_NF), gate_NF, grad_input=dgate_NF)
         return djoint_NG, dw_FC.t()
 
 

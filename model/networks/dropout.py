@@ -40,7 +40,10 @@ class Dropout:
         # Whole draws for each window, so masks do not depend on the micro-batch.
         bits = stream.integers(0, 2**64, (rows, draws_of(each)), np.uint64).view(np.uint16)
         kept = torch.from_numpy(bits[:, :each] >= self.dropped).view(x_B.shape)
-        return kept.to(x_B.dtype).mul_(2**16 / (2**16 - self.dropped))
+        # Integers with the scale's bits: in bf16 on a CPU, less than half the time of its own type and multiplication.
+        scale = torch.tensor(2**16 / (2**16 - self.dropped), dtype=x_B.dtype)
+        as_integer = torch.int16 if x_B.element_size() == 2 else torch.int32
+        return kept.to(as_integer).mul_(scale.view(as_integer)).view(x_B.dtype)
 
     def _stream(self, place: str, each: int) -> np.random.Generator | Bits:
         """Return the stream of a place, after the draws of the rows before `first`."""
