@@ -6,10 +6,12 @@ from pathlib import Path
 from bardflow.errors import BardError
 from bardflow.storage.copies import COPIES, Copies
 from bardflow.storage.disk import DRAFTS, SET_ASIDE, write_whole
+from bardflow.storage.handles import Handle
 
 LAYOUT_FILE = "layout.json"
 # 1: versions before `bard verify`, without this file. 2: with copies and stamps.
 HOME_LAYOUT = 2
+OBJECTS = "objects"
 STAMPS = "stamps"
 # The folder of fetched files in a source: one of them may be called manifest.json.
 RAW = "raw"
@@ -19,13 +21,18 @@ REMOTE = "remote"
 RECEIPTS = "receipts"
 # All files and folders of a home; `bard verify` lists others as foreign.
 HOME_NAMES = {
-    "objects", "refs", DRAFTS, "downloads", "searches", "locks", "logs", "prefect", "supervisors", COPIES, STAMPS,
+    OBJECTS, "refs", DRAFTS, "downloads", "searches", "locks", "logs", "prefect", "supervisors", COPIES, STAMPS,
     REMOTE, RECEIPTS, SET_ASIDE, LAYOUT_FILE, "index.html", "up.lock", "removing.lock",
 }  # fmt: skip
 
 
 class LayoutError(BardError):
     """The home was written by a newer version, or its layout number cannot be read."""
+
+
+def place_of(root: Path, handle: Handle) -> Path:
+    """The path of an artifact in a home, whether or not it exists."""
+    return root / OBJECTS / handle.kind / handle.digest
 
 
 def layout_content() -> bytes:

@@ -3,13 +3,11 @@
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from bardflow.errors import disk_error
+from bardflow.storage.checking import FOREIGN, REDUCED, Checks, UnlikeItsCopy
 from bardflow.storage.copies import Copies
 from bardflow.storage.disk import (
     DRAFTS,
@@ -30,14 +29,11 @@ from bardflow.storage.disk import (
     make_read_only,
     read_or_none,
     restore,
-    sealed,
     set_aside,
     set_mode,
-    unsealed,
-    write_whole,
 )
 from bardflow.storage.handles import KINDS, Handle, kind_of, text_of
-from bardflow.storage.layout import STAMPS, require_layout
+from bardflow.storage.layout import OBJECTS, place_of, require_layout
 from bardflow.storage.manifests import (
     LAYOUT,
     MANIFEST,
@@ -59,16 +55,6 @@ LOGGER = logging.getLogger("bardflow")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # Errors of a rename onto an existing artifact: a folder with files or (if damaged) a file.
 OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
-# Said of a file of an artifact that does not belong to it.
-FOREIGN = "is not in the manifest"
-# The file that marks an artifact as a record, and what `harms` says of it.
-REDUCED, RECORD = "reduced", "says that it is a record, without files"
-# A file that was changed less than this before it was hashed gets no stamp: another change at once could leave the same
-# times. FAT counts in 2 s.
-SETTLED_NS = 2 * 10**9
-
-# Size, mtime_ns, ctime_ns and inode of each file of an artifact, by name.
-Stamp = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -97,9 +83,10 @@ class Store:
             from bardflow.storage.remote.artifacts import RemoteArtifacts  # it imports this module
 
             self.remote_artifacts = RemoteArtifacts(self, remote)
-        self.objects = root / "objects"
+        self.objects = root / OBJECTS
         self.drafts = root / DRAFTS
         self.copies = Copies(root)
+        self.checks = Checks(root, self.copies)
 
     @contextmanager
     def draft(self, key: str | None = None) -> Iterator[Draft]:
@@ -200,12 +187,12 @@ class Store:
                 self.copy(handle)
                 return
             # A record never takes the place of an artifact, or of another record.
-            if self.harm(handle) is None or (folder / REDUCED).is_file():
+            if self.checks.harm(handle) is None or (folder / REDUCED).is_file():
                 self.copy(handle)
                 return
             if self.is_record(handle):
                 self._complete(folder, place)
-                if self.harm(handle) is None:
+                if self.checks.harm(handle) is None:
                     self.copy(handle)
                     return
             self.discard_damaged(handle)
@@ -244,7 +231,7 @@ class Store:
             content = self.copies.read(place / name)
             if content is not None and self.copies.differs(place / name, read_or_none(place / name) or b""):
                 restore(place / name, content, self.drafts)
-        for name in [name for name, words in self.harms(handle) if words == FOREIGN]:
+        for name in [name for name, words in self.checks.harms(handle) if words == FOREIGN]:
             set_aside(self.root, place / name)
 
     def discard_damaged(self, handle: Handle) -> None:
@@ -256,7 +243,7 @@ class Store:
             place = self.place(handle)
             # A rename replaces an empty folder; anything else must be removed first.
             occupied = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
-            if occupied and self.harm(handle) is not None:
+            if occupied and self.checks.harm(handle) is not None:
                 self._remove(handle)
 
     def discard(self, handle: Handle) -> None:
@@ -286,7 +273,7 @@ class Store:
     def places(self, handle: Handle) -> list[Path]:
         """All paths that belong to the artifact: its folder, the copies of its files, and its stamp."""
         place = self.place(handle)
-        return [place, self.copies.place(place), self._stamp_place(handle)]
+        return [place, self.copies.place(place), self.checks.stamp_place(handle)]
 
     def record_bytes(self, handle: Handle) -> int:
         """The size of the artifact's manifest and origin, in bytes."""
@@ -300,7 +287,7 @@ class Store:
         Raises:
             ObjectMissing: there is no such artifact, or it is damaged; the message has the names that need it.
         """
-        if harm := self.harm(handle, again=False):
+        if harm := self.checks.harm(handle, again=False):
             if self.remote_artifacts is None:
                 raise self.refused(handle, harm)
             self.remote_artifacts.fetch(handle)
@@ -312,82 +299,10 @@ class Store:
         All files are hashed, at about 1.5 GB/s on a processor with SHA instructions. What only the remote has is
         received by `folder`, not here.
         """
-        harm = self.harm(handle)
+        harm = self.checks.harm(handle)
         lacking = harm is not None and (harm == "missing" or harm.startswith("a record"))
         offered = lacking and self.remote_artifacts is not None and self.remote_artifacts.is_offered(handle)
         return None if offered else harm
-
-    def harm(self, handle: Handle, *, again: bool = True) -> str | None:
-        """What is wrong with the artifact in this home, or None.
-
-        Without `again`, files that did not change since they were hashed are not hashed again.
-        """
-        if not again and self._is_stamped(handle):
-            return None
-        place, began = self.place(handle), time.time_ns()
-        if not (place / MANIFEST).is_file():
-            return "missing"
-        try:
-            stamp = stamp_of(place)
-            harm = next(self.harms(handle), None)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            return f"damaged ({error.filename} disappeared while it was checked)"
-        if harm is not None:
-            name, words = harm
-            if words == RECORD:
-                return "a record (its files are not in this home)"
-            return words if words.startswith("of ") else f"damaged ({name} {words})"
-        # A clock that was set back gives times that lie ahead, and so no stamp. Neither does an artifact that another
-        # process replaced meanwhile: its folder was away while the stamp was taken.
-        if stamp and max(max(times[1:3]) for times in stamp.values()) + SETTLED_NS < began:
-            with suppress(OSError):  # a stamp only saves time, and the home may be read-only or full
-                write_whole(self._stamp_place(handle), sealed(json.dumps(stamp).encode()), self.drafts)
-        return None
-
-    def harms(self, handle: Handle) -> Iterator[tuple[str, str]]:
-        """Yield each damaged file of the artifact with what is wrong; nothing if all bytes match the digest."""
-        place = self.place(handle)
-        path = place / MANIFEST
-        content = read_or_none(path)
-        if content is None:
-            yield MANIFEST, "is missing"
-        elif hashlib.sha256(content).hexdigest() != handle.digest:
-            yield MANIFEST, "does not match its digest"
-            content = None
-        if content is None:
-            content = self.copies.read(path)
-        if content is None or hashlib.sha256(content).hexdigest() != handle.digest:
-            return
-        try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError:
-            yield MANIFEST, f"of another layout, and layout {LAYOUT} is the one read here"
-            return
-        if manifest.layout != LAYOUT:
-            yield MANIFEST, f"of layout {manifest.layout}, and layout {LAYOUT} is the one read here"
-            return
-        try:
-            self._origin(handle)
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
-            yield ORIGIN, "is missing or cannot be read"
-        except ObjectMissing:
-            yield ORIGIN, "does not match its copy"
-        if (place / REDUCED).is_file():
-            yield REDUCED, RECORD
-            return
-        names = set(file_names(place)) - {MANIFEST, ORIGIN}
-        for name in sorted(manifest.files.keys() - names):
-            yield name, "is missing"
-        for name in sorted(names - manifest.files.keys()):
-            yield name, FOREIGN
-        for name in sorted(names & manifest.files.keys()):
-            try:
-                if file_facts(place / name) != manifest.files[name]:
-                    yield name, "does not match the manifest"
-            except (FileNotFoundError, NotADirectoryError):
-                raise
-            except OSError as error:  # a bad sector, or no permission
-                yield name, f"cannot be read: {error.strerror}"
 
     def manifest(self, handle: Handle) -> Manifest:
         """The artifact's manifest; its bytes are hashed, those of other files are not.
@@ -420,7 +335,9 @@ class Store:
         try:
             if self.remote_artifacts is not None and not (self.place(handle) / MANIFEST).is_file():
                 self.remote_artifacts.is_known(handle)
-            return self._origin(handle)
+            return self.checks.origin(handle)
+        except UnlikeItsCopy as error:
+            raise self.refused(handle, f"damaged ({ORIGIN} does not match its copy)") from error
         except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
             whole = (self.place(handle) / MANIFEST).is_file()
             harm = f"damaged ({ORIGIN} is missing or cannot be read)" if whole else "missing"
@@ -435,14 +352,6 @@ class Store:
                     return list(Origin.model_validate_json(content).inputs.values())
         return []
 
-    def _origin(self, handle: Handle) -> Origin:
-        path = self.place(handle) / ORIGIN
-        content = path.read_bytes()
-        origin = Origin.model_validate_json(content)
-        if self.copies.differs(path, content):
-            raise self.refused(handle, f"damaged ({ORIGIN} does not match its copy)")
-        return origin
-
     def refused(self, handle: Handle, harm: str, remote: str = "") -> ObjectMissing:
         """The error that names a missing or damaged artifact, what needs it, and the command that repairs it."""
         from bardflow.storage.garbage import names_that_need  # it imports this module
@@ -453,18 +362,6 @@ class Store:
             f"{handle} is {harm} in the store {self.root}. {why}Names that need it: {names}. "
             f"`bard verify {handle.short} --repair` makes it again"
         )
-
-    def _stamp_place(self, handle: Handle) -> Path:
-        return self.root / STAMPS / handle.kind / handle.digest
-
-    def _is_stamped(self, handle: Handle) -> bool:
-        """Whether no file of the artifact changed since the artifact was hashed and found intact."""
-        content = read_or_none(self._stamp_place(handle))
-        stamp = None if content is None else unsealed(content)
-        try:
-            return stamp is not None and json.loads(stamp) == stamp_of(self.place(handle))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
 
     def find(self, prefix: str) -> Handle:
         """The artifact whose digest starts with `prefix` (at least four characters); it may be missing, with a copy.
@@ -497,7 +394,7 @@ class Store:
 
     def place(self, handle: Handle) -> Path:
         """The path of the artifact, whether or not it exists."""
-        return self.objects / handle.kind / handle.digest
+        return place_of(self.root, handle)
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
@@ -508,7 +405,7 @@ class Store:
             yield
 
     def _remove(self, handle: Handle) -> None:
-        self._stamp_place(handle).unlink(missing_ok=True)
+        self.checks.stamp_place(handle).unlink(missing_ok=True)
         make_folder(self.drafts)
         grave = Path(mkdtemp(prefix=f"{os.getpid()}-discarded-", dir=self.drafts))
         try:
@@ -530,12 +427,3 @@ def _handles_in(objects: Path) -> Iterator[Handle]:
             for name in sorted(place.name for place in folder.iterdir()):
                 if DIGEST.fullmatch(name):  # file managers add their own files to folders
                     yield handle_class(digest=name)
-
-
-def stamp_of(folder: Path) -> Stamp:
-    """The stamp of the artifact in a folder."""
-    stamp: Stamp = {}
-    for name in file_names(folder):
-        found = (folder / name).lstat()
-        stamp[name] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    return stamp

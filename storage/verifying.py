@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bardflow.storage.checking import FOREIGN, RECORD
 from bardflow.storage.copies import Copies
 from bardflow.storage.disk import DRAFTS, make_read_only, read_or_none, set_aside, unsealed, write_whole
 from bardflow.storage.garbage import delete, needing, size, stale_drafts
@@ -27,7 +28,7 @@ from bardflow.storage.layout import (
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.manifests import MANIFEST, ORIGIN, ObjectMissing, StoreError
 from bardflow.storage.refs import NAME, Refs, entry_names, read_entry
-from bardflow.storage.store import DIGEST, FOREIGN, RECORD, Store
+from bardflow.storage.store import DIGEST, Store
 
 RESULTS = Path("prefect") / "results"
 # Cached results have the key as name; other results, such as those of flows, have a random name and no copy.
@@ -192,7 +193,7 @@ def _artifacts(
         if not place.is_dir():
             yield Finding(where, "is missing", "make again", handle=handle, needed_by=names)
             continue
-        for name, words in store.harms(handle):
+        for name, words in store.checks.harms(handle):
             if words == RECORD:
                 continue
             repair: Repair = "make again"

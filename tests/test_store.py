@@ -16,6 +16,7 @@ from time import sleep
 import pytest
 from pydantic import ValidationError
 
+from bardflow.storage.checking import Stamp, stamp_of
 from bardflow.storage.disk import file_names
 from bardflow.storage.handles import KINDS, Corpus, Handle, TokenShards, Vocabulary, text_of
 from bardflow.storage.lineage import handle_of
@@ -28,7 +29,7 @@ from bardflow.storage.manifests import (
     StoreError,
     canonical_json,
 )
-from bardflow.storage.store import Stamp, Store, stamp_of
+from bardflow.storage.store import Store
 from tests.artifacts import FILES, content, keep, origin, writable
 
 
@@ -242,9 +243,9 @@ def test_an_artifact_that_was_away_for_a_moment_while_it_was_checked_is_good_and
         finally:
             (store.root / "away").rename(folder)
 
-    monkeypatch.setattr("bardflow.storage.store.stamp_of", taken_between)
-    assert store.harm(handle) is None
-    assert not store._stamp_place(handle).exists()
+    monkeypatch.setattr("bardflow.storage.checking.stamp_of", taken_between)
+    assert store.checks.harm(handle) is None
+    assert not store.checks.stamp_place(handle).exists()
 
 
 def test_two_processes_that_write_one_thing_agree(store: Store) -> None:

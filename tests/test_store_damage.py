@@ -11,6 +11,7 @@ from time import sleep
 
 import pytest
 
+from bardflow.storage.checking import stamp_of
 from bardflow.storage.disk import sealed
 from bardflow.storage.handles import Corpus, Handle
 from bardflow.storage.layout import HOME_LAYOUT, LAYOUT_FILE, LayoutError, layout_content, note_layout, require_layout
@@ -23,7 +24,7 @@ from bardflow.storage.manifests import (
     canonical_json,
 )
 from bardflow.storage.refs import Refs
-from bardflow.storage.store import Store, stamp_of
+from bardflow.storage.store import Store
 from tests.artifacts import content, keep, origin, writable
 
 
@@ -124,7 +125,7 @@ def test_a_stamp_saves_the_second_hash_and_any_change_of_a_file_ends_it(
     handle = keep(store)
     store.folder(handle)
     assert not stamp_file(store, handle).exists(), "the files were changed a moment ago"
-    monkeypatch.setattr("bardflow.storage.store.SETTLED_NS", 0)
+    monkeypatch.setattr("bardflow.storage.checking.SETTLED_NS", 0)
     sleep(0.05)  # longer than a tick of the file system's clock
     folder = store.folder(handle)
     stamp = stamp_file(store, handle).read_bytes()
@@ -144,7 +145,7 @@ def test_a_stamp_saves_the_second_hash_and_any_change_of_a_file_ends_it(
 
 def test_a_clock_that_was_set_back_gives_no_stamp(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = keep(store)
-    monkeypatch.setattr("bardflow.storage.store.SETTLED_NS", 0)
+    monkeypatch.setattr("bardflow.storage.checking.SETTLED_NS", 0)
     os.utime(store.place(handle) / "empty", ns=(0, 2**62))  # changed in the far future, for today's clock
     store.folder(handle)
     assert not stamp_file(store, handle).exists()

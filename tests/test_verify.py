@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> I
     described.write_text(described.read_text().replace('path = "texts/own.txt"', f'url = "{site.url}"'))
     with at_home(project), pytest.MonkeyPatch.context() as patch:
         run()
-        patch.setattr("bardflow.storage.store.SETTLED_NS", -(10**12))  # the files are only seconds old
+        patch.setattr("bardflow.storage.checking.SETTLED_NS", -(10**12))  # the files are only seconds old
         run(steps=40, leg_steps=20)
         search = searched()
         for trial in search.trials(2):
@@ -89,7 +89,7 @@ def home(trained: Path, tmp_path: Path) -> Iterator[Path]:
         # The copies of the files have other inodes, so their stamps are made again.
         shutil.rmtree(home / "stamps")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bardflow.storage.store.SETTLED_NS", -(10**12))
+            patch.setattr("bardflow.storage.checking.SETTLED_NS", -(10**12))
             for handle in store().handles():
                 store().folder(handle)
         yield home

@@ -57,13 +57,21 @@ def open_causal(folder: Path, *, context: int | None = None) -> tuple[CausalMode
             offsets, or the model is not causal.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError as error:
         raise NotScorable(f"this needs the transformers library: {installing('hub')}") from error
     logging.disable_progress_bar()
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # at its first logits, an LFM2 warns that a faster kernel is not installed
+    try:
+        return _opened(folder, context)
+    finally:
+        logging.set_verbosity(before)
+
+
+def _opened(folder: Path, context: int | None) -> tuple[CausalModel, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, local_files_only=True
@@ -72,8 +80,6 @@ def open_causal(folder: Path, *, context: int | None = None) -> tuple[CausalMode
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise NotScorable(f"transformers cannot open {folder}: {str(error).splitlines()[0]}") from error
-    finally:
-        logging.set_verbosity(before)
     if missing := sorted(report["missing_keys"]):
         raise NotScorable(
             f"{folder} is not a whole model: it has no {missing[0]}, and transformers would take random numbers"

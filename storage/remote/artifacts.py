@@ -4,12 +4,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 
+from bardflow.storage.checking import REDUCED
 from bardflow.storage.handles import Handle, text_of
 from bardflow.storage.lineage import handle_of
 from bardflow.storage.manifests import MANIFEST, ORIGIN, Manifest
 from bardflow.storage.remote.contents import Counted, Remote, key_of
 from bardflow.storage.remote.object_storage import RemoteDamaged, RemoteError
-from bardflow.storage.store import REDUCED, Store
+from bardflow.storage.store import Store
 
 LOGGER = logging.getLogger("bardflow")
 Count = Callable[[int], object]
@@ -27,7 +28,7 @@ class RemoteArtifacts:
         Raises:
             ObjectMissing: the remote lacks it or has it damaged, or cannot be reached.
         """
-        harm = self.store.harm(handle)
+        harm = self.store.checks.harm(handle)
         if harm is None:
             return Counted()
         try:
@@ -112,7 +113,7 @@ class RemoteArtifacts:
         """
         if not again and self.remote.holds(handle):
             return Counted()
-        if harm := self.store.harm(handle, again=False):
+        if harm := self.store.checks.harm(handle, again=False):
             if harm.startswith("a record"):
                 self.remote.send_record(handle, self.store.place(handle))
             return None
