@@ -11,6 +11,7 @@ import torch
 from bardflow.errors import BardError, installing
 from bardflow.identity import restored
 from bardflow.model.networks import GPTSpec
+from bardflow.model.scoring import quiet
 from bardflow.model.training import load_model
 from bardflow.model.vocabulary import TOKENIZER_FILE, encode, load
 from bardflow.pages.run import Scores
@@ -105,13 +106,11 @@ def check(folder: Path, model: Model) -> Checked:
         raise ExportError("--check compares on the validation set of the model's corpus, and an imported one has none")
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
     except ImportError as error:
         raise ExportError(f"--check needs the transformers library: {installing('hub')}") from error
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it warns that a faster kernel for LFM2 is not installed
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with quiet():
+        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours, text = load_model(folder), "".join(read_text(store().folder(trained_on), "validation"))
     # A tokenizer of another program may give other tokens where `encode` cuts a long text, so it is compared on pieces.
     length = len(text) if store().facts(model)["vocabulary_kind"] != "file" else PIECE_CHARACTERS
@@ -124,7 +123,7 @@ def check(folder: Path, model: Model) -> Checked:
     context = ours.context
     count = max(1, min(WINDOWS, len(ids) // context))
     windows_BT = torch.from_numpy(ids[: count * context]).view(count, -1)
-    with torch.inference_mode():
+    with quiet(), torch.inference_mode():
         apart = float((ours.eval()(windows_BT) - theirs.eval()(windows_BT).logits).abs().max())
     if not apart <= TOLERANCE:
         raise ExportError(f"transformers computes other logits, by up to {apart:.2g}; report this as a bug")

@@ -2,7 +2,7 @@
 
 from bardflow.model.scoring import baselines, coding, memorisation
 from bardflow.model.scoring.bf16 import Rounded, charges_in_bf16
-from bardflow.model.scoring.causal import CausalModel, NotScorable, generate, open_causal, tokenized
+from bardflow.model.scoring.causal import CausalModel, NotScorable, generate, open_causal, quiet, tokenized
 from bardflow.model.scoring.coding import compress, decompress
 from bardflow.model.scoring.comparison import CONFIDENCE, Charges, Comparison, compare
 from bardflow.model.scoring.held_out import (
@@ -40,6 +40,7 @@ __all__ = [
     "guesses",
     "memorisation",
     "open_causal",
+    "quiet",
     "score",
     "tokenized",
     "total",

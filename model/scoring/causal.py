@@ -1,5 +1,7 @@
 """Scoring any causal language model that `transformers` opens, in the same bits as the models trained here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,14 +59,23 @@ def open_causal(folder: Path, *, context: int | None = None) -> tuple[CausalMode
             offsets, or the model is not causal.
     """
     try:
-        from transformers.utils import logging
+        import transformers  # noqa: F401
     except ImportError as error:
         raise NotScorable(f"this needs the transformers library: {installing('hub')}") from error
+    with quiet():
+        return _opened(folder, context)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers, and no warnings, such as that a faster kernel for LFM2 is not installed."""
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # at its first logits, an LFM2 warns that a faster kernel is not installed
+    logging.set_verbosity_error()
     try:
-        return _opened(folder, context)
+        yield
     finally:
         logging.set_verbosity(before)
 
@@ -140,7 +151,7 @@ def generate(model: CausalModel, tokenizer: Any, prompt: str, tokens: int, *, se
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.model.device)
     tokens = min(tokens, model.context - ids.shape[1] - 1)
     drawing = {name: value for name, value in sampling.items() if value is not None} if sampling["temperature"] else {}
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with quiet(), torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
         drawn = model.model.generate(
             input_ids=ids,
