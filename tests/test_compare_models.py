@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ def write_model(folder: Path, kind: str = "gpt2", tokenizer: Tokenizer | None = 
         shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
         neox = transformers.GPTNeoXConfig(vocab_size=320, max_position_embeddings=64, **shape)
         model = transformers.GPTNeoXForCausalLM(neox)
+    elif kind == "lfm2":
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+        layers = ["conv", "full_attention"]
+        lfm2 = transformers.Lfm2Config(vocab_size=320, intermediate_size=64, layer_types=layers, **shape)
+        model = transformers.Lfm2ForCausalLM(lfm2)
     else:
         shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
         bert = transformers.BertConfig(vocab_size=320, max_position_embeddings=64, **shape)
@@ -72,6 +79,18 @@ def test_the_bits_are_those_of_transformers_own_loss(kind: str, tmp_path: Path) 
         assert abs(nats - charged[window : window + 32].mean()) < 1e-4
     assert started.sum() == len(text)
     assert math.isclose(by_character(charged, started[32:]).sum(), charged.sum(), rel_tol=1e-5)
+
+
+def test_scoring_and_sampling_print_nothing_of_transformers(tmp_path: Path) -> None:
+    """It warns once in a process that a faster kernel for LFM2 is not installed: at the first logits, and sampling."""
+    folder = write_model(tmp_path / "lfm2", "lfm2")
+    words = (
+        "from pathlib import Path; from bardflow.model.scoring import generate, open_causal; "
+        f"model, tokenizer = open_causal(Path({str(folder)!r}), context=32); "
+        "generate(model, tokenizer, 'the', 4, seed=1, temperature=1.0)"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize(
