@@ -29,7 +29,7 @@ NOBODY = "0" * 64
 GOLDEN = {
     "small": ("6f9075cd0ea8", "f7a5213a8cb6", "9a16dfa0ed6f", "2da27a204406", "75b9b7ed1104"),
     "sprint": ("6f9075cd0ea8", "f7a5213a8cb6", "708b88f86e20", "a3425437d94e", "75b9b7ed1104"),
-    "best": ("6f9075cd0ea8", "f7a5213a8cb6", "d4bbc88016a7", "69a84968d29e", "75b9b7ed1104"),
+    "best": ("6f9075cd0ea8", "f7a5213a8cb6", "0a1a31423f7d", "32413e9bedb8", "75b9b7ed1104"),
     "classic": ("6f9075cd0ea8", "f7a5213a8cb6", "a6836ea8ca8f", "d40e573c9437", "75b9b7ed1104"),
     "lecture": ("6f9075cd0ea8", "f7a5213a8cb6", "3412e8039d68", "ab83a6a8da82", "75b9b7ed1104"),
     "bpe": ("aaa7df5590d3", "f7a5213a8cb6", "5ac0b45cdd42", "8611d0bbb6f1", "75b9b7ed1104"),
